@@ -1,0 +1,1 @@
+"""The interfaces that plugins implement: one kind a file, no logic."""

@@ -1,0 +1,46 @@
+"""Kind `adapter`: trainable additions to a frozen model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+class Adapter(ABC):
+    """An adapter method with its options; constructed with the validated options of its schema."""
+
+    @abstractmethod
+    def attach(self, model: nn.Module) -> list[str]:
+        """Swap the targeted modules of an empty model (meta device) for adapted ones, freeze every other parameter, and return
+        the names of the adapted modules. Raises ConfigError when no module matches, naming the patterns and the modules there are.
+        """
+
+    @abstractmethod
+    def initialise(self, model: nn.Module, *, seed: int, dtype: torch.dtype) -> None:
+        """Give the adapter's parameters their first values, on the device of the weights they adapt; base weights are in place."""
+
+    @abstractmethod
+    def tensors(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """Return the adapter's parameters under the names of PEFT's adapter_model.safetensors."""
+
+    @abstractmethod
+    def load(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Load parameters named as in `tensors`. Raises ModelError listing the missing, unexpected and mis-shaped ones together."""
+
+    @abstractmethod
+    def config(self, base: str) -> Mapping[str, Any]:
+        """Return the content of PEFT's adapter_config.json; `base` is the id or folder of the model that it belongs to."""
+
+    @abstractmethod
+    def merge(self, model: nn.Module) -> None:
+        """Add the adapter into the base weights and put the plain modules back."""
+
+    @abstractmethod
+    def disabled(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Return a context in which the model computes as if it had no adapter."""

@@ -1,0 +1,47 @@
+"""Kind `attention`: attention over a ragged batch, with or without a paged cache."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from pegboard.types import AttentionInputs, AttentionPlan, AttentionSpec, KVCache, KVLayout
+
+GraphSafe = Literal["none", "decode", "all"]
+
+
+class AttentionBackend(ABC):
+    """Attention for all layers of a model. Stateless: what belongs to a batch is in its plan, what belongs to a model in its cache.
+
+    graph_safe: which plans may be used inside a captured graph: none, those of pure decode batches, or all.
+    """
+
+    graph_safe: ClassVar[GraphSafe] = "none"
+
+    @abstractmethod
+    def unsupported(self, spec: AttentionSpec, dtype: torch.dtype) -> str | None:
+        """Return why such a layer cannot be computed here, or None when it can."""
+
+    @abstractmethod
+    def layout(
+        self, spec: AttentionSpec, num_layers: int, page_size: int, dtype: torch.dtype, shard: tuple[int, int] = (0, 1)
+    ) -> KVLayout:
+        """Return the layout that this backend wants for its paged cache."""
+
+    @abstractmethod
+    def plan(self, inputs: AttentionInputs, device: torch.device, layout: KVLayout | None) -> AttentionPlan:
+        """Prepare one batch. `layout` is None when there is no cache (then inputs.block_table is None too)."""
+
+    @abstractmethod
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, plan: AttentionPlan, cache: KVCache | None
+    ) -> Tensor:
+        """Attend, and with a cache first write `k`, `v` at the plan's slots.
+
+        q is [T, num_heads, head_dim]; k and v are [T, num_kv_heads, head_dim], positions already applied.
+        Returns [T, num_heads, head_dim]. Differentiable in q, k and v when `cache` is None.
+        """

@@ -1,0 +1,23 @@
+"""Kind `optimizer`: parameter updates."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch.nn import Parameter
+    from torch.optim import Optimizer
+
+
+class OptimizerFactory(ABC):
+    """Builds an optimizer. Constructed with the validated options of its schema, of which `lr` is the peak learning rate."""
+
+    @abstractmethod
+    def build(self, parameters: Sequence[tuple[str, Parameter]]) -> Optimizer:
+        """Return an optimizer for the named parameters, with each group's `lr` at its peak value."""
+
+    def options(self) -> dict[str, Any]:
+        """Return the options for people to read."""
+        return {}

@@ -1,0 +1,79 @@
+"""Kind `platform`: a kind of hardware."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+    from pegboard.types import AttentionSpec
+
+Phase = Literal["train", "prefill", "decode"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """One device. total_memory and available_memory are bytes; `available` honours every limit that binds this process."""
+
+    index: int
+    name: str
+    total_memory: int
+    available_memory: int
+
+
+class Graph(Protocol):
+    """A captured piece of work that can be run again on the same buffers."""
+
+    def replay(self) -> None:
+        """Run the captured work once more; inputs and outputs are the tensors that it was captured with."""
+
+
+class Platform(ABC):
+    """Hardware of one kind. An instance holds no state of a run; everything that differs by device takes `index`."""
+
+    @abstractmethod
+    def devices(self) -> list[DeviceInfo]:
+        """List the usable devices, honouring the vendor's visible-device rules. Empty when there is none."""
+
+    @abstractmethod
+    def device(self, index: int = 0) -> torch.device:
+        """Return torch's device. Raises DeviceError when `index` does not exist, naming those that do."""
+
+    @abstractmethod
+    def capabilities(self, index: int = 0) -> frozenset[str]:
+        """Return what the device does well: "bf16" (fast matrix products in bfloat16), "fp8", "graphs", "p2p", "pinned" …"""
+
+    @abstractmethod
+    def default_dtype(self, index: int = 0) -> torch.dtype:
+        """Return the dtype in which this device computes fastest at full quality, used for `dtype: auto`."""
+
+    @abstractmethod
+    def attention_preference(self, phase: Phase, spec: AttentionSpec) -> tuple[str, ...]:
+        """Return names of attention plugins for such layers in this phase, best first."""
+
+    def kernels(self) -> Mapping[str, Callable[..., Any]]:
+        """Return replacements for entries of `pegboard.ops`, by op name; read once when a model is built."""
+        return {}
+
+    def configure(self, *, threads: int | None = None) -> None:
+        """Set process-wide knobs (threads, allocator) before a model is built. Called once by a command, never by a library."""
+
+    @abstractmethod
+    def synchronize(self, index: int = 0) -> None:
+        """Wait for all work given to the device."""
+
+    def capture(self, work: Callable[[], None], index: int = 0) -> Graph:
+        """Capture `work` as a graph. Raises DeviceError on a device without the capability "graphs"."""
+        from pegboard.errors import DeviceError
+
+        raise DeviceError(
+            f"{type(self).__name__} cannot capture graphs", fix="run without graphs: this device has no capability 'graphs'"
+        )
+
+    def communication_backend(self) -> str:
+        """Return the torch.distributed backend for this hardware."""
+        return "gloo"

@@ -1,0 +1,22 @@
+"""Kind `source`: where training rows come from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+class Source(ABC):
+    """A finite or endless, ordered, resumable list of raw rows. Constructed with the validated options of its schema."""
+
+    @abstractmethod
+    def rows(self, start: int = 0) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """Yield (index, row) from row `start` on, in an order that is the same every time.
+
+        Raises DataError naming file, line and field of a bad row.
+        """
+
+    @abstractmethod
+    def describe(self, index: int) -> str:
+        """Return where row `index` stands for an error message, such as "pairs.jsonl, line 1000"."""

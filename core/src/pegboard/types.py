@@ -1,0 +1,290 @@
+"""Value types that cross rooms. Each is passed as an argument; none is reachable through a module-level variable.
+
+Shapes: T tokens of a ragged batch laid end to end, N sequences, H hidden size, L layers, P pages, S slots of a page.
+Token-major layout everywhere: a training batch and a serving step are the same flat `[T]`, told apart only by the attention plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+CacheKind = Literal["full", "sliding", "latent", "state"]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """What one attention layer computes; constant over the life of the model.
+
+    layer: index of the layer, which is also the index of its cache tensors.
+    num_heads, num_kv_heads, head_dim: local to this shard; num_heads % num_kv_heads == 0.
+    scale: factor on q·k, usually head_dim ** -0.5.
+    window: a query sees itself and the `window - 1` tokens before it; None for all.
+    softcap: logits become softcap * tanh(logits / softcap); None for none.
+    group: index of the cache group whose plan this layer uses (layers with the same cache needs share a group).
+    causal: a token sees only itself and what comes before it.
+    """
+
+    layer: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    group: int = 0
+    causal: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSpec:
+    """What a layer must remember of past tokens.
+
+    kind: "full" keeps all tokens, "sliding" the last `window`, "latent" one compressed row a token, "state" a fixed-size state.
+    """
+
+    kind: CacheKind
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    window: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayout:
+    """Layout of a paged cache, a value that two parties compare before pages change hands.
+
+    The tensors of layer i are `k[i]`, `v[i]` of shape given by `order`:
+    "PSHD" is [num_pages, page_size, num_kv_heads, head_dim], "PHSD" is [num_pages, num_kv_heads, page_size, head_dim].
+    dtype is torch's name without the prefix ("bfloat16"); shard = (rank, world) of the heads.
+    """
+
+    page_size: int
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: str
+    order: str = "PSHD"
+    shard: tuple[int, int] = (0, 1)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page over all layers, keys and values together."""
+        import torch
+
+        item: int = getattr(torch, self.dtype).itemsize
+        return 2 * self.num_layers * self.page_size * self.num_kv_heads * self.head_dim * item
+
+
+@dataclass(slots=True)
+class KVCache:
+    """Cache tensors, one per layer, all of `layout`. Owned by the runner; attention backends write into them in place.
+
+    Page 0 is never handed out: padded rows of a captured graph write their keys there.
+    """
+
+    layout: KVLayout
+    k: list[Tensor]
+    v: list[Tensor]
+
+    @property
+    def num_pages(self) -> int:
+        """Pages, the reserved page 0 included."""
+        return self.k[0].shape[0]
+
+
+@dataclass(slots=True)
+class AttentionInputs:
+    """What a plan is made from: the shape of one ragged batch.
+
+    Host lists are the truth (no device sync is needed to plan); a backend copies what it needs to the device.
+    query_lens: [N] new tokens of each sequence, so T = sum(query_lens).
+    seq_lens: [N] tokens of each sequence after this step (cached + new); equal to query_lens in training.
+    block_table: [N] lists of page numbers, page j of a row holds tokens j * page_size …; None without a cache.
+    slot_mapping: [T] position of each new token in the cache, page * page_size + offset; None without a cache.
+    num_decodes: the first `num_decodes` sequences have one new token each.
+    pad_to: number of sequences of a static (captured) batch, or None.
+    """
+
+    query_lens: Sequence[int]
+    seq_lens: Sequence[int]
+    block_table: Sequence[Sequence[int]] | None = None
+    slot_mapping: Tensor | None = None
+    num_decodes: int = 0
+    pad_to: int | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """T, new tokens of the whole batch."""
+        return sum(self.query_lens)
+
+
+class AttentionPlan(Protocol):
+    """Opaque to models: whatever a backend needs to attend over one batch, made once and used by every layer."""
+
+    def update_(self, inputs: AttentionInputs) -> None:
+        """Refill the plan's buffers in place for another batch of the same static shape (captured graphs stay valid)."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingSpan:
+    """Rows of the input that are embeddings from elsewhere (an image, say): rows start … start + len(embeds) of the flat batch."""
+
+    start: int
+    embeds: Tensor
+
+
+@dataclass(slots=True)
+class ForwardContext:
+    """Everything that a forward pass needs beside its hidden states; every layer is called as `layer(x, ctx)`.
+
+    positions: [T] int64, or [3, T] for families with three-axis rotary positions.
+    plans: one attention plan per cache group.
+    cache: the paged cache, or None (training, scoring).
+    adapter_slots: [T] int64, which loaded adapter each row uses (-1: none); None when all rows use the model as built.
+    logits_indices: [M] int64 rows whose logits are wanted; None for all.
+    spans: rows whose input embeddings come from outside.
+    rope: (cos, sin) pairs, each [T, rotary_dim], one per rotary table of the model; set by the model before its first layer.
+    """
+
+    positions: Tensor
+    plans: Sequence[AttentionPlan]
+    cache: KVCache | None = None
+    adapter_slots: Tensor | None = None
+    logits_indices: Tensor | None = None
+    spans: Sequence[EmbeddingSpan] = ()
+    rope: Sequence[tuple[Tensor, Tensor]] = ()
+
+
+ParallelStyle = Literal["column", "row", "vocab", "expert", "replicate"]
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelRule:
+    """How parameters whose name matches `pattern` (fnmatch) split over a tensor-parallel group.
+
+    unit: rows (or columns) that must stay together, such as head_dim for attention projections.
+    """
+
+    pattern: str
+    style: ParallelStyle
+    unit: int = 1
+
+
+@dataclass(slots=True)
+class Row:
+    """One tokenized training example.
+
+    input_ids: token ids of the whole example.
+    mask: True where the token is to be predicted (its own loss counts); same length. mask[0] is ignored: nothing predicts the first token.
+    extras: what an objective needs beside them.
+    """
+
+    input_ids: list[int]
+    mask: list[bool]
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Batch:
+    """A packed training batch: N sequences laid end to end.
+
+    input_ids: [T] int64. positions: [T] int64, restarting at each sequence.
+    targets: [T] int64, targets[t] is the id that row t must predict, or -100 where no loss counts (the last row of a sequence always).
+    seq_lens: [N] lengths on the host, sum == T.
+    extras: tensors or lists that an objective needs beside them.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    targets: Tensor
+    seq_lens: list[int]
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch with its tensors on `device`."""
+        import torch
+
+        moved = {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in self.extras.items()}
+        return Batch(
+            self.input_ids.to(device, non_blocking=True),
+            self.positions.to(device, non_blocking=True),
+            self.targets.to(device, non_blocking=True),
+            self.seq_lens,
+            moved,
+        )
+
+
+@dataclass(slots=True)
+class LossOutput:
+    """What an objective returns for one batch.
+
+    sum: scalar, summed over tokens (or pairs), never a mean; float32, attached to the graph.
+    metrics: name -> (sum, count), each a scalar tensor or number; reduced only when logged.
+    """
+
+    sum: Tensor
+    metrics: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation. role: system, user, assistant or tool."""
+
+    role: str
+    content: str
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one request is sampled and when it ends. Validated by the engine when the request is added.
+
+    temperature: 0 is greedy. top_k: 0 is off. top_p, min_p: nucleus and relative cut-offs on probability.
+    repetition_penalty: logits of ids already in prompt or output are divided (positive) or multiplied (negative) by it; 1 is off.
+    seed: the random stream depends only on seed and output position; None draws one at random.
+    stop: texts that end the output (not part of it); stop_ids: ids that end it, beside the tokenizer's own unless ignore_eos.
+    """
+
+    max_tokens: int = 128
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """One forward pass that an executor is asked for: a ragged batch of sequences and how to sample from it.
+
+    step: increasing number. input_ids, positions: [T] int64 tensors on the host.
+    attention: its shape. logits_indices: [M] rows to sample from, int64.
+    sampling: [M] SamplingParams-like values of the engine, opaque to the executor's transport.
+    """
+
+    step: int
+    input_ids: Tensor
+    positions: Tensor
+    attention: AttentionInputs
+    logits_indices: Tensor
+    sampling: Any = None
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step gave: token_ids [M] int64 on the host; extras such as log-probabilities by name."""
+
+    step: int
+    token_ids: Tensor
+    extras: dict[str, Any] = field(default_factory=dict)
