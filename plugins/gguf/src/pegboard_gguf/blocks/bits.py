@@ -23,3 +23,14 @@ def nibbles(packed: np.ndarray) -> np.ndarray:
 def bits(packed: np.ndarray) -> np.ndarray:
     """Return the bits of [n, k] bytes as [n, 8 k] uint8 of 0 and 1, lowest bit of each byte first."""
     return np.unpackbits(packed, axis=1, bitorder="little")
+
+
+def planes(packed: np.ndarray, *, width: int, step: int) -> np.ndarray:
+    """Unpack values of `step` bits that lie in planes: bytes in runs of `width`, of each run first all lowest values, then the next.
+
+    packed: [n, k] uint8. Returns [n, k * 8 / step] uint8.
+    """
+    runs = packed.reshape(len(packed), -1, 1, width)
+    shifts = np.arange(0, 8, step, dtype=np.uint8)[:, None]
+    values: np.ndarray = (runs >> shifts) & np.uint8((1 << step) - 1)
+    return values.reshape(len(packed), -1)
