@@ -1,1 +1,5 @@
-"""Finding, describing and loading plugins."""
+"""Finding, describing and loading plugins.
+
+`groups` is the table of kinds, `spec` what a front door holds, `index` the one scan, `doors` the imports, `load` the registry,
+`choose` automatic choices, `resolve` a choice as a JSON value, `hooks` the observers, `check` the trial in a child process.
+"""

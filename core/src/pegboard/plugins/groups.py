@@ -9,7 +9,10 @@ PREFIX = "pegboard."
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """An entry-point group: `kind`, the interface that its plugins implement ("module:attribute"), its version, and one line of help."""
+    """An entry-point group.
+
+    `kind`, the interface that its plugins implement ("module:attribute"), its version, and one line of help.
+    """
 
     kind: str
     interface: str

@@ -1,4 +1,7 @@
-"""What a plugin's front door holds. Standard library only: front doors import this module and nothing else of the core."""
+"""What a plugin's front door holds.
+
+Standard library only: front doors import this module and nothing else of the core.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ class Probe:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PluginSpec:
     """A plugin's front door: where its implementation is and what it can do, as data.
 
@@ -43,7 +46,7 @@ class PluginSpec:
     capabilities: Mapping[str, object] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecipeSpec(PluginSpec):
     """A recipe: an objective, the roles of the models that it needs, and a folder of ready configs.
 

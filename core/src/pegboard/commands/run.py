@@ -1,0 +1,27 @@
+"""`peg run`: train."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.argument("recipe")
+@click.option(
+    "--config", metavar="NAME|FILE", help="A config of the recipe, or a YAML file; without it, the recipe's default."
+)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def run(recipe: str, config: str | None, overrides: tuple[str, ...]) -> None:
+    """Run RECIPE. Overrides: section.key=value sets, ~section.key deletes.
+
+    `peg config list RECIPE` names the configs, `peg config show RECIPE` prints every key.
+    """
+    from pegboard.config import load_config
+    from pegboard.config.resolve import disabled_plugins, recipe_spec
+    from pegboard.plugins.load import Registry
+
+    registry = Registry.discover()
+    resolved = load_config(registry, recipe, config, overrides)
+    registry = registry.without(disabled_plugins(resolved))
+    spec = recipe_spec(registry, recipe)
+    registry.load("recipe", recipe)().run(spec, resolved, registry)

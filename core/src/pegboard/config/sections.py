@@ -1,0 +1,94 @@
+"""Types for the schema of a recipe: sections whose keys belong to a plugin, and sections that may be a bare path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, ValidationInfo, model_validator
+from pydantic_core import CoreSchema, core_schema
+
+from pegboard.config.errors import SectionError
+from pegboard.errors import ConfigError, PegboardError
+
+if TYPE_CHECKING:
+    from pegboard.plugins.load import Registry
+
+Choice = dict[str, Any]
+"""A validated plugin section: {"use": NAME, **options}."""
+
+
+@dataclass(frozen=True, slots=True)
+class PluginSection:
+    """Annotation of a config field that holds the choice of a plugin.
+
+    kind: a plugin kind. default: the plugin that is meant when the section does not say `use`.
+    bare: the key that a bare string stands for, "use" or "path".
+    The value becomes {"use": NAME, **options}, options validated and completed by the plugin's own schema. Without a registry in the
+    validation context (`{"registry": registry}`) options are taken as they are.
+    """
+
+    kind: str
+    default: str | None = None
+    bare: str = "use"
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.with_info_plain_validator_function(
+            self._validate, serialization=core_schema.to_string_ser_schema() if source is str else None
+        )
+
+    def _validate(self, value: Any, info: ValidationInfo) -> Choice:
+        try:
+            use, options = self._split(value)
+        except PegboardError as error:
+            raise SectionError(error) from None
+        registry: Registry | None = (info.context or {}).get("registry")
+        return {"use": use, **(options if registry is None else _complete(registry, self.kind, use, options))}
+
+    def _split(self, value: Any) -> tuple[str, dict[str, Any]]:
+        from pegboard.plugins.load import split_choice
+
+        section = {self.bare: value} if isinstance(value, str) else value
+        if isinstance(section, Mapping) and "use" not in section and self.default is not None:
+            section = {"use": self.default, **section}
+        return split_choice(self.kind, section)
+
+
+def _complete(registry: Registry, kind: str, use: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a plugin with its defaults filled in. Raises SectionError."""
+    schema: type[BaseModel] | None
+    try:
+        if registry.is_custom(kind, use):
+            from pegboard.plugins.doors import import_custom
+
+            schema = getattr(import_custom(kind, use), "schema", None)
+            if schema is None:
+                return options
+        else:
+            schema = registry.schema(kind, use)
+        if schema is None:
+            if options:
+                raise ConfigError(
+                    f"{kind} {use!r} takes no options, given: {', '.join(options)}", fix=f"remove {', '.join(options)}"
+                )
+            return {}
+    except PegboardError as error:
+        raise SectionError(error) from error
+    try:
+        return schema.model_validate(options).model_dump(mode="json")
+    except ValidationError as error:
+        raise SectionError(error, schema, use) from None
+
+
+class PathSection(BaseModel):
+    """Base of a section with a `path`, for which a bare string stands."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value

@@ -1,0 +1,247 @@
+"""Choosing and loading plugins: the registry."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pegboard.errors import ConfigError, PluginError, nearest
+from pegboard.plugins.groups import GROUPS
+from pegboard.plugins.index import Index, PluginRecord, apply_lists, find_conflicts, scan
+from pegboard.plugins.spec import PluginSpec
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from pegboard.plugins.choose import Choice
+    from pegboard.plugins.hooks import HookRelay
+    from pegboard.plugins.resolve import ResolvedChoice
+
+log = logging.getLogger("pegboard.plugins")
+
+
+class Registry:
+    """The plugins of this process: an index, and the front doors that were opened so far.
+
+    Policy: a plugin that is asked for by name and cannot be had raises PluginError with cause and fix; one that is merely among
+    the candidates of a choice is passed by with one warning line.
+    """
+
+    def __init__(self, index: Index, specs: Mapping[tuple[str, str], PluginSpec] | None = None) -> None:
+        self._index = index
+        self._specs: dict[tuple[str, str], PluginSpec] = dict(specs or {})
+        self._failures: dict[tuple[str, str], PluginRecord] = {}
+        self._announced: set[str] = set()
+        self._hooks: HookRelay | None = None
+
+    @classmethod
+    def discover(cls, *, disabled: Iterable[str] = (), allowed: Iterable[str] | None = None) -> Registry:
+        """Scan what is installed; see `pegboard.plugins.index.scan` for the two lists."""
+        return cls(scan(disabled=disabled, allowed=allowed))
+
+    @classmethod
+    def of(cls, specs: Mapping[tuple[str, str], PluginSpec | tuple[PluginSpec, str]]) -> Registry:
+        """Return a registry of the given front doors, by (kind, name), without any discovery.
+
+        For tests and embedding.
+        """
+        records, doors = [], {}
+        for (kind, name), value in specs.items():
+            spec, dist = value if isinstance(value, tuple) else (value, "")
+            records.append(PluginRecord(kind, name, dist, "", "", ""))
+            doors[kind, f"{dist}:{name}"] = spec
+        return cls(Index(tuple(find_conflicts(records))), doors)
+
+    def without(self, disabled: Iterable[str]) -> Registry:
+        """Return a registry of the same scan in which `disabled` (names, distributions or dist:name) are blocked too.
+        return Registry(apply_lists(self._index, disabled=disabled), self._specs)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What the scan could not read, a line each."""
+        return self._index.problems
+
+    def records(self, kind: str | None = None) -> list[PluginRecord]:
+        """Return what is installed, of all kinds or of one, with the state that is known so far."""
+        records = self._index.records if kind is None else self._index.of_kind(_known(kind))
+        return [self._failures.get((r.kind, r.identity), r) for r in records]
+
+    def record(self, kind: str, name: str) -> PluginRecord:
+        """Return the one usable record of a name or dist:name.
+
+        Raises PluginError when there is none or more than one.
+        """
+        records = [r for r in self.records(kind) if name in (r.name, r.identity)]
+        exact = [r for r in records if r.identity == name]
+        usable = [replace(r, status="ok", reason="") if r.status == "conflict" else r for r in exact] or records
+        usable = [r for r in usable if r.status != "blocked"] or usable
+        if not usable:
+            raise _unknown(kind, name, [r.name for r in self.records(kind) if r.status != "blocked"])
+        record = usable[0]
+        if record.status == "conflict":
+            choices = " or ".join(r.identity for r in usable)
+            raise PluginError(record.reason, fix=f"name it in full ({choices}), or uninstall or disable one of them")
+        if record.status != "ok":
+            raise PluginError(
+                f"{kind} {record.name!r} of {record.dist} is {record.status}: {record.reason}", fix=_mend(record)
+            )
+        return record
+
+    def spec(self, kind: str, name: str) -> PluginSpec:
+        """Return a plugin's front door, importing nothing else of it."""
+        from pegboard.plugins.doors import open_door
+
+        record = self.record(kind, name)
+        key = kind, record.identity
+        if key not in self._specs:
+            try:
+                self._specs[key] = open_door(record)
+            except PluginError as error:
+                status = "incompatible" if getattr(error, "incompatible", False) else "failed"
+                self._failures[key] = replace(record, status=status, reason=error.message)
+                raise
+        return self._specs[key]
+
+    def load(self, kind: str, name: str) -> Any:
+        """Import and return a plugin's implementation (its spec's `target`)."""
+        from pegboard.plugins.doors import import_object
+
+        spec, record = self.spec(kind, name), self.record(kind, name)
+        try:
+            return import_object(spec.target)
+        except Exception as error:
+            failure = replace(
+                record, status="failed", reason=f"{spec.target} cannot be imported: {type(error).__name__}: {error}"
+            )
+            self._failures[kind, record.identity] = failure
+            raise PluginError(f"{kind} {name!r} of {record.dist}: {failure.reason}", fix=_mend(failure)) from error
+
+    def schema(self, kind: str, name: str) -> type[BaseModel] | None:
+        """Return the pydantic model of a plugin's options, or None when it takes none."""
+        from pegboard.plugins.doors import load_schema
+
+        return load_schema(self.spec(kind, name), f"{kind} {name!r} of {self.record(kind, name).dist}")
+
+    def create(self, kind: str, choice: str | Mapping[str, Any]) -> Any:
+        """Return an instance of the plugin that `choice` names.
+
+        choice: "NAME", or {"use": "NAME", **options}, or {"use": "module:Class", **options} for a class of the user's own.
+        Raises ConfigError for wrong options, PluginError when the plugin cannot be had.
+        """
+        return self.resolve(kind, choice).create()
+
+    def resolve(self, kind: str, choice: str | Mapping[str, Any]) -> ResolvedChoice:
+        """Return `choice` as a small value that this or another process can create exactly the same from, without a
+        scan."""
+        from pegboard.plugins.resolve import ResolvedChoice
+
+        use, options = split_choice(kind, choice)
+        if self.is_custom(kind, use):
+            return ResolvedChoice(kind, use, "", "", use, GROUPS[kind].version, None, options)
+        spec, record = self.spec(kind, use), self.record(kind, use)
+        return ResolvedChoice(
+            kind, record.name, record.dist, record.version, spec.target, spec.interface, spec.schema, options
+        )
+
+    def is_custom(self, kind: str, use: str) -> bool:
+        """Whether `use` is "module:Class" rather than the name of a plugin."""
+        return ":" in use and not any(use == r.identity for r in self.records(kind))
+
+    def match(self, kind: str, capability: str, value: str) -> list[str]:
+        """Return the names of usable plugins whose capability holds `value` (in a list, or as itself.
+
+        "true" for True), best first.
+        """
+        found = []
+        for record, spec in self.candidates(kind):
+            held = spec.capabilities.get(capability)
+            held = held if isinstance(held, (list, tuple, set, frozenset)) else [held]
+            if value in held or (value == "true" and any(item is True for item in held)):
+                found.append(record.name)
+        return found
+
+    def candidates(self, kind: str) -> list[tuple[PluginRecord, PluginSpec]]:
+        """Return the usable plugins of a kind by priority, then name.
+
+        One that fails is warned about once and left out.
+        """
+        found = []
+        for record in self.records(kind):
+            if record.status == "blocked":
+                continue
+            try:
+                found.append((record, self.spec(kind, record.identity if record.status != "conflict" else record.name)))
+            except PluginError as error:
+                self.warn_once(f"passing by {kind} {record.name!r}: {error.message}")
+        return sorted(found, key=lambda pair: (-pair[1].priority, pair[0].name))
+
+    def auto(self, kind: str) -> Choice:
+        """Choose by priority among the plugins that their probes find usable, and log why in one line.
+
+        Raises PluginError when a plugin's thing is present but broken, or when nothing is left.
+        """
+        from pegboard.plugins.choose import choose
+
+        choice = choose(self, kind)
+        if choice.worth_telling and choice.line not in self._announced:
+            self._announced.add(choice.line)
+            log.info("%s", choice.line)
+        return choice
+
+    def warn_once(self, line: str) -> None:
+        """Log a warning line, unless this registry has done so before."""
+        if line not in self._announced:
+            self._announced.add(line)
+            log.warning("%s", line)
+
+    @property
+    def hooks(self) -> HookRelay:
+        """The observers, loaded at first use."""
+        from pegboard.plugins.hooks import HookRelay
+
+        if self._hooks is None:
+            self._hooks = HookRelay(self)
+        return self._hooks
+
+
+def split_choice(kind: str, choice: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return name and options of a choice. Raises ConfigError when it names nothing."""
+    _known(kind)
+    if isinstance(choice, str):
+        choice = {"use": choice}
+    if not isinstance(choice, Mapping):
+        raise ConfigError(f"{kind} is {choice!r}", fix="write a plugin's name, or a mapping with the key `use`")
+    use = choice.get("use")
+    if not isinstance(use, str) or not use:
+        raise ConfigError(
+            f"the choice of {kind} has no `use`: {dict(choice)!r}",
+            fix=f"`peg plugins list --kind {kind}` shows the names",
+        )
+    return use, {key: value for key, value in choice.items() if key != "use"}
+
+
+def _known(kind: str) -> str:
+    if kind not in GROUPS:
+        raise PluginError(
+            f"there is no plugin kind {kind!r}{nearest(kind, GROUPS)}", fix=f"kinds are: {', '.join(GROUPS)}"
+        )
+    return kind
+
+
+def _unknown(kind: str, name: str, names: list[str]) -> PluginError:
+    have = ", ".join(sorted(set(names))) or "none"
+    guess = name.replace(".", "-").replace("_", "-")
+    return PluginError(
+        f"no installed plugin offers {kind} {name!r}{nearest(name, names)}; installed: {have}",
+        fix=f"correct the name, or install what offers it (Pegboard's own plugins are named like this: pip install pegboard-{guess})",
+    )
+
+
+def _mend(record: PluginRecord) -> str:
+    if record.status == "blocked":
+        return "take it off the block-list (PEGBOARD_DISABLE_PLUGINS, plugins.disabled) or put it on the allow-list (PEGBOARD_PLUGINS)"
+    if record.status == "incompatible":
+        return f"pip install --upgrade pegboard {record.dist}"
+    return f"pip install --upgrade --force-reinstall {record.dist}; `peg plugins check {record.name}` shows more"
