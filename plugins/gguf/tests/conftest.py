@@ -109,7 +109,9 @@ def tiny_model(
         put(b + "attn_norm.weight", h + "input_layernorm.weight", hidden)
         put(b + "ffn_norm.weight", h + "post_attention_layernorm.weight", hidden)
         put(b + "attn_q.weight", h + "self_attn.q_proj.weight", heads * width, hidden, interleave=heads * permuted)
-        put(b + "attn_k.weight", h + "self_attn.k_proj.weight", kv_heads * width, hidden, interleave=kv_heads * permuted)
+        put(
+            b + "attn_k.weight", h + "self_attn.k_proj.weight", kv_heads * width, hidden, interleave=kv_heads * permuted
+        )
         put(b + "attn_v.weight", h + "self_attn.v_proj.weight", kv_heads * width, hidden)
         put(b + "attn_output.weight", h + "self_attn.o_proj.weight", hidden, heads * width)
         put(b + "ffn_gate.weight", h + "mlp.gate_proj.weight", inner, hidden)

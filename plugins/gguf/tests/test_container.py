@@ -106,12 +106,18 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         "array of 2 strings",
     ),
     "huge number array": (header(0, 1) + pair("k", ARRAY, struct.pack("<IQ", U64, 1 << 61)) + bytes(64), "claims"),
-    "nested array": (header(0, 1) + pair("k", ARRAY, struct.pack("<IQIQ", ARRAY, 1, U8, 0)) + bytes(64), "array of arrays"),
+    "nested array": (
+        header(0, 1) + pair("k", ARRAY, struct.pack("<IQIQ", ARRAY, 1, U8, 0)) + bytes(64),
+        "array of arrays",
+    ),
     "unknown value type": (header(0, 1) + pair("k", 99, bytes(8)), "unknown type 99"),
     "unknown element type": (header(0, 1) + pair("k", ARRAY, struct.pack("<IQ", 13, 1)) + bytes(64), "unknown type 13"),
     "key twice": (header(0, 2) + 2 * pair("k", U32, bytes(4)), "twice"),
     "key not UTF-8": (header(0, 1) + struct.pack("<Q", 2) + b"\xff\xfe" + bytes(64), "not UTF-8"),
-    "alignment not a power of two": (header(0, 1) + pair("general.alignment", U32, struct.pack("<I", 3)), "power of two"),
+    "alignment not a power of two": (
+        header(0, 1) + pair("general.alignment", U32, struct.pack("<I", 3)),
+        "power of two",
+    ),
     "alignment zero": (header(0, 1) + pair("general.alignment", U32, bytes(4)), "power of two"),
     "alignment a string": (header(0, 1) + pair("general.alignment", STRING, string("x")), "expected an integer"),
     "no dimensions": (header(1, 0) + entry(dims=()) + bytes(64), "0 dimensions"),
@@ -173,7 +179,9 @@ def test_damaged_bytes_are_refused_or_read(small: bytes, data: st.DataObject) ->
     damaged = bytearray(small)
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(small) - 1))
-        piece = data.draw(st.one_of(st.binary(min_size=1, max_size=1), st.sampled_from([b"\xff" * 8, bytes(8), b"\0\0\0\x80"])))
+        piece = data.draw(
+            st.one_of(st.binary(min_size=1, max_size=1), st.sampled_from([b"\xff" * 8, bytes(8), b"\0\0\0\x80"]))
+        )
         damaged[at : at + len(piece)] = piece
     cut = data.draw(st.one_of(st.none(), st.integers(0, len(damaged))))
     try:

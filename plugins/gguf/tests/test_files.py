@@ -105,7 +105,9 @@ def test_other_llama3_bounds_are_fitted() -> None:
     factors = _published_factors(64, 500000.0, 4.0, 0.75, 2.5, 8192).astype(np.float32).astype(np.float64)
     found = factors_to_llama3(factors, 64, 500000.0, 8192, "a file")
     assert found is not None
-    again = _published_factors(64, 500000.0, *(found[k] for k in ("factor", "low_freq_factor", "high_freq_factor")), 8192)
+    again = _published_factors(
+        64, 500000.0, *(found[k] for k in ("factor", "low_freq_factor", "high_freq_factor")), 8192
+    )
     np.testing.assert_allclose(again, factors, rtol=1e-5)
 
 
@@ -125,7 +127,9 @@ def _published_factors(dim: int, theta: float, factor: float, low: float, high: 
 
 
 def test_unit_rope_factors_mean_no_scaling(open_model: Make) -> None:
-    assert open_model("llama", extra_tensors={"rope_freqs.weight": np.ones(8, np.float32)}).config["rope_scaling"] is None
+    assert (
+        open_model("llama", extra_tensors={"rope_freqs.weight": np.ones(8, np.float32)}).config["rope_scaling"] is None
+    )
 
 
 def test_linear_and_yarn_scaling(open_model: Make) -> None:
@@ -148,7 +152,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "more layers": ({"extra_pairs": [("llama.block_count", U32, 4_000_000_000)]}, "4000000000 layers"),
     "wrong width": ({"extra_pairs": [("llama.feed_forward_length", U32, 128)]}, "gate_proj"),
     "experts": ({"extra_pairs": [("llama.expert_count", U32, 8)]}, "mixture of 8 experts"),
-    "uneven heads": ({"extra_pairs": [("llama.attention.head_count_kv", ARRAY, (I32, [2, 4]))]}, "differs between layers"),
+    "uneven heads": (
+        {"extra_pairs": [("llama.attention.head_count_kv", ARRAY, (I32, [2, 4]))]},
+        "differs between layers",
+    ),
     "zero heads": ({"extra_pairs": [("llama.attention.head_count", U32, 0)]}, "expected at least 1"),
     "partial rotary": ({"extra_pairs": [("llama.rope.dimension_count", U32, 8)]}, "dimension_count is 8"),
     "odd rope factors": ({"extra_tensors": {"rope_freqs.weight": np.arange(1, 9, dtype=np.float32)}}, "rope_freqs"),

@@ -34,4 +34,6 @@ def test_every_type_that_the_oracle_decodes_is_known() -> None:
 def test_block_sizes_are_the_oracles() -> None:
     constants = pytest.importorskip("gguf.constants")
     for number, kind in BLOCK_TYPES.items():
-        assert (kind.block_size, kind.block_bytes) == constants.GGML_QUANT_SIZES[constants.GGMLQuantizationType(number)], kind.name
+        assert (kind.block_size, kind.block_bytes) == constants.GGML_QUANT_SIZES[
+            constants.GGMLQuantizationType(number)
+        ], kind.name

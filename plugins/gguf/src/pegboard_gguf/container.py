@@ -117,7 +117,9 @@ class _Cursor:
         self.strings_left = MAX_STRINGS
 
     def damaged(self, what: str) -> ModelError:
-        return ModelError(f"{self.where}: {what}", fix="the file is damaged or not a model: download or convert it again")
+        return ModelError(
+            f"{self.where}: {what}", fix="the file is damaged or not a model: download or convert it again"
+        )
 
     def take(self, count: int) -> int:
         """Move on by `count` bytes and return the position before."""
@@ -150,7 +152,9 @@ class _Cursor:
     def check_count(self, count: int, smallest: int, limit: int, what: str) -> None:
         """Refuse a count of entries that the remaining bytes cannot hold."""
         if count > limit or count * smallest > self.end - self.position:
-            raise self.damaged(f"claims {count} {what}, more than {self.end - self.position} remaining bytes (or the limit of {limit}) allow")
+            raise self.damaged(
+                f"claims {count} {what}, more than {self.end - self.position} remaining bytes (or the limit of {limit}) allow"
+            )
 
     def strings(self, count: int) -> StringArray:
         """Step over `count` strings, keeping where each begins."""
@@ -165,7 +169,9 @@ class _Cursor:
         except (struct.error, OverflowError, IndexError):
             position = self.end + 1
         if position > self.end:
-            raise self.damaged(f"ends at byte {self.end}, inside an array of {count} strings that begins at {self.position}")
+            raise self.damaged(
+                f"ends at byte {self.end}, inside an array of {count} strings that begins at {self.position}"
+            )
         self.position = position
         return StringArray(view, starts, self.where)
 
@@ -194,7 +200,9 @@ class _Cursor:
             raise self.damaged(f"the metadata key {key} is an array of the unknown type {kind}")
         dtype = np.dtype(_SCALARS[kind][1])
         self.check_count(count, dtype.itemsize, self.end, f"values in {key}")
-        return np.frombuffer(self.view, dtype, count, self.take(count * dtype.itemsize)) if count else np.empty(0, dtype)
+        return (
+            np.frombuffer(self.view, dtype, count, self.take(count * dtype.itemsize)) if count else np.empty(0, dtype)
+        )
 
 
 def _check_magic(cursor: _Cursor) -> int:
@@ -202,7 +210,8 @@ def _check_magic(cursor: _Cursor) -> int:
     magic = bytes(cursor.view[:4])
     if magic in _OLD_MAGICS:
         raise ModelError(
-            f"{cursor.where} is a model file from before GGUF (magic {magic[::-1].decode()!r})", fix="convert it to GGUF first"
+            f"{cursor.where} is a model file from before GGUF (magic {magic[::-1].decode()!r})",
+            fix="convert it to GGUF first",
         )
     if magic != b"GGUF":
         raise ModelError(f"{cursor.where} is not a GGUF file: it begins with {magic!r}", fix="name a .gguf file")
@@ -211,8 +220,14 @@ def _check_magic(cursor: _Cursor) -> int:
     if version in (2, 3):
         return version
     if version & 0xFFFF == 0 and version:
-        raise ModelError(f"{cursor.where} is a big-endian GGUF file", fix="only little-endian files are read: convert it again for this machine")
-    raise ModelError(f"{cursor.where} is GGUF version {version}; versions 2 and 3 are read", fix="convert it again with a newer converter")
+        raise ModelError(
+            f"{cursor.where} is a big-endian GGUF file",
+            fix="only little-endian files are read: convert it again for this machine",
+        )
+    raise ModelError(
+        f"{cursor.where} is GGUF version {version}; versions 2 and 3 are read",
+        fix="convert it again with a newer converter",
+    )
 
 
 def _read_pairs(cursor: _Cursor, count: int) -> Metadata:
@@ -242,7 +257,9 @@ def _read_tensor_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], BlockType
             fix="known: " + ", ".join(t.name for t in BLOCK_TYPES.values()),
         )
     if shape[-1] % kind.block_size:
-        raise cursor.damaged(f"rows of the tensor {name} have {shape[-1]} values, not a multiple of {kind.name}'s block of {kind.block_size}")
+        raise cursor.damaged(
+            f"rows of the tensor {name} have {shape[-1]} values, not a multiple of {kind.name}'s block of {kind.block_size}"
+        )
     return name, shape, kind, cursor.u64()
 
 

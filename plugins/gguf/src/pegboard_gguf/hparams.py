@@ -93,7 +93,8 @@ def _refuse_experts(metadata: Metadata, prefix: str) -> None:
     experts = metadata.integer(f"{prefix}.expert_count")
     if experts:
         raise ModelError(
-            f"{metadata.where} is a mixture of {experts} experts, which is not read from GGUF yet", fix="use the Hugging Face folder"
+            f"{metadata.where} is a mixture of {experts} experts, which is not read from GGUF yet",
+            fix="use the Hugging Face folder",
         )
 
 
@@ -113,7 +114,9 @@ def _uniform(metadata: Metadata, key: str, default: int | None = None) -> int:
     values = metadata.numbers(key)
     distinct = sorted({int(v) for v in values}) if values is not None else []
     if len(distinct) != 1 or distinct[0] < 1:
-        raise ModelError(f"{metadata.where}: {key} differs between layers ({distinct[:4]}), which no plain {key.split('.')[0]} model does")
+        raise ModelError(
+            f"{metadata.where}: {key} differs between layers ({distinct[:4]}), which no plain {key.split('.')[0]} model does"
+        )
     return distinct[0]
 
 
@@ -127,7 +130,9 @@ def _head_dim(metadata: Metadata, prefix: str, hidden: int, heads: int) -> int:
     turned = metadata.integer(f"{prefix}.rope.dimension_count")
     for key, found in (("attention.value_length", values), ("rope.dimension_count", turned)):
         if found is not None and found != head_dim:
-            raise ModelError(f"{metadata.where}: {prefix}.{key} is {found} but heads are {head_dim} wide; they must be equal")
+            raise ModelError(
+                f"{metadata.where}: {prefix}.{key} is {found} but heads are {head_dim} wide; they must be equal"
+            )
     if head_dim < 2 or head_dim % 2:
         raise ModelError(f"{metadata.where}: heads are {head_dim} wide; expected an even width")
     return head_dim
@@ -145,9 +150,13 @@ def _epsilon(metadata: Metadata, prefix: str) -> float:
 def _vocabulary(container: Container, hidden: int) -> int:
     embedding = container.tensors.get("token_embd.weight")
     if embedding is None:
-        raise ModelError(f"{container.where} lacks the tensor token_embd.weight", fix="use a file that holds a whole model")
+        raise ModelError(
+            f"{container.where} lacks the tensor token_embd.weight", fix="use a file that holds a whole model"
+        )
     if len(embedding.shape) != 2 or embedding.shape[1] != hidden:
-        raise ModelError(f"{container.where}: token_embd.weight has shape {embedding.shape}; expected (vocabulary, {hidden})")
+        raise ModelError(
+            f"{container.where}: token_embd.weight has shape {embedding.shape}; expected (vocabulary, {hidden})"
+        )
     return embedding.shape[0]
 
 

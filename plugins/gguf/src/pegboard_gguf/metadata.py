@@ -46,7 +46,9 @@ class StringArray(Sequence[str]):
         try:
             return str(self._buffer[begin : begin + length], "utf-8")
         except UnicodeDecodeError as error:
-            raise ModelError(f"{self._where} holds a string at byte {begin} that is not UTF-8 ({error.reason})") from None
+            raise ModelError(
+                f"{self._where} holds a string at byte {begin} that is not UTF-8 ({error.reason})"
+            ) from None
 
 
 Value = bool | int | float | str | np.ndarray | StringArray
@@ -71,7 +73,9 @@ class Metadata(Mapping[str, Value]):
         """Return an integer that the model cannot be read without."""
         found = self.integer(key)
         if found is None:
-            raise ModelError(f"{self.where} lacks the metadata key {key}", fix="the file is incomplete: convert or download it again")
+            raise ModelError(
+                f"{self.where} lacks the metadata key {key}", fix="the file is incomplete: convert or download it again"
+            )
         return found
 
     def integer(self, key: str) -> int | None:

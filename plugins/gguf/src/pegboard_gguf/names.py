@@ -62,7 +62,10 @@ def architecture_of(container: Container) -> str:
     """Return `general.architecture`. Raises ModelError when it is absent or not supported."""
     name = container.metadata.text("general.architecture")
     if name is None:
-        raise ModelError(f"{container.where} lacks the metadata key general.architecture", fix="use a file that holds a language model")
+        raise ModelError(
+            f"{container.where} lacks the metadata key general.architecture",
+            fix="use a file that holds a language model",
+        )
     if name not in ARCHITECTURES:
         raise ModelError(
             f"{container.where} holds a model of architecture {name!r}, which is not supported{nearest(name, ARCHITECTURES)}",
@@ -98,10 +101,15 @@ def map_tensors(container: Container, config: Mapping[str, Any]) -> dict[str, Gg
     return found
 
 
-def _check_complete(found: Mapping[str, GgufTensor], architecture: Architecture, config: Mapping[str, Any], where: str) -> None:
+def _check_complete(
+    found: Mapping[str, GgufTensor], architecture: Architecture, config: Mapping[str, Any], where: str
+) -> None:
     layers = config["num_hidden_layers"]
     if layers * len(architecture.blocks) > len(found):
-        raise ModelError(f"{where} should have {layers} layers, but holds only {len(found)} tensors", fix="convert or download it again")
+        raise ModelError(
+            f"{where} should have {layers} layers, but holds only {len(found)} tensors",
+            fix="convert or download it again",
+        )
     hidden, inner, width = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     query, key = config["num_attention_heads"] * width, config["num_key_value_heads"] * width
     block = {

@@ -42,7 +42,11 @@ def _yarn(container: Container, prefix: str, factor: float) -> dict[str, Any]:
     original = metadata.integer(f"{prefix}.rope.scaling.original_context_length")
     if original is not None:
         scaling["original_max_position_embeddings"] = original
-    for key, name in (("attn_factor", "attention_factor"), ("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow")):
+    for key, name in (
+        ("attn_factor", "attention_factor"),
+        ("yarn_beta_fast", "beta_fast"),
+        ("yarn_beta_slow", "beta_slow"),
+    ):
         value = metadata.number(f"{prefix}.rope.scaling.{key}")
         if value is not None:
             scaling[name] = value
@@ -57,7 +61,9 @@ def llama3_factors(head_dim: int, theta: float, factor: float, low: float, high:
     return divided
 
 
-def factors_to_llama3(factors: np.ndarray, head_dim: int, theta: float, original: int, where: str) -> dict[str, Any] | None:
+def factors_to_llama3(
+    factors: np.ndarray, head_dim: int, theta: float, original: int, where: str
+) -> dict[str, Any] | None:
     """Return the Llama 3.1 scaling whose factors these are, or None when all are 1.
 
     Only the ratios original / low and original / high can be told from the factors, so `original` is taken as given; 1 and 4, as
@@ -79,7 +85,8 @@ def factors_to_llama3(factors: np.ndarray, head_dim: int, theta: float, original
                 "original_max_position_embeddings": original,
             }
     raise ModelError(
-        f"{where}: {FACTORS} scales positions in a way that no rope_scaling of type llama3 gives", fix="use the Hugging Face folder"
+        f"{where}: {FACTORS} scales positions in a way that no rope_scaling of type llama3 gives",
+        fix="use the Hugging Face folder",
     )
 
 

@@ -17,7 +17,9 @@ def sentencepiece_parts(metadata: Metadata, vocabulary: Vocabulary) -> dict[str,
     scores = metadata.numbers("tokenizer.ggml.scores")
     if scores is None or len(scores) != len(vocabulary.tokens):
         found = "no" if scores is None else len(scores)
-        raise ModelError(f"{metadata.where} has {len(vocabulary.tokens)} tokens but {found} entries in tokenizer.ggml.scores")
+        raise ModelError(
+            f"{metadata.where} has {len(vocabulary.tokens)} tokens but {found} entries in tokenizer.ggml.scores"
+        )
     prefix = metadata.flag("tokenizer.ggml.add_space_prefix")
     prefix = True if prefix is None else prefix
     normalizers: list[dict[str, Any]] = [{"type": "Prepend", "prepend": _SPACE}] if prefix else []

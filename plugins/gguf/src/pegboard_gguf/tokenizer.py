@@ -82,7 +82,9 @@ def _split_merges(merges: StringArray, ids: dict[str, int], where: str) -> list[
     for index, merge in enumerate(merges):
         left, separator, right = merge.partition(" ")
         if not separator or left not in ids or right not in ids or left + right not in ids:
-            raise ModelError(f"{where}: merge {index} is {merge[:40]!r}, whose parts or result are not in the vocabulary")
+            raise ModelError(
+                f"{where}: merge {index} is {merge[:40]!r}, whose parts or result are not in the vocabulary"
+            )
         pairs.append([left, right])
     return pairs
 
@@ -105,7 +107,11 @@ def _markers(vocabulary: Vocabulary, bos: bool, eos: bool, inner: dict[str, Any]
         "single": single,
         "pair": pair,
         "special_tokens": {
-            str(vocabulary.text(role)): {"id": vocabulary.text(role), "ids": [vocabulary.roles[role]], "tokens": [vocabulary.text(role)]}
+            str(vocabulary.text(role)): {
+                "id": vocabulary.text(role),
+                "ids": [vocabulary.roles[role]],
+                "tokens": [vocabulary.text(role)],
+            }
             for role in used
         },
     }
@@ -138,4 +144,6 @@ def _or(value: bool | None, default: bool) -> bool:
 
 
 def _json(value: object, indent: int | None = None) -> bytes:
-    return json.dumps(value, ensure_ascii=False, indent=indent, separators=(",", ": ") if indent else (",", ":")).encode()
+    return json.dumps(
+        value, ensure_ascii=False, indent=indent, separators=(",", ": ") if indent else (",", ":")
+    ).encode()

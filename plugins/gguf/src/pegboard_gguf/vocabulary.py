@@ -9,7 +9,12 @@ from pegboard.errors import ModelError
 from pegboard_gguf.metadata import Metadata
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-_ROLES = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "unk_token": "unknown_token_id", "pad_token": "padding_token_id"}
+_ROLES = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +61,22 @@ def read_vocabulary(metadata: Metadata) -> Vocabulary:
     """Read tokens, kinds and roles. Raises ModelError when they do not fit together."""
     tokens = metadata.texts("tokenizer.ggml.tokens")
     if tokens is None or not len(tokens):
-        raise ModelError(f"{metadata.where} has no tokenizer: tokenizer.ggml.tokens is absent", fix="use a file that holds its tokenizer")
+        raise ModelError(
+            f"{metadata.where} has no tokenizer: tokenizer.ggml.tokens is absent",
+            fix="use a file that holds its tokenizer",
+        )
     kinds = metadata.numbers("tokenizer.ggml.token_type")
     if kinds is not None and len(kinds) != len(tokens):
-        raise ModelError(f"{metadata.where} has {len(tokens)} tokens but {len(kinds)} entries in tokenizer.ggml.token_type")
+        raise ModelError(
+            f"{metadata.where} has {len(tokens)} tokens but {len(kinds)} entries in tokenizer.ggml.token_type"
+        )
     roles: dict[str, int] = {}
     for role, key in _ROLES.items():
         found = metadata.integer(f"tokenizer.ggml.{key}")
         if found is not None:
             if not 0 <= found < len(tokens):
-                raise ModelError(f"{metadata.where}: tokenizer.ggml.{key} is {found}, outside the vocabulary of {len(tokens)}")
+                raise ModelError(
+                    f"{metadata.where}: tokenizer.ggml.{key} is {found}, outside the vocabulary of {len(tokens)}"
+                )
             roles[role] = found
     return Vocabulary(list(tokens), [NORMAL] * len(tokens) if kinds is None else [int(k) for k in kinds], roles)

@@ -73,7 +73,12 @@ def iq1_m(blocks: np.ndarray, out: np.ndarray) -> None:
 
 
 def _signed(
-    rows: np.ndarray, index: np.ndarray, sign_rows: np.ndarray, sign_index: np.ndarray, scales: np.ndarray, out: np.ndarray
+    rows: np.ndarray,
+    index: np.ndarray,
+    sign_rows: np.ndarray,
+    sign_index: np.ndarray,
+    scales: np.ndarray,
+    out: np.ndarray,
 ) -> None:
     """out = scale * row * sign. index: [n, 256 / row length]; sign_index: [n, 32], each for 8 values; scales: [n, groups]."""
     rows.take(index, axis=0, out=out.reshape(*index.shape, rows.shape[1]), mode="clip")
@@ -99,5 +104,7 @@ def _sevens(packed: np.ndarray) -> np.ndarray:
 
 def _quarter_scales(blocks: np.ndarray, start: int) -> np.ndarray:
     """Return d * (s + 1/2) / 4 for the 16 scales of 4 bits at byte `start`, float32 [n, 16]."""
-    found: np.ndarray = half(blocks, 0) * (planes(blocks[:, start : start + 8], width=1, step=4) + np.float32(0.5)) * np.float32(0.25)
+    found: np.ndarray = (
+        half(blocks, 0) * (planes(blocks[:, start : start + 8], width=1, step=4) + np.float32(0.5)) * np.float32(0.25)
+    )
     return found
