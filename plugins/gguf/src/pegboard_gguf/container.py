@@ -54,7 +54,9 @@ _OLD_MAGICS = {b"lmgg", b"tjgg", b"fmgg", b"algg"}
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor is. shape: slowest dimension first, as torch has it; offset: from the start of the file, in bytes."""
+    """Where a tensor is. shape: slowest dimension first, as torch has it; offset: from the start of the file, in
+    bytes.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -94,7 +96,8 @@ def parse(buffer: Buffer | mmap.mmap, *, where: str = "the GGUF data") -> Contai
     cursor = _Cursor(view, where)
     version = _check_magic(cursor)
     tensor_count, pair_count = cursor.u64(), cursor.u64()
-    # The shortest tensor entry has a one-letter name and one dimension, the shortest pair a one-letter key and one byte.
+    # The shortest tensor entry has a one-letter name and one dimension, the shortest pair a one-letter key and one
+    # byte.
     cursor.check_count(tensor_count, 33, MAX_TENSORS, "tensors")
     cursor.check_count(pair_count, 14, MAX_PAIRS, "metadata pairs")
     metadata = _read_pairs(cursor, pair_count)
@@ -153,7 +156,8 @@ class _Cursor:
         """Refuse a count of entries that the remaining bytes cannot hold."""
         if count > limit or count * smallest > self.end - self.position:
             raise self.damaged(
-                f"claims {count} {what}, more than {self.end - self.position} remaining bytes (or the limit of {limit}) allow"
+                f"claims {count} {what}, more than {self.end - self.position} remaining bytes "
+                f"(or the limit of {limit}) allow"
             )
 
     def strings(self, count: int) -> StringArray:
@@ -258,7 +262,8 @@ def _read_tensor_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], BlockType
         )
     if shape[-1] % kind.block_size:
         raise cursor.damaged(
-            f"rows of the tensor {name} have {shape[-1]} values, not a multiple of {kind.name}'s block of {kind.block_size}"
+            f"rows of the tensor {name} have {shape[-1]} values, "
+            f"not a multiple of {kind.name}'s block of {kind.block_size}"
         )
     return name, shape, kind, cursor.u64()
 
@@ -279,7 +284,8 @@ def _place_tensors(
             raise cursor.damaged(f"the tensor {name} begins at {offset}, not at a multiple of {alignment}")
         if data_start + offset + nbytes > cursor.end:
             raise cursor.damaged(
-                f"the tensor {name} needs bytes {data_start + offset} to {data_start + offset + nbytes}, but the file ends at {cursor.end}"
+                f"the tensor {name} needs bytes {data_start + offset} to {data_start + offset + nbytes}, "
+                f"but the file ends at {cursor.end}"
             )
         tensors[name] = TensorInfo(name, shape, kind, data_start + offset, nbytes)
     previous: TensorInfo | None = None

@@ -42,7 +42,9 @@ class GgufFiles(ModelFiles):
 
     @cached_property
     def files(self) -> Mapping[str, bytes]:
-        """tokenizer.json, tokenizer_config.json and chat_template.jinja. Raises ModelError when the tokenizer is unknown."""
+        """tokenizer.json, tokenizer_config.json and chat_template.jinja. Raises ModelError when the tokenizer is
+        unknown.
+        """
         return tokenizer_files(self._container)
 
     @property

@@ -75,7 +75,9 @@ def generation_config(container: Container) -> dict[str, Any]:
 
 
 def token_ids(metadata: Metadata) -> dict[str, Any]:
-    """Return bos_token_id, eos_token_id (a list when several end a turn) and pad_token_id, as far as the file has them."""
+    """Return bos_token_id, eos_token_id (a list when several end a turn) and pad_token_id, as far as the file has
+    them.
+    """
     ids: dict[str, Any] = {}
     bos = metadata.integer("tokenizer.ggml.bos_token_id")
     if bos is not None:
@@ -115,7 +117,8 @@ def _uniform(metadata: Metadata, key: str, default: int | None = None) -> int:
     distinct = sorted({int(v) for v in values}) if values is not None else []
     if len(distinct) != 1 or distinct[0] < 1:
         raise ModelError(
-            f"{metadata.where}: {key} differs between layers ({distinct[:4]}), which no plain {key.split('.')[0]} model does"
+            f"{metadata.where}: {key} differs between layers ({distinct[:4]})",
+            fix="only models whose layers are all alike are read: use the Hugging Face folder",
         )
     return distinct[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from typing import overload
@@ -10,6 +11,8 @@ from typing import overload
 import numpy as np
 
 from pegboard.errors import ModelError
+
+_LENGTH = struct.Struct("<Q")
 
 Buffer = bytes | bytearray | memoryview
 
@@ -42,7 +45,7 @@ class StringArray(Sequence[str]):
 
     def _decode(self, start: int) -> str:
         begin = start + 8
-        length = int.from_bytes(self._buffer[start:begin], "little")
+        length: int = _LENGTH.unpack_from(self._buffer, start)[0]
         try:
             return str(self._buffer[begin : begin + length], "utf-8")
         except UnicodeDecodeError as error:

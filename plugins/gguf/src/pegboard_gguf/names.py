@@ -68,7 +68,8 @@ def architecture_of(container: Container) -> str:
         )
     if name not in ARCHITECTURES:
         raise ModelError(
-            f"{container.where} holds a model of architecture {name!r}, which is not supported{nearest(name, ARCHITECTURES)}",
+            f"{container.where} holds a model of architecture {name!r}, "
+            f"which is not supported{nearest(name, ARCHITECTURES)}",
             fix=f"supported: {', '.join(ARCHITECTURES)}",
         )
     return name
@@ -77,7 +78,8 @@ def architecture_of(container: Container) -> str:
 def map_tensors(container: Container, config: Mapping[str, Any]) -> dict[str, GgufTensor]:
     """Return the tensors under their Hugging Face names.
 
-    config: the config.json made from the same file. Raises ModelError listing every tensor that is unknown, missing or of a wrong shape.
+    config: the config.json made from the same file. Raises ModelError listing every tensor that is unknown,
+    missing or of a wrong shape.
     """
     architecture = ARCHITECTURES[architecture_of(container)]
     found: dict[str, GgufTensor] = {}
@@ -94,8 +96,8 @@ def map_tensors(container: Container, config: Mapping[str, Any]) -> dict[str, Gg
     if unknown:
         shown = ", ".join(unknown[:8]) + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else "")
         raise ModelError(
-            f"{container.where} holds tensors that a plain {container.metadata['general.architecture']} model has not: {shown}",
-            fix="mixtures of experts and models with extra inputs are not read from GGUF yet: use the Hugging Face folder",
+            f"{container.where} holds tensors that a plain {architecture_of(container)} model has not: {shown}",
+            fix="mixtures of experts and models with extra inputs are not read: use the Hugging Face folder",
         )
     _check_complete(found, architecture, config, container.where)
     return found
@@ -148,7 +150,8 @@ def _target(name: str, architecture: Architecture) -> str | None:
 def _row_order(name: str, info: TensorInfo, config: Mapping[str, Any], where: str) -> np.ndarray | None:
     """Return the stored row of each wanted row of a q or k projection, None for other tensors.
 
-    Stored row h * d + 2 j + s is row h * d + s * d / 2 + j of Hugging Face's, for head h of width d, j < d / 2 and s in {0, 1}.
+    Stored row h * d + 2 j + s is row h * d + s * d / 2 + j of Hugging Face's, for head h of width d, j < d / 2 and
+    s in {0, 1}.
     """
     layer = _LAYER.fullmatch(name)
     if layer is None or layer[2] not in ("attn_q", "attn_k"):

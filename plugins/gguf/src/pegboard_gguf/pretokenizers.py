@@ -30,9 +30,11 @@ _GPT4O = (
 class PreTokenizer:
     """How one family of byte-level tokenizers cuts text.
 
-    pattern: expression whose matches are cut out before the byte mapping; None for GPT-2's own, which the byte mapping holds.
+    pattern: expression whose matches are cut out before the byte mapping; None for GPT-2's own, which the byte
+    mapping holds.
     digits: each digit is cut off alone first. nfc: text is normalised to NFC first.
-    ignore_merges: a piece that is a token as a whole is taken as it is. bos: a sequence begins with bos unless the file says otherwise.
+    ignore_merges: a piece that is a token as a whole is taken as it is. bos: a sequence begins with bos unless the
+    file says otherwise.
     """
 
     pattern: str | None = None
@@ -92,7 +94,9 @@ PRE_TOKENIZERS = {
 
 
 def pre_tokenizer(name: str | None, where: str) -> PreTokenizer:
-    """Return the entry called `name`; a file without a name is taken as GPT-2's. Raises ModelError when it is not known."""
+    """Return the entry called `name`; a file without a name is taken as GPT-2's. Raises ModelError when it is not
+    known.
+    """
     found = PRE_TOKENIZERS.get(name or "default")
     if found is None:
         raise ModelError(

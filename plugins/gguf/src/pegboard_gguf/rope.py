@@ -1,4 +1,6 @@
-"""Scaling of rotary positions: from metadata keys or from the tensor of frequency factors to a `rope_scaling` of Hugging Face."""
+"""Scaling of rotary positions: from metadata keys or from the tensor of frequency factors to a `rope_scaling` of
+Hugging Face.
+"""
 
 from __future__ import annotations
 
@@ -66,8 +68,8 @@ def factors_to_llama3(
 ) -> dict[str, Any] | None:
     """Return the Llama 3.1 scaling whose factors these are, or None when all are 1.
 
-    Only the ratios original / low and original / high can be told from the factors, so `original` is taken as given; 1 and 4, as
-    published, are tried before fitting them. Raises ModelError when no scaling of this form gives these factors.
+    Only the ratios original / low and original / high can be told from the factors, so `original` is taken as
+    given; 1 and 4, as published, are tried before fitting them. Raises ModelError when no scaling of this form gives these factors.
     """
     if factors.shape != (head_dim // 2,):
         raise ModelError(f"{where}: {FACTORS} has shape {factors.shape}; expected ({head_dim // 2},)")
@@ -91,7 +93,9 @@ def factors_to_llama3(
 
 
 def _fit(factors: np.ndarray, factor: float, head_dim: int, theta: float, original: int) -> list[tuple[float, float]]:
-    """Solve for low and high from the blended factors: the blend is a straight line over the turns, (turns - low) / (high - low)."""
+    """Solve for low and high from the blended factors: the blend is a straight line over the turns, (turns - low)
+    / (high - low).
+    """
     inside = (factors > 1 + _TOLERANCE) & (factors < factor * (1 - _TOLERANCE))
     if factor <= 1 or inside.sum() < 2:
         return []

@@ -52,7 +52,9 @@ class GgufTensor:
         return out
 
     def _decode_permuted(self, stored: np.ndarray, target: np.ndarray) -> None:
-        """Decode the stored rows between the first and the last that are wanted, a chunk at a time, and put each in its place."""
+        """Decode the stored rows between the first and the last that are wanted, a chunk at a time, and put each
+        in its place.
+        """
         wanted = np.argsort(stored, kind="stable")
         ascending = stored[wanted]
         step = max(1, CHUNK_VALUES // self._row_values)
@@ -88,7 +90,9 @@ class GgufTensor:
         flat[:] = whole[skipped : skipped + flat.size]
 
     def _forget(self) -> None:
-        """Let go of the mapped pages, which would else count as memory of this process (they stay in the page cache)."""
+        """Let go of the mapped pages, which would else count as memory of this process (they stay in the page
+        cache).
+        """
         mapped = self._buffer.obj
         if isinstance(mapped, mmap.mmap) and hasattr(mapped, "madvise"):
             begin = self._info.offset // mmap.PAGESIZE * mmap.PAGESIZE

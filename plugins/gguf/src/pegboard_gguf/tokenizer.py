@@ -18,7 +18,9 @@ from pegboard_gguf.vocabulary import Vocabulary, read_vocabulary
 
 
 def tokenizer_files(container: Container) -> dict[str, bytes]:
-    """Return the files by name. Raises ModelError when the file's tokenizer is missing, damaged or of an unknown kind."""
+    """Return the files by name. Raises ModelError when the file's tokenizer is missing, damaged or of an unknown
+    kind.
+    """
     metadata = container.metadata
     vocabulary = read_vocabulary(metadata)
     kind = metadata.text("tokenizer.ggml.model")

@@ -19,7 +19,9 @@ _ROLES = {
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """tokens[i] is the text of id i, kinds[i] its kind (one of the constants above); roles maps `bos_token` … to an id."""
+    """tokens[i] is the text of id i, kinds[i] its kind (one of the constants above); roles maps `bos_token` … to
+    an id.
+    """
 
     tokens: list[str]
     kinds: list[int]

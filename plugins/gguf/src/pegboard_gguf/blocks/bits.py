@@ -26,7 +26,8 @@ def bits(packed: np.ndarray) -> np.ndarray:
 
 
 def planes(packed: np.ndarray, *, width: int, step: int) -> np.ndarray:
-    """Unpack values of `step` bits that lie in planes: bytes in runs of `width`, of each run first all lowest values, then the next.
+    """Unpack values of `step` bits that lie in planes: bytes in runs of `width`, of each run first all lowest
+    values, then the next.
 
     packed: [n, k] uint8. Returns [n, k * 8 / step] uint8.
     """

@@ -1,4 +1,5 @@
-"""Super-blocks of 256 values that are rows of a grid, with signs beside them: IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S.
+"""Super-blocks of 256 values that are rows of a grid, with signs beside them: IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS,
+IQ2_S, IQ3_XXS, IQ3_S.
 
 Byte layouts: IQ2_XXS d g[64]; IQ2_XS d q[64] s[32/4]; IQ2_S d q[32] v[32] h[8] s[8]; IQ3_XXS d q[64] g[32];
 IQ3_S d q[64] h[8] v[32] s[4]; IQ1_S d q[32] h[16]; IQ1_M q[32] h[16] s[8].
@@ -18,7 +19,9 @@ _DELTA = np.float32(0.125)
 
 
 def iq2_xxs(blocks: np.ndarray, out: np.ndarray) -> None:
-    """8 groups of 32, 8 bytes each: 4 grid indices, then 4 sign indices of 7 bits and a scale of 4: d * (s + 1/2) / 4."""
+    """8 groups of 32, 8 bytes each: 4 grid indices, then 4 sign indices of 7 bits and a scale of 4: d * (s + 1/2)
+    / 4.
+    """
     pairs = words(blocks, 2, 66, "<u4").reshape(-1, 8, 2)
     index = np.ascontiguousarray(pairs[:, :, 0]).view(np.uint8)
     scales = half(blocks, 0) * ((pairs[:, :, 1] >> 28).astype(np.float32) + 0.5) * np.float32(0.25)
@@ -53,7 +56,9 @@ def iq3_s(blocks: np.ndarray, out: np.ndarray) -> None:
 
 
 def iq1_s(blocks: np.ndarray, out: np.ndarray) -> None:
-    """8 groups of 32: d * (2 s + 1) * (row +- 1/8); h holds 4 index tops of 3 bits, s of 3 and the sign of the shift."""
+    """8 groups of 32: d * (2 s + 1) * (row +- 1/8); h holds 4 index tops of 3 bits, s of 3 and the sign of the
+    shift.
+    """
     high = words(blocks, 34, 50, "<u2")
     scales = half(blocks, 0) * (2 * (high >> 12 & 7) + 1).astype(np.float32)
     shift = np.where(high & 0x8000, -_DELTA, _DELTA)
@@ -62,7 +67,9 @@ def iq1_s(blocks: np.ndarray, out: np.ndarray) -> None:
 
 
 def iq1_m(blocks: np.ndarray, out: np.ndarray) -> None:
-    """16 groups of 16: d * (2 s + 1) * (row +- 1/8); the float16 d lies in the top 4 bits of the four 16-bit scale words."""
+    """16 groups of 16: d * (2 s + 1) * (row +- 1/8); the float16 d lies in the top 4 bits of the four 16-bit scale
+    words.
+    """
     packed = words(blocks, 48, 56, "<u2")
     tops = (packed >> 12) << np.array([0, 4, 8, 12], np.uint16)
     d = np.bitwise_or.reduce(tops, axis=1, keepdims=True).astype("<u2").view("<f2").astype(np.float32)
@@ -80,7 +87,9 @@ def _signed(
     scales: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """out = scale * row * sign. index: [n, 256 / row length]; sign_index: [n, 32], each for 8 values; scales: [n, groups]."""
+    """out = scale * row * sign. index: [n, 256 / row length]; sign_index: [n, 32], each for 8 values; scales: [n,
+    groups].
+    """
     rows.take(index, axis=0, out=out.reshape(*index.shape, rows.shape[1]), mode="clip")
     eights = out.reshape(-1, 32, 8)
     eights *= sign_rows[sign_index]

@@ -1,4 +1,5 @@
-"""Super-blocks of 256 values: Q2_K to Q6_K. Each holds 8 or 16 groups with small scales of their own under float16 scales.
+"""Super-blocks of 256 values: Q2_K to Q6_K. Each holds 8 or 16 groups with small scales of their own under float16
+scales.
 
 Byte layouts: Q2_K s[16] q[64] d m; Q3_K h[32] q[64] s[12] d; Q4_K d m s[12] q[128]; Q5_K d m s[12] h[32] q[128];
 Q6_K l[128] h[64] s[16] d.
@@ -19,7 +20,9 @@ def q2_k(blocks: np.ndarray, out: np.ndarray) -> None:
 
 
 def q3_k(blocks: np.ndarray, out: np.ndarray) -> None:
-    """16 groups of 16: d * (s - 32) * (q - 4), where bit 2 of q is in h, value i of 32 planes in bit i // 32 of byte i % 32."""
+    """16 groups of 16: d * (s - 32) * (q - 4), where bit 2 of q is in h, value i of 32 planes in bit i // 32 of
+    byte i % 32.
+    """
     low = planes(blocks[:, 32:96], width=32, step=2)
     high = planes(blocks[:, :32], width=32, step=1)
     packed = blocks[:, 96:108]
@@ -65,8 +68,8 @@ def _affine(values: np.ndarray, scales: np.ndarray, minima: np.ndarray, out: np.
 def _six_bit_pairs(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Unpack 8 scales and 8 minima of 6 bits from 12 bytes, [n, 8] each.
 
-    Of the first four, byte i has scale i and byte 4 + i minimum i in its low 6 bits. Of the last four, byte 8 + i has the
-    low 4 bits of scale and minimum 4 + i, whose high 2 bits are the top of bytes i and 4 + i.
+    Of the first four, byte i has scale i and byte 4 + i minimum i in its low 6 bits. Of the last four, byte 8 + i
+    has the low 4 bits of scale and minimum 4 + i, whose high 2 bits are the top of bytes i and 4 + i.
     """
     first, second, third = packed[:, :4], packed[:, 4:8], packed[:, 8:]
     scales = np.concatenate((first & 63, (third & 15) | (first >> 6) << 4), axis=1)

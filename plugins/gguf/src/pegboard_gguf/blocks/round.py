@@ -1,7 +1,8 @@
 """Blocks of 32 values with one scale: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0.
 
 Byte layouts: Q4_0 d q[16]; Q4_1 d m q[16]; Q5_0 d h[4] q[16]; Q5_1 d m h[4] q[16]; Q8_0 d q[32].
-d and m are float16. Value i < 16 is the low half of q[i], value i + 16 its high half; bit i of h is the fifth bit of value i.
+d and m are float16. Value i < 16 is the low half of q[i], value i + 16 its high half; bit i of h is the fifth bit
+of value i.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Ternary and 4-bit floating-point blocks: TQ1_0, TQ2_0, MXFP4, NVFP4, and the 4-bit tables IQ4_NL and IQ4_XS.
 
-Byte layouts: TQ1_0 q[48] h[4] d; TQ2_0 q[64] d; MXFP4 e q[16]; NVFP4 s[4] q[32]; IQ4_NL d q[16]; IQ4_XS d h[2] l[4] q[128].
+Byte layouts: TQ1_0 q[48] h[4] d; TQ2_0 q[64] d; MXFP4 e q[16]; NVFP4 s[4] q[32]; IQ4_NL d q[16]; IQ4_XS d h[2]
+l[4] q[128].
 """
 
 from __future__ import annotations
