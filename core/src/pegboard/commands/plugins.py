@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +13,9 @@ from pegboard.cli import LazyGroup
 from pegboard.errors import PluginError, nearest
 from pegboard.plugins.groups import GROUPS
 from pegboard.plugins.index import PluginRecord, scan
+
+if TYPE_CHECKING:
+    from pegboard.plugins.load import Registry
 
 
 @click.group(cls=LazyGroup, prefix="plugins.")
@@ -32,18 +37,103 @@ def list_plugins(kind: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(record) for record in records], indent=2))
     elif records:
-        click.echo(table(records))
+        rows = [(r.kind, r.name, r.dist, r.version, r.status, r.reason or r.summary) for r in records]
+        click.echo(table(("KIND", "NAME", "DISTRIBUTION", "VERSION", "STATUS", "SUMMARY"), rows))
     else:
         click.echo("no plugin is installed" if kind is None else f"no plugin of kind {kind} is installed")
     for problem in index.problems:
         click.echo(f"warning: {problem}", err=True)
 
 
-def table(records: list[PluginRecord]) -> str:
-    """Return the records as aligned columns; a reason takes the place of the summary."""
-    head = ("KIND", "NAME", "DISTRIBUTION", "VERSION", "STATUS", "SUMMARY")
-    rows = [head, *((r.kind, r.name, r.dist, r.version, r.status, r.reason or r.summary) for r in records)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head) - 1)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
-    )
+@plugins.command("show")
+@click.argument("name")
+@click.option("--kind", help="Of this kind only, where several kinds have the name.")
+@click.option("--schema", is_flag=True, help="Print the JSON schema of its options.")
+def show(name: str, kind: str | None, schema: bool) -> None:
+    """Show the front doors of the plugins called NAME (or DISTRIBUTION:NAME, or all of a distribution)."""
+    from pegboard.plugins.load import Registry
+
+    registry = Registry.discover()
+    found = find(registry, name, kind)
+    if schema:
+        schemas = {f"{r.kind} {r.name}": registry.schema(r.kind, r.identity) for r in found}
+        click.echo(json.dumps({k: m.model_json_schema() if m else None for k, m in schemas.items()}, indent=2))
+        return
+    for number, record in enumerate(found):
+        click.echo(("\n" if number else "") + describe(registry, record))
+
+
+@plugins.command("check")
+@click.argument("name", required=False)
+@click.option("--kind", help="Only plugins of this kind.")
+@click.option("--timeout", default=60.0, show_default=True, help="Seconds that one plugin may take.")
+def check(name: str | None, kind: str | None, timeout: float) -> None:
+    """Import each plugin (or those called NAME) in a process of its own and report which work."""
+    from pegboard.plugins.check import check_all
+    from pegboard.plugins.load import Registry
+
+    registry = Registry.discover()
+    records = find(registry, name, kind) if name else registry.records(kind)
+    trials = check_all(records, timeout=timeout)
+    if trials:
+        rows = [(t.kind, t.name, t.dist, t.status, t.reason) for t in trials]
+        click.echo(table(("KIND", "NAME", "DISTRIBUTION", "RESULT", "REASON"), rows))
+    bad = [t for t in trials if t.status not in ("ok", "blocked")]
+    if bad:
+        raise PluginError(
+            f"{len(bad)} of {len(trials)} plugins cannot be used: {', '.join(f'{t.dist}:{t.name}' for t in bad)}",
+            fix="the reasons stand above; upgrade, re-install or uninstall them",
+        )
+
+
+def find(registry: Registry, name: str, kind: str | None) -> list[PluginRecord]:
+    """Return the records that `name` means. Raises PluginError when there is none."""
+    records = registry.records(kind)
+    found = [record for record in records if record.matches(name)]
+    if not found:
+        known = {text for record in records for text in (record.name, record.dist)}
+        raise PluginError(
+            f"no installed plugin is called {name!r}{nearest(name, known)}",
+            fix="`peg plugins list` shows what is installed",
+        )
+    return found
+
+
+def describe(registry: Registry, record: PluginRecord) -> str:
+    """Return a plugin's record and, where it can be opened, its front door, for people."""
+    lines = [
+        f"{record.kind} {record.name}",
+        f"  distribution  {record.dist} {record.version}",
+        f"  summary       {record.summary}",
+        f"  front door    {record.value}",
+    ]
+    try:
+        spec = registry.spec(record.kind, record.identity)
+    except PluginError as error:
+        state = next(r for r in registry.records(record.kind) if r.identity == record.identity)
+        return "\n".join([*lines, f"  status        {state.status}: {error.message}", f"  fix           {error.fix}"])
+    lines += [
+        f"  status        {record.status}{': ' + record.reason if record.reason else ''}",
+        f"  target        {spec.target}",
+        f"  interface     {spec.interface}",
+        f"  options       {spec.schema or 'none'}",
+        f"  priority      {spec.priority}",
+    ]
+    if spec.probe:
+        lines.append(f"  probe         {spec.probe}")
+    lines += [f"  {key:12}  {_short(value)}" for key, value in spec.capabilities.items()]
+    return "\n".join(lines)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return aligned columns; the last one is as long as it likes."""
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head) - 1)]
+    lines = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
+        for row in (head, *rows)
+    ]
+    return "\n".join(lines)
+
+
+def _short(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

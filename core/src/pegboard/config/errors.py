@@ -18,7 +18,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class SectionError(ValueError):
-    """Carries what is wrong inside a plugin section out through pydantic, so that all sections are reported together.
+    """Carries what is wrong inside a plugin section out through pydantic, so that all are reported together."""
 
     def __init__(
         self, cause: PegboardError | ValidationError, schema: type[BaseModel] | None = None, what: str = ""

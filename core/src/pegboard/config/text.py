@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -34,8 +34,8 @@ _RESOLVERS = (
 class _Loader(yaml.SafeLoader):
     """SafeLoader narrowed to JSON values."""
 
-    yaml_implicit_resolvers: dict[Any, Any] = {}
-    yaml_constructors: dict[Any, Any] = {}
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
+    yaml_constructors: ClassVar[dict[Any, Any]] = {}
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -77,7 +77,9 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """SafeDumper that also quotes what only our reader would take for a number."""
 
-    yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeDumper.yaml_implicit_resolvers.items()}
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {
+        key: list(value) for key, value in yaml.SafeDumper.yaml_implicit_resolvers.items()
+    }
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -118,7 +120,12 @@ def parse_value(text: str, where: str) -> Any:
 
 def dump_config(config: Mapping[str, Any]) -> str:
     """Return a resolved config as YAML text that loads to an equal value."""
-    return yaml.dump(_escape(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return dump_tree(_escape(config))
+
+
+def dump_tree(tree: Mapping[str, Any]) -> str:
+    """Return a composed config as YAML text, its references and `???` as they are."""
+    return yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _parse(text: str, where: str) -> Any:

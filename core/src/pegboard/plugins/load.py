@@ -55,7 +55,7 @@ class Registry:
         return cls(Index(tuple(find_conflicts(records))), doors)
 
     def without(self, disabled: Iterable[str]) -> Registry:
-        """Return a registry of the same scan in which `disabled` (names, distributions or dist:name) are blocked too.
+        """Return a registry of the same scan in which `disabled` (names, distributions or dist:name) are blocked too."""
         return Registry(apply_lists(self._index, disabled=disabled), self._specs)
 
     @property
