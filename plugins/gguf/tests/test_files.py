@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pegboard.errors import ModelError
+from pegboard_gguf.container import parse
 from pegboard_gguf.files import GgufFiles, GgufFormat
 from pegboard_gguf.rope import factors_to_llama3
 
@@ -151,6 +154,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown tensor": ({"extra_tensors": {"blk.0.extra.weight": np.ones(4, np.float32)}}, "blk.0.extra.weight"),
     "more layers": ({"extra_pairs": [("llama.block_count", U32, 4_000_000_000)]}, "4000000000 layers"),
     "wrong width": ({"extra_pairs": [("llama.feed_forward_length", U32, 128)]}, "gate_proj"),
+    "a part": ({"extra_pairs": [("split.count", U32, 3)]}, "one of 3 parts"),
     "experts": ({"extra_pairs": [("llama.expert_count", U32, 8)]}, "mixture of 8 experts"),
     "uneven heads": (
         {"extra_pairs": [("llama.attention.head_count_kv", ARRAY, (I32, [2, 4]))]},
@@ -194,3 +198,25 @@ def test_a_missing_file_and_writing_are_refused(tmp_path: Path) -> None:
         GgufFormat().open(str(tmp_path / "none.gguf"))
     with pytest.raises(ModelError, match="not write"):
         GgufFormat().write(tmp_path / "out", {}, [], {})
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_model_is_refused_or_opened(make_model: Make, data: st.DataObject) -> None:
+    factors = _published_factors(16, 500000.0, 8.0, 1.0, 4.0, 8192).astype(np.float32)
+    sound = make_model("llama", extra_tensors={"rope_freqs.weight": factors}, tied=True)[0]
+    header = parse(sound).data_start
+    damaged = bytearray(sound)
+    # The end of the file holds the rotary factors, which are read on opening.
+    at = data.draw(st.one_of(st.integers(0, header - 1), st.integers(len(sound) - 32, len(sound) - 1)))
+    piece = data.draw(
+        st.one_of(st.binary(min_size=1, max_size=8), st.sampled_from([b"\xff" * 8, bytes(8), b"\0\0\xc0\x7f"]))
+    )
+    damaged[at : at + len(piece)] = piece
+    try:
+        files = GgufFiles("damaged.gguf", parse(bytes(damaged)))
+        assert files.files and files.generation_config is not None and files.fingerprint()
+    except ModelError:
+        return
+    for tensor in files.tensors.values():
+        assert tensor.load().shape == tensor.shape

@@ -69,4 +69,8 @@ class GgufFormat(ModelFormat):
         path = Path(location).expanduser()
         if not path.is_file():
             raise ModelError(f"there is no file {location}", fix="check the path")
-        return GgufFiles(location, open_container(path))
+        container = open_container(path)
+        parts = container.metadata.integer("split.count")
+        if parts is not None and parts > 1:
+            raise ModelError(f"{location} is one of {parts} parts of a model", fix="merge them into one file first")
+        return GgufFiles(location, container)

@@ -69,7 +69,8 @@ def factors_to_llama3(
     """Return the Llama 3.1 scaling whose factors these are, or None when all are 1.
 
     Only the ratios original / low and original / high can be told from the factors, so `original` is taken as
-    given; 1 and 4, as published, are tried before fitting them. Raises ModelError when no scaling of this form gives these factors.
+    given; 1 and 4, as published, are tried before fitting them. Raises ModelError when no scaling of this form
+    gives these factors.
     """
     if factors.shape != (head_dim // 2,):
         raise ModelError(f"{where}: {FACTORS} has shape {factors.shape}; expected ({head_dim // 2},)")
