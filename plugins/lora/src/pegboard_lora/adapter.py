@@ -1,0 +1,149 @@
+"""The adapters `lora` and `dora`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pegboard.errors import ConfigError, ModelError
+from pegboard.interfaces.adapter import Adapter
+from pegboard_lora.files import peft_config, peft_names
+from pegboard_lora.layers import DoraLinear, LoraLinear
+from pegboard_lora.options import LoraOptions
+from pegboard_lora.targets import adaptable, select
+
+
+class LoraAdapter(Adapter):
+    """Low-rank additions to linear layers (arXiv:2106.09685)."""
+
+    layer: ClassVar[type[LoraLinear]] = LoraLinear
+
+    def __init__(self, options: LoraOptions | None = None) -> None:
+        self.options = options or LoraOptions()
+        self._names: list[str] = []
+
+    def attach(self, model: nn.Module) -> list[str]:
+        """Swap the targeted linear layers for adapted ones, freeze the rest, and return the adapted modules' names."""
+        modules = adaptable(model)
+        names = select(list(modules), self.options.targets)
+        if not self.layer.additive:
+            _require_weights({name: modules[name] for name in names}, "DoRA")
+        model.requires_grad_(False)
+        dtype = getattr(torch, self.options.dtype)
+        for name in names:
+            adapted = self.layer(
+                modules[name],
+                self.options.rank_of(name),
+                self.options.scaling_of(name),
+                dropout=self.options.dropout,
+                dtype=dtype,
+            )
+            _put(model, name, adapted)
+        self._names = names
+        return names
+
+    def initialise(self, model: nn.Module, *, seed: int, dtype: torch.dtype) -> None:
+        """Give the parameters their first values. `dtype` is the model's; the adapter's own is its option."""
+        generator = torch.Generator().manual_seed(seed)
+        for _, module in sorted(_adapted(model).items()):
+            module.reset(device=_device(module.base), init=self.options.init, generator=generator)
+
+    def tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return the parameters under PEFT's names, sharing memory with the model's."""
+        return {name: parameter.detach() for name, parameter in _parameters(model).items()}
+
+    @torch.no_grad()
+    def load(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Copy parameters named as in `tensors`; parameters without storage get it beside their base weight."""
+        expected = _parameters(model)
+        problems = [f"missing: {name}" for name in expected if name not in tensors]
+        problems += [f"unexpected: {name}" for name in tensors if name not in expected]
+        problems += [
+            f"wrong shape: {name} is {list(tensors[name].shape)}, expected {list(parameter.shape)}"
+            for name, parameter in expected.items()
+            if name in tensors and tensors[name].shape != parameter.shape
+        ]
+        if problems:
+            shown = "\n  ".join(problems[:20])
+            more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+            raise ModelError(
+                f"the adapter's tensors do not fit the model:\n  {shown}{more}",
+                fix="use the rank and targets of adapter_config.json, and the base model that it names",
+            )
+        for module_name, module in _adapted(model).items():
+            for name, attribute in peft_names(module_name, magnitude=isinstance(module, DoraLinear)).items():
+                parameter = getattr(module, attribute)
+                if parameter.is_meta:
+                    parameter = nn.Parameter(torch.empty_like(parameter, device=_device(module.base)))
+                    setattr(module, attribute, parameter)
+                parameter.copy_(tensors[name])
+
+    def config(self, base: str) -> dict[str, Any]:
+        """Return the content of PEFT's adapter_config.json."""
+        return peft_config(self.options, base, self._names, dora=self.layer is DoraLinear)
+
+    def merge(self, model: nn.Module) -> None:
+        """Write the adapted weights into the base's memory and put the plain modules back."""
+        adapted = _adapted(model)
+        _require_weights({name: module.base for name, module in adapted.items()}, "merging")
+        for name, module in adapted.items():
+            _put(model, name, module.merge())
+
+    @contextmanager
+    def disabled(self, model: nn.Module) -> Iterator[None]:
+        """Switch the adapted modules off, and back to what each was at the end."""
+        modules = list(_adapted(model).values())
+        before = [module.enabled for module in modules]
+        for module in modules:
+            module.enabled = False
+        try:
+            yield
+        finally:
+            for module, enabled in zip(modules, before, strict=True):
+                module.enabled = enabled
+
+
+class DoraAdapter(LoraAdapter):
+    """LoRA on the direction of each weight row, beside a trained magnitude (arXiv:2402.09353)."""
+
+    layer = DoraLinear
+
+
+def _adapted(model: nn.Module) -> dict[str, LoraLinear]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+
+
+def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {
+        name: getattr(module, attribute)
+        for module_name, module in _adapted(model).items()
+        for name, attribute in peft_names(module_name, magnitude=isinstance(module, DoraLinear)).items()
+    }
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, module)
+
+
+def _device(base: nn.Module) -> torch.device:
+    tensors = [*base.parameters(), *base.buffers()]
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def _require_weights(modules: Mapping[str, nn.Module], what: str) -> None:
+    for name, module in modules.items():
+        weight = getattr(module, "weight", None)
+        if (
+            not isinstance(weight, Tensor)
+            or not weight.is_floating_point()
+            or weight.shape != (module.out_features, module.in_features)
+        ):
+            raise ConfigError(
+                f"{what} needs full-precision weights, but {name} is a {type(module).__name__}",
+                fix="drop the quantizer, or use `adapter.use=lora` without merging",
+            )
