@@ -164,6 +164,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "partial rotary": ({"extra_pairs": [("llama.rope.dimension_count", U32, 8)]}, "dimension_count is 8"),
     "odd rope factors": ({"extra_tensors": {"rope_freqs.weight": np.arange(1, 9, dtype=np.float32)}}, "rope_freqs"),
     "short rope factors": ({"extra_tensors": {"rope_freqs.weight": np.ones(4, np.float32)}}, "expected \\(8,\\)"),
+    "negative base": ({"extra_pairs": [("llama.rope.freq_base", F32, -2.0)]}, "freq_base is -2.0"),
+    "negative factor": (
+        {"extra_pairs": [("llama.rope.scaling.type", STRING, "linear"), ("llama.rope.scaling.factor", F32, -2.0)]},
+        "factor is -2.0",
+    ),
     "unknown scaling": (
         {"extra_pairs": [("llama.rope.scaling.type", STRING, "odd"), ("llama.rope.scaling.factor", F32, 2.0)]},
         "scaling.type is 'odd'",

@@ -28,6 +28,8 @@ def model_config(container: Container) -> dict[str, Any]:
     kv_heads = _uniform(metadata, f"{prefix}.attention.head_count_kv", default=heads)
     head_dim = _head_dim(metadata, prefix, hidden, heads)
     theta = metadata.number(f"{prefix}.rope.freq_base") or 10000.0
+    if theta <= 1:
+        raise ModelError(f"{container.where}: {prefix}.rope.freq_base is {theta}; expected more than 1, usually 10000")
     config: dict[str, Any] = {
         "architectures": [class_name],
         "model_type": model_type,

@@ -31,6 +31,8 @@ def rope_scaling(container: Container, prefix: str, head_dim: int, theta: float)
         kind = "linear" if factor is not None and kind == "none" else kind
     if kind == "none" or factor is None or factor == 1.0:
         return None
+    if factor <= 0:
+        raise ModelError(f"{container.where}: {prefix}.rope.scaling.factor is {factor}; expected a positive number")
     if kind == "linear":
         return {"rope_type": "linear", "factor": factor}
     if kind == "yarn":
