@@ -109,7 +109,7 @@ class AttentionInputs:
     block_table: [N] lists of page numbers, page j of a row holds tokens j * page_size …; None without a cache.
     slot_mapping: [T] position of each new token in the cache, page * page_size + offset; None without a cache.
     num_decodes: the first `num_decodes` sequences have one new token each.
-    pad_to: number of sequences of a static (captured) batch, or None.
+    pad_to, pad_pages: sequences, and pages of each, of a static (captured) decode batch; None for a batch planned for itself.
     """
 
     query_lens: Sequence[int]
@@ -118,6 +118,7 @@ class AttentionInputs:
     slot_mapping: Tensor | None = None
     num_decodes: int = 0
     pad_to: int | None = None
+    pad_pages: int | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -150,7 +151,7 @@ class ForwardContext:
     adapter_slots: [T] int64, which loaded adapter each row uses (-1: none); None when all rows use the model as built.
     logits_indices: [M] int64 rows whose logits are wanted; None for all.
     spans: rows whose input embeddings come from outside.
-    rope: (cos, sin) pairs, each [T, rotary_dim], one per rotary table of the model; set by the model before its first layer.
+    rope: (cos, sin) pairs, each [T, 1, rotary_dim] and sin with its first half negated, one per rotary table of the model; set by the model before its first layer.
     """
 
     positions: Tensor
@@ -198,6 +199,7 @@ class Batch:
     input_ids: [T] int64. positions: [T] int64, restarting at each sequence.
     targets: [T] int64, targets[t] is the id that row t must predict, or -100 where no loss counts (the last row of a sequence always).
     seq_lens: [N] lengths on the host, sum == T.
+    target_rows: [M] int64, the rows whose targets are not -100, found on the host while packing so that no device has to count.
     extras: tensors or lists that an objective needs beside them.
     """
 
@@ -205,6 +207,7 @@ class Batch:
     positions: Tensor
     targets: Tensor
     seq_lens: list[int]
+    target_rows: Tensor
     extras: dict[str, Any] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
@@ -217,6 +220,7 @@ class Batch:
             self.positions.to(device, non_blocking=True),
             self.targets.to(device, non_blocking=True),
             self.seq_lens,
+            self.target_rows.to(device, non_blocking=True),
             moved,
         )
 

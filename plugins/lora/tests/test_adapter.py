@@ -206,9 +206,8 @@ def test_dropout_in_training_only(kind: type[LoraAdapter]) -> None:
     module.train()
     drawn = torch.stack([module(x) for _ in range(30)]).detach()
     assert not torch.equal(drawn[0], drawn[1])
-    # The mask has expectation 1, and the output is linear in the masked input.
-    error = (drawn.mean(0) - exact).abs().mean() / exact.abs().mean()
-    assert error < 0.1 and error < 0.3 * (drawn[0] - exact).abs().mean() / exact.abs().mean()
+    # The mask has expectation 1 and the output is linear in it, so the error of a mean of 30 falls by sqrt(30) = 5.5.
+    assert (drawn.mean(0) - exact).abs().mean() < 0.25 * (drawn[0] - exact).abs().mean()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -36,7 +36,7 @@ def test_target_without_module_is_refused(targets: str | list[str]) -> None:
 
 
 def test_nearest_name_is_offered() -> None:
-    with pytest.raises(ConfigError, match="'q_prj' .did you mean 'q_proj'"):
+    with pytest.raises(ConfigError, match=r"'q_prj' .did you mean 'q_proj'"):
         select(NAMES, ["q_prj"])
 
 

@@ -79,7 +79,9 @@ def validate(recipe: str, name: str | None, overrides: tuple[str, ...]) -> None:
 @click.argument("name")
 @click.argument("target", required=False, type=click.Path(path_type=Path))
 def copy(recipe: str, name: str, target: Path | None) -> None:
-    """Copy a config of RECIPE to TARGET (default: RECIPE-NAME.yaml here) to make it yours; what it extends stays with the recipe."""
+    """Copy a config of RECIPE to TARGET (default: RECIPE-NAME.yaml here) to make it yours;
+    what it extends stays with the recipe.
+    """
     from pegboard.config.compose import find_config
 
     source = find_config(_folder(_registry(), recipe), name, Path.cwd())

@@ -83,7 +83,8 @@ def _devices(registry: Registry, problems: list[str]) -> list[str]:
             lines.append(f"{record.name}: failed")
             continue
         lines += [
-            f"{record.name}:{d.index} {d.name}, {d.available_memory / 2**30:.1f} of {d.total_memory / 2**30:.1f} GiB available"
+            f"{record.name}:{d.index} {d.name}, "
+            f"{d.available_memory / 2**30:.1f} of {d.total_memory / 2**30:.1f} GiB available"
             for d in found
         ] or [f"{record.name}: no device"]
     if not registry.records("platform"):

@@ -1,54 +1,57 @@
-"""Configuration: YAML files with `extends:`, `${...}` and `key=value` overrides, checked by pydantic; a plugin checks its own part.
+"""Configuration: YAML files, `key=value` overrides, and validation in which a plugin checks its own part.
 
 For the author of a recipe
 --------------------------
-`RecipeSpec.schema` names a pydantic model of the whole config. It forbids unknown keys, and a field that holds a plugin's choice
-is annotated with `PluginSection`:
+`RecipeSpec.schema` names a pydantic model of the whole config. It forbids unknown keys, and a field that holds the choice
+of a plugin is annotated with `PluginSection`:
+
+    class ModelSection(PathSection):         # a bare string is its `path`
+        dtype: str = "auto"
 
     class SftConfig(BaseModel):
         model_config = ConfigDict(extra="forbid")
 
-        model: ModelSection                                                     # a `PathSection`: a bare string is its `path`
+        model: ModelSection
         data: Annotated[Choice, PluginSection("source", default="jsonl", bare="path")]
-        optimizer: Annotated[Choice, PluginSection("optimizer")]                # a bare string is its `use`
-        adapter: Annotated[Choice, PluginSection("adapter")] | None = None      # `adapter: null` or `~adapter` for none
-        loggers: list[Annotated[Choice, PluginSection("logger")]] = []          # [console, {use: jsonl, every: 10}]
-        rewards: dict[str, Annotated[Choice, PluginSection("reward")]] = {}     # by name or by role
-
-    class ModelSection(PathSection):
-        dtype: str = "auto"
+        optimizer: Annotated[Choice, PluginSection("optimizer")]  # a bare string is its `use`
+        adapter: Annotated[Choice, PluginSection("adapter")] | None = None
+        loggers: list[Annotated[Choice, PluginSection("logger")]] = []
+        rewards: dict[str, Annotated[Choice, PluginSection("reward")]] = {}
 
 `load_config` returns plain JSON values (dict, list, str, int, float, bool, None). Every plugin section comes back as
 `{"use": NAME, **options}`, the options validated and completed with the defaults of the plugin's own schema, so that
 
     registry.create("optimizer", config["optimizer"])
 
-needs nothing else, and so that the dumped file re-runs exactly. `SftConfig.model_validate(config)` on the returned value gives the
-typed form back (plugin sections are then dicts that are taken as they are). Two keys belong to the core and must not be in the
-schema: `extends` (gone after loading) and `plugins` (`plugins: {disabled: [NAME, ...]}`; kept in the returned value only when it
-is set).
+needs nothing else, and so that the dumped file re-runs exactly. `SftConfig.model_validate(config)` on the returned value
+gives the typed form back; plugin sections are then dicts that are taken as they are. A default of a plugin section is
+validated only with `Field(validate_default=True)`; better to put it into `configs/default.yaml`.
+
+Two keys belong to the core and must not be in the schema: `extends` (gone after loading) and `plugins`
+(`plugins: {disabled: [NAME, ...]}`; kept in the returned value only when it is set).
 
 For the author of a plugin
 --------------------------
-`PluginSpec.schema` is a pydantic model with `extra="forbid"` of the keys beside `use`; its module should not import torch. The
-implementation is called with an instance of that model as its only argument, or without argument when there is no schema.
+`PluginSpec.schema` is a pydantic model with `extra="forbid"` of the keys beside `use`; its module should not import torch.
+The implementation is called with an instance of that model as its only argument, without argument when there is none.
 
 For the author of a config
 --------------------------
-- `extends: default` or `extends: [default, ./mine.yaml]`: other configs of the same recipe by name, or files (relative to this file).
-  Later ones win over earlier ones, this file over all of them.
-- Mappings merge, lists and values replace. A section that names another `use` starts afresh: the options of one plugin are not
-  handed to another.
+- `extends: default` or `extends: [default, ./mine.yaml]`: other configs of the same recipe by name, or files relative to
+  this one. Later ones win over earlier ones, this file over all of them.
+- Mappings merge, lists and values replace. A section that names another `use` starts afresh: the options of one plugin
+  are not handed to another.
 - A bare string for a section is its `path` (`model`, `data`) or its `use` (all others), also where it meets a mapping:
   `data=pairs.jsonl` keeps the rest of `data`.
-- `use: module:Class` takes a class of yours, imported also from the working directory. It is called with the other keys as keyword
-  arguments, or, when it has a class attribute `schema` (a pydantic model), with an instance of that. `use: DISTRIBUTION:NAME` picks
-  one of two plugins that share a name.
-- `???` marks a value that must be given; all that are missing are named at once. `${batch.size}` refers to another value.
-- Overrides: `a.b=c`, `loggers.0.every=5`, `~key` deletes. A value is text unless it is a number, true, false or null, or starts
-  with `[`, `{`, `"` or `'` (then it is YAML).
+- `use: module:Class` takes a class of yours, imported also from the working directory. It is called with the other keys
+  as keyword arguments, or, when it has a class attribute `schema` (a pydantic model), with an instance of that.
+- `use: DISTRIBUTION:NAME` picks one of two plugins that share a name.
+- `???` marks a value that must be given; all that are missing are named at once. `${batch.size}` refers to another
+  value, and `\\${` stands for the characters.
+- Overrides: `a.b=c`, `loggers.0.every=5`, `~key` deletes. A value is text unless it is a number, true, false or null, or
+  starts with `[`, `{`, `"` or `'` (then it is YAML).
 
-Use: `load_config(registry, recipe, config=None, overrides=())`, `dump_config(config) -> str` (YAML text for the run folder).
+Use: `load_config(registry, recipe, config=None, overrides=())` and `dump_config(config) -> str` (YAML text).
 """
 
 from __future__ import annotations

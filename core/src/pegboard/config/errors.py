@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import types
+import inspect
 import typing
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -108,6 +108,6 @@ def keys_at(schema: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
     """Return the pydantic models of an annotation, through unions, containers and Annotated."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+    if inspect.isclass(annotation) and typing.get_origin(annotation) is None:
         return [annotation] if issubclass(annotation, BaseModel) else []
     return [model for argument in typing.get_args(annotation) for model in _models_in(argument)]

@@ -37,8 +37,8 @@ def load_config(
     """Return the resolved config of a recipe as plain JSON values.
 
     config: a config's name or file; None means `default`. Raises ConfigError naming every wrong or missing key at once.
-    `plugins.disabled` of the config is applied to what the sections may use; the caller applies it to its own registry with
-    `registry.without(disabled_plugins(config))`.
+    `plugins.disabled` of the config is applied to what the sections may use; the caller applies it to its own
+    registry with `registry.without(disabled_plugins(config))`.
     """
     spec = recipe_spec(registry, recipe)
     tree = compose(configs_folder(spec), config, overrides)

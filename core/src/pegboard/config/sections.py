@@ -25,8 +25,8 @@ class PluginSection:
 
     kind: a plugin kind. default: the plugin that is meant when the section does not say `use`.
     bare: the key that a bare string stands for, "use" or "path".
-    The value becomes {"use": NAME, **options}, options validated and completed by the plugin's own schema. Without a registry in the
-    validation context (`{"registry": registry}`) options are taken as they are.
+    The value becomes {"use": NAME, **options}, options validated and completed by the plugin's own schema. Without a
+    registry in the validation context (`{"registry": registry}`) options are taken as they are.
     """
 
     kind: str

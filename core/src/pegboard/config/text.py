@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from pegboard.errors import ConfigError
 
@@ -31,7 +31,7 @@ _RESOLVERS = (
 )
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """SafeLoader narrowed to JSON values."""
 
     yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
@@ -74,7 +74,7 @@ class _Loader(yaml.SafeLoader):
         raise yaml.constructor.ConstructorError(None, None, f"the tag {node.tag!r} is not allowed", node.start_mark)
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
     """SafeDumper that also quotes what only our reader would take for a number."""
 
     yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {
@@ -125,7 +125,8 @@ def dump_config(config: Mapping[str, Any]) -> str:
 
 def dump_tree(tree: Mapping[str, Any]) -> str:
     """Return a composed config as YAML text, its references and `???` as they are."""
-    return yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    text: str = yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return text
 
 
 def _parse(text: str, where: str) -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pegboard.nn.head import Head
     from pegboard.types import Batch, LossOutput
 
 
@@ -19,12 +20,8 @@ class Role(Protocol):
         """Return the last hidden states [T, H] of the batch, without gradient for a frozen role."""
 
     @property
-    def head(self) -> Callable[[Tensor], Tensor]:
-        """The output head: hidden states [M, H] to logits [M, V]."""
-
-    @property
-    def head_weight(self) -> Tensor:
-        """Weight of the head [V, H], for chunked losses that never build [T, V]."""
+    def head(self) -> Head:
+        """The output head, for the chunked losses of `pegboard.nn.loss`, which never build logits [T, V]."""
 
 
 class Objective(ABC):

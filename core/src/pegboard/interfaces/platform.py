@@ -55,8 +55,11 @@ class Platform(ABC):
     def attention_preference(self, phase: Phase, spec: AttentionSpec) -> tuple[str, ...]:
         """Return names of attention plugins for such layers in this phase, best first."""
 
-    def kernels(self) -> Mapping[str, Callable[..., Any]]:
-        """Return replacements for entries of `pegboard.ops`, by op name; read once when a model is built."""
+    def kernels(self, phase: Phase, dtype: torch.dtype, index: int = 0) -> Mapping[str, Callable[..., Any]]:
+        """Return replacements for entries of `pegboard.ops`, by op name; read once when a model is built.
+
+        Those for the phase "train" are differentiable wherever the replaced function is.
+        """
         return {}
 
     def configure(self, *, threads: int | None = None) -> None:

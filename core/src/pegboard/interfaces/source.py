@@ -20,3 +20,15 @@ class Source(ABC):
     @abstractmethod
     def describe(self, index: int) -> str:
         """Return where row `index` stands for an error message, such as "pairs.jsonl, line 1000"."""
+
+
+class IndexedSource(Source):
+    """A finite source whose rows can be read in any order: only such a one is shuffled, and split into training and validation."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    @abstractmethod
+    def row(self, index: int) -> Mapping[str, Any]:
+        """Return row `index`. Raises DataError naming file, line and field of a bad row."""

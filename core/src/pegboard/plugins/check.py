@@ -1,4 +1,4 @@
-"""Trying plugins, each in a child process with a time limit, so that one that hangs or crashes is reported like any other.
+"""Trying plugins in child processes with a time limit: one that hangs or crashes is reported like any other.
 
 `python -m pegboard.plugins.check KIND DIST:NAME` is the child; it prints one JSON object as its last line.
 """

@@ -52,7 +52,8 @@ class Choice:
 def choose(registry: Registry, kind: str) -> Choice:
     """Take the plugin of highest priority that is present. One that is present but broken stops the choice.
 
-    A plugin whose capabilities say {"host": true} is tried after all others, so that it is taken only where nothing better is.
+    A plugin whose capabilities say {"host": true} is tried after all others, so that it is taken only where nothing
+    better is.
     """
     fallen = {r.identity for r in registry.records(kind)}
     ranked = sorted(registry.candidates(kind), key=lambda pair: pair[1].capabilities.get("host") is True)
@@ -70,7 +71,7 @@ def choose(registry: Registry, kind: str) -> Choice:
         if probe.present and not probe.usable and not chosen:
             raise PluginError(
                 f"{kind} {record.name!r} is present but not usable: {probe.reason}",
-                fix=f"mend that, or choose by name what to use instead of it, or disable it: PEGBOARD_DISABLE_PLUGINS={record.dist}",
+                fix=f"mend that, or name another one, or disable this one: PEGBOARD_DISABLE_PLUGINS={record.dist}",
             )
         usable = probe.present and probe.usable
         verdict: Verdict = "available" if usable else "broken" if probe.present else "absent"

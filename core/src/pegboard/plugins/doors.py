@@ -47,7 +47,7 @@ def open_door(record: PluginRecord) -> PluginSpec:
     what = f"{record.kind} {record.name!r} of {record.dist}"
     fix = f"pip install --upgrade --force-reinstall {record.dist}; if that does not help, tell its authors"
     try:
-        spec = FrontDoor(record).extensions[0].plugin
+        spec: Any = FrontDoor(record).extensions[0].plugin
     except (Exception, SystemExit) as error:
         raise PluginError(
             f"{what}: its front door {record.value} fails: {type(error).__name__}: {error}", fix=fix
@@ -60,7 +60,8 @@ def open_door(record: PluginRecord) -> PluginSpec:
     if spec.interface != wanted:
         older = record.dist if spec.interface < wanted else "pegboard"
         raise IncompatiblePluginError(
-            f"{what} follows version {spec.interface} of the {record.kind} interface, pegboard {__version__} has version {wanted}",
+            f"{what} follows version {spec.interface} of the {record.kind} interface, "
+            f"pegboard {__version__} has version {wanted}",
             fix=f"pip install --upgrade {older}",
         )
     return spec

@@ -63,7 +63,7 @@ class HookSpecs:
         """A generation request came to its end."""
 
     @hookspec
-    def doctor(self) -> list[str]:
+    def doctor(self) -> list[str] | None:
         """Return lines for `peg doctor`, each what is wrong or worth knowing and how to mend it."""
 
 
@@ -121,6 +121,7 @@ class HookRelay:
             except Exception as error:
                 self._manager.unregister(implementation.plugin)
                 self._registry.warn_once(
-                    f"observer {implementation.plugin_name} raised in {hook} and is muted: {type(error).__name__}: {error}"
+                    f"observer {implementation.plugin_name} raised in {hook} and is muted: "
+                    f"{type(error).__name__}: {error}"
                 )
         return results

@@ -71,7 +71,8 @@ def scan(*, disabled: Iterable[str] = (), allowed: Iterable[str] | None = None) 
     """Scan the installed distributions.
 
     disabled: names, distributions or dist:name that are blocked, beside those of PEGBOARD_DISABLE_PLUGINS.
-    allowed: when given, everything else is blocked; the default is PEGBOARD_PLUGINS, where an empty value allows nothing.
+    allowed: when given, everything else is blocked; the default is PEGBOARD_PLUGINS, where an empty value allows
+    nothing.
     """
     records: list[PluginRecord] = []
     problems: list[str] = []
@@ -86,23 +87,39 @@ def scan(*, disabled: Iterable[str] = (), allowed: Iterable[str] | None = None) 
 
 
 def apply_lists(index: Index, *, disabled: Iterable[str] = (), allowed: Iterable[str] | None = None) -> Index:
-    """Return the index with allow-list and block-list applied, then conflicts among what is left found."""
-    blocks = [*_split(os.environ.get(BLOCK_VARIABLE, "")), *disabled]
+    """Return the index with allow-list and block-list applied, those of the environment included."""
+    env_blocks = _split(os.environ.get(BLOCK_VARIABLE, ""))
     if allowed is None and ALLOW_VARIABLE in os.environ:
         allowed = _split(os.environ[ALLOW_VARIABLE])
     allows = None if allowed is None else list(allowed)
-    records = [_listed(record, blocks, allows) for record in index.records]
-    known = index.records
     problems = [
         f"{variable} names {entry!r}, which is no installed plugin"
-        for variable, entries in (
-            (BLOCK_VARIABLE, _split(os.environ.get(BLOCK_VARIABLE, ""))),
-            (ALLOW_VARIABLE, allows or []),
-        )
+        for variable, entries in ((BLOCK_VARIABLE, env_blocks), (ALLOW_VARIABLE, allows or []))
         for entry in entries
-        if not any(record.matches(entry) for record in known)
+        if not any(record.matches(entry) for record in index.records)
     ]
-    return Index(tuple(find_conflicts(records)), (*index.problems, *(p for p in problems if p not in index.problems)))
+    if allows is not None:
+        reason = f"not in the allow-list ({ALLOW_VARIABLE})"
+        records = tuple(
+            record
+            if any(record.matches(entry) for entry in allows)
+            else replace(record, status="blocked", reason=reason)
+            for record in index.records
+        )
+        index = Index(records, index.problems)
+    return block(Index(index.records, (*index.problems, *problems)), [*env_blocks, *disabled])
+
+
+def block(index: Index, disabled: Iterable[str]) -> Index:
+    """Return the index with `disabled` blocked, then conflicts among what is left found."""
+    records = [
+        replace(record, status="blocked", reason=f"disabled as {entry!r} ({BLOCK_VARIABLE} or plugins.disabled)")
+        if (entry := next((e for e in entries if record.matches(e)), None)) is not None
+        else record
+        for entries in [list(disabled)]
+        for record in index.records
+    ]
+    return Index(tuple(find_conflicts(records)), index.problems)
 
 
 def find_conflicts(records: Iterable[PluginRecord]) -> Iterator[PluginRecord]:
@@ -214,19 +231,6 @@ def _incompatible(name: str, requirements: list[str]) -> str:
         if not requirement.specifier.contains(__version__, prereleases=True):
             return f"{name} needs pegboard{requirement.specifier}, this is pegboard {__version__}"
     return ""
-
-
-def _listed(record: PluginRecord, blocks: list[str], allows: list[str] | None) -> PluginRecord:
-    for entry in blocks:
-        if record.matches(entry):
-            return replace(
-                record,
-                status="blocked",
-                reason=f"disabled as {entry!r} by {BLOCK_VARIABLE} or the config's plugins.disabled",
-            )
-    if allows is not None and not any(record.matches(entry) for entry in allows):
-        return replace(record, status="blocked", reason=f"not in the allow-list of {ALLOW_VARIABLE}")
-    return record
 
 
 def _split(text: str) -> list[str]:

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from pegboard.errors import ConfigError, PluginError, nearest
 from pegboard.plugins.groups import GROUPS
-from pegboard.plugins.index import Index, PluginRecord, apply_lists, find_conflicts, scan
+from pegboard.plugins.index import (
+    ALLOW_VARIABLE,
+    BLOCK_VARIABLE,
+    Index,
+    PluginRecord,
+    Status,
+    block,
+    find_conflicts,
+    scan,
+)
 from pegboard.plugins.spec import PluginSpec
 
 if TYPE_CHECKING:
@@ -25,8 +34,8 @@ log = logging.getLogger("pegboard.plugins")
 class Registry:
     """The plugins of this process: an index, and the front doors that were opened so far.
 
-    Policy: a plugin that is asked for by name and cannot be had raises PluginError with cause and fix; one that is merely among
-    the candidates of a choice is passed by with one warning line.
+    Policy: a plugin that is asked for by name and cannot be had raises PluginError with cause and fix; one that is
+    merely among the candidates of a choice is passed by with one warning line.
     """
 
     def __init__(self, index: Index, specs: Mapping[tuple[str, str], PluginSpec] | None = None) -> None:
@@ -55,8 +64,9 @@ class Registry:
         return cls(Index(tuple(find_conflicts(records))), doors)
 
     def without(self, disabled: Iterable[str]) -> Registry:
-        """Return a registry of the same scan in which `disabled` (names, distributions or dist:name) are blocked too."""
-        return Registry(apply_lists(self._index, disabled=disabled), self._specs)
+        """Return a registry of the same scan that blocks `disabled` (names, distributions or dist:name) too."""
+        blocks = list(disabled)
+        return Registry(block(self._index, blocks), self._specs) if blocks else self
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -99,7 +109,7 @@ class Registry:
             try:
                 self._specs[key] = open_door(record)
             except PluginError as error:
-                status = "incompatible" if getattr(error, "incompatible", False) else "failed"
+                status: Status = "incompatible" if getattr(error, "incompatible", False) else "failed"
                 self._failures[key] = replace(record, status=status, reason=error.message)
                 raise
         return self._specs[key]
@@ -127,7 +137,7 @@ class Registry:
     def create(self, kind: str, choice: str | Mapping[str, Any]) -> Any:
         """Return an instance of the plugin that `choice` names.
 
-        choice: "NAME", or {"use": "NAME", **options}, or {"use": "module:Class", **options} for a class of the user's own.
+        choice: "NAME", or {"use": "NAME", **options}, or {"use": "module:Class", **options} for a user's own class.
         Raises ConfigError for wrong options, PluginError when the plugin cannot be had.
         """
         return self.resolve(kind, choice).create()
@@ -235,13 +245,13 @@ def _unknown(kind: str, name: str, names: list[str]) -> PluginError:
     guess = name.replace(".", "-").replace("_", "-")
     return PluginError(
         f"no installed plugin offers {kind} {name!r}{nearest(name, names)}; installed: {have}",
-        fix=f"correct the name, or install what offers it (Pegboard's own plugins are named like this: pip install pegboard-{guess})",
+        fix=f"correct the name, or install what offers it (Pegboard's own plugins: pip install pegboard-{guess})",
     )
 
 
 def _mend(record: PluginRecord) -> str:
     if record.status == "blocked":
-        return "take it off the block-list (PEGBOARD_DISABLE_PLUGINS, plugins.disabled) or put it on the allow-list (PEGBOARD_PLUGINS)"
+        return f"take it off the block-list ({BLOCK_VARIABLE}, plugins.disabled) or put it on the list {ALLOW_VARIABLE}"
     if record.status == "incompatible":
         return f"pip install --upgrade pegboard {record.dist}"
     return f"pip install --upgrade --force-reinstall {record.dist}; `peg plugins check {record.name}` shows more"

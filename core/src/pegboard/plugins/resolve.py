@@ -18,7 +18,7 @@ from pegboard.plugins.spec import PluginSpec
 class ResolvedChoice:
     """One chosen plugin with its options.
 
-    dist, version: the distribution that offers it, empty for a class of the user's own. target, schema: "module:attribute".
+    dist, version: the distribution that offers it, empty for a user's own class. target, schema: "module:attribute".
     """
 
     kind: str
@@ -49,7 +49,8 @@ class ResolvedChoice:
         wanted = GROUPS[choice.kind].version
         if choice.interface != wanted:
             raise PluginError(
-                f"{choice.what} was resolved for version {choice.interface} of its interface, this process has version {wanted}",
+                f"{choice.what} was resolved for version {choice.interface} of its interface, "
+                f"this process has version {wanted}",
                 fix="install the same pegboard in all processes",
             )
         return choice
@@ -73,7 +74,8 @@ class ResolvedChoice:
         except Exception as error:
             raise PluginError(
                 f"{self.what}: {self.target} cannot be imported: {type(error).__name__}: {error}",
-                fix=f"`peg plugins check {self.name}` shows more; pip install --upgrade --force-reinstall {self.dist or self.name}",
+                fix=f"`peg plugins check {self.name}` shows more; "
+                f"pip install --upgrade --force-reinstall {self.dist or self.name}",
             ) from error
 
     def options_model(self) -> Any:

@@ -141,7 +141,7 @@ def _require_weights(modules: Mapping[str, nn.Module], what: str) -> None:
         if (
             not isinstance(weight, Tensor)
             or not weight.is_floating_point()
-            or weight.shape != (module.out_features, module.in_features)
+            or list(weight.shape) != [module.out_features, module.in_features]
         ):
             raise ConfigError(
                 f"{what} needs full-precision weights, but {name} is a {type(module).__name__}",

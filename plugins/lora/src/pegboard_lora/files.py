@@ -23,14 +23,14 @@ TENSOR_FILE = "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
 # Keys that say nothing about the computation, or only matter beside another key that is checked.
-_NEUTRAL = {
-    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "inference_mode", "layers_pattern",
-    "loftq_config", "lora_ga_config", "megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type",
-}  # fmt: skip
-_READ = {
-    "alpha_pattern", "bias", "init_lora_weights", "lora_alpha", "lora_dropout", "peft_type", "r", "rank_pattern", "target_modules",
-    "use_dora", "use_rslora",
-}  # fmt: skip
+_NEUTRAL = frozenset(
+    "auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config inference_mode layers_pattern "
+    "loftq_config lora_ga_config megatron_core peft_version qalora_group_size revision runtime_config task_type".split()
+)
+_READ = frozenset(
+    "alpha_pattern bias init_lora_weights lora_alpha lora_dropout peft_type r rank_pattern target_modules use_dora "
+    "use_rslora".split()
+)
 # Initialisations that leave the base weights as they are.
 _KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 
@@ -116,9 +116,14 @@ def _options(settings: Mapping[str, Any], path: Path) -> LoraOptions:
         listed = ", ".join(f"{key}={settings[key]!r}" for key in sorted(refused))
         raise ModelError(f"{path}: not supported: {listed}", fix=fix)
     renames = {
-        "r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "targets", "use_rslora": "rslora",
-        "rank_pattern": "rank_pattern", "alpha_pattern": "alpha_pattern",
-    }  # fmt: skip
+        "r": "rank",
+        "lora_alpha": "alpha",
+        "lora_dropout": "dropout",
+        "target_modules": "targets",
+        "use_rslora": "rslora",
+        "rank_pattern": "rank_pattern",
+        "alpha_pattern": "alpha_pattern",
+    }
     values = {ours: settings[theirs] for theirs, ours in renames.items() if settings.get(theirs) is not None}
     if settings.get("init_lora_weights") == "gaussian":
         values["init"] = "gaussian"

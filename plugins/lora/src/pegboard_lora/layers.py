@@ -22,8 +22,8 @@ _ROWS = 1024
 class LoraLinear(nn.Module):
     """base(x) + scaling * B A dropout(x) (arXiv:2106.09685).
 
-    base: the frozen linear layer. lora_a: [rank, in_features]. lora_b: [out_features, rank]. Both are made on the meta device;
-    `reset` gives them storage and values. enabled: whether the addition counts.
+    base: the frozen linear layer. lora_a: [rank, in_features]. lora_b: [out_features, rank]. Both are made on the meta
+    device; `reset` gives them storage and values. enabled: whether the addition counts.
     """
 
     additive = True
@@ -62,7 +62,7 @@ class LoraLinear(nn.Module):
         starts: Sequence[int],
         ctx: ForwardContext | None = None,
     ) -> Tensor:
-        """Add the deltas of modules that share the input x to `out`, module i to the columns from starts[i]; returns `out`, changed in place.
+        """Add the deltas of modules that share the input x to `out` in place, module i to the columns from starts[i].
 
         Without dropout one product serves all lora_a; with it each module draws its own mask.
         """
@@ -83,21 +83,14 @@ class LoraLinear(nn.Module):
             active[0][0].linear,
         )
 
-    @classmethod
-    def group_delta(
-        cls, modules: Sequence[LoraLinear], x: Tensor, ctx: ForwardContext | None = None
-    ) -> list[Tensor | None]:
-        """Return the delta of each of several modules that share the input x."""
-        return [module.delta(x, ctx) for module in modules]
-
     @property
     def linear(self) -> Callable[..., Tensor]:
         """The product x @ weight.T that the base computes with."""
         kernels = getattr(self.base, "kernels", None)
-        return reference_linear if kernels is None else kernels.linear  # type: ignore[no-any-return]
+        return reference_linear if kernels is None else kernels.linear
 
     def reset(self, *, device: torch.device, init: str, generator: torch.Generator) -> None:
-        """Give A random values and B zeros, on `device`; values are drawn on the host, so they are the same for every device."""
+        """Give A random values and B zeros, on `device`. Values are drawn on the host: every device gets the same."""
         down = torch.empty(self.rank, self.in_features)
         if init == "gaussian":
             down.normal_(0.0, 1.0 / self.rank, generator=generator)
@@ -136,8 +129,8 @@ class LoraLinear(nn.Module):
 class DoraLinear(LoraLinear):
     """magnitude * (W + scaling B A) / ||W + scaling B A|| x, norms over each output row (arXiv:2402.09353).
 
-    magnitude: [out_features]. The norm is a constant for the gradient (section 4.3 of the paper). With dropout in training the base
-    product is computed on x for the plain part and on dropout(x) for the change, as PEFT does.
+    magnitude: [out_features]. The norm is a constant for the gradient (section 4.3 of the paper). With dropout in training
+    the base product is computed on x for the plain part and on dropout(x) for the change, as PEFT does.
     """
 
     additive = False
@@ -152,7 +145,8 @@ class DoraLinear(LoraLinear):
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
         """[T, in_features] -> [T, out_features]."""
         if not self.enabled:
-            return self.base(x, ctx)  # type: ignore[no-any-return]
+            plain: Tensor = self.base(x, ctx)
+            return plain
         bias: Tensor | None = getattr(self.base, "bias", None)
         factor = (self.magnitude / self.norm()).to(x.dtype)
         weight = self.base.weight
@@ -161,7 +155,8 @@ class DoraLinear(LoraLinear):
             inner = self.linear(dropped, self.lora_a.to(x.dtype), None)
             update = self.linear(inner, self.lora_b.to(x.dtype), None) * self.scaling
             change = self.linear(dropped, weight, None) * (factor - 1) + update * factor
-            return self.base(x, ctx) + change  # type: ignore[no-any-return]
+            changed: Tensor = self.base(x, ctx) + change
+            return changed
         total = self._add(x, self.linear(x, weight, None), 0) * factor
         return total if bias is None else total + bias
 
@@ -170,18 +165,22 @@ class DoraLinear(LoraLinear):
         return self.forward(x, ctx) - self.base(x, ctx) if self.enabled else None
 
     def norm(self) -> Tensor:
-        """Return ||W + scaling B A|| of each output row, [out_features], detached; kept between calls while no gradient is asked for."""
-        sources = (self.base.weight, self.lora_a, self.lora_b)
+        """Return ||W + scaling B A|| of each output row, [out_features], detached.
+
+        It is kept between calls without gradients, for as long as the weight and the factors stay as they are.
+        """
+        weight: Tensor = self.base.weight  # type: ignore[assignment]
+        sources: tuple[Tensor, ...] = (weight, self.lora_a, self.lora_b)
         if torch.is_grad_enabled() or any(source.is_inference() for source in sources):
             return self._norm()
-        key = tuple(value for source in sources for value in (source.data_ptr(), source._version))  # type: ignore[operator]
+        key = tuple(value for source in sources for value in (source.data_ptr(), source._version))
         if self._kept_norm is None or self._kept_norm[0] != key:
             self._kept_norm = (key, self._norm())
         return self._kept_norm[1]
 
     @torch.no_grad()
     def _norm(self) -> Tensor:
-        """||w + s b A||^2 = ||w||^2 + 2 s b·(A w) + s^2 b·(A A^T b), row by row: no matrix of the weight's size is made."""
+        """||w + s b A||^2 = ||w||^2 + 2 s b·(A w) + s^2 b·(A A^T b) by row: no matrix of the weight's size is made."""
         weight: Tensor = self.base.weight  # type: ignore[assignment]
         wide = torch.promote_types(weight.dtype, torch.promote_types(self.lora_a.dtype, torch.float32))
         down, up = self.lora_a.to(wide), self.lora_b.to(wide) * self.scaling

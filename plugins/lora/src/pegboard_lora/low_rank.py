@@ -14,7 +14,8 @@ from pegboard.ops import linear as reference_linear
 class _AddLowRank(torch.autograd.Function):
     """out[:, start_i : start_i + n_i] += scaling_i * (x A_i^T) B_i^T for several (A_i, B_i) that read the same x.
 
-    One product serves all A_i. Kept for the backward pass: x (shared with whoever else keeps it) and x A^T, [T, sum of ranks].
+    One product serves all A_i. Kept for the backward pass: x (shared with whoever else keeps it)
+    and x A^T, [T, sum of ranks].
     """
 
     @staticmethod
@@ -80,7 +81,8 @@ def add_low_rank(
 ) -> Tensor:
     """Add scaling_i * (x A_i^T) B_i^T to columns starts[i] … of `out`, in place, and return it.
 
-    out: [..., N], fresh and kept by nobody's backward pass. x: [..., K] of the same dtype. downs: A_i [r_i, K]. ups: B_i [n_i, r_i].
+    out: [..., N], fresh and kept by nobody's backward pass. x: [..., K] of the same dtype.
+    downs: A_i [r_i, K]. ups: B_i [n_i, r_i].
     The factors may have another dtype; products are in x's. linear: the product x @ weight.T to compute with.
     """
     flat = _AddLowRank.apply(

@@ -11,15 +11,16 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 class LoraOptions(BaseModel):
     """Options of `lora` and `dora`.
 
-    targets: a list of names that end a module's name (`q_proj`) or of fnmatch patterns, or one string: "all-linear", or a regular
-    expression for whole names. rank_pattern, alpha_pattern: regular expression -> value for modules whose name ends in a match of it.
+    targets: a list of names that end a module's name (`q_proj`) or of fnmatch patterns, or one string: "all-linear",
+    or a regular expression for whole names.
+    rank_pattern, alpha_pattern: regular expression -> value for modules whose name ends in a match of it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rank: int = Field(8, ge=1)
-    alpha: float = Field(16.0, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=16.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: str | list[str] = Field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"], min_length=1)
     rslora: bool = False
     init: Literal["default", "gaussian"] = "default"

@@ -14,7 +14,7 @@ _PATTERN_CHARACTERS = frozenset("*?[")
 
 
 def adaptable(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules that can be adapted, by name: linear layers, quantised or not, that are not adapted already."""
+    """Return the modules that can be adapted, by name: linear layers, quantised or not, not adapted already."""
     found: dict[str, nn.Module] = {}
     adapted: list[str] = []
     for name, module in model.named_modules():

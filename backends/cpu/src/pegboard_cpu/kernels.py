@@ -1,0 +1,45 @@
+"""Replacements for ops on processors without fast half-precision products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Up to here torch's half-precision product, which streams the weights once a row, beats widening them to float32 first.
+_FEW_ROWS = 4
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[T, K] x [N, K] -> [T, N]: products of many rows in float32, rounded once at the end.
+
+    A gradient keeps x and weight as they are, never their widened copies.
+    """
+    if x.dtype == torch.float32 or x.shape[0] <= _FEW_ROWS and not x.requires_grad:
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        out: Tensor = _WideLinear.apply(x, weight, bias)
+        return out
+    return _wide(x, weight, bias)
+
+
+def _wide(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+
+
+class _WideLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x if weight.requires_grad else None, weight if x.requires_grad else None)
+        return _wide(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        grad = grads[0].float()
+        x, weight = ctx.saved_tensors
+        d_x = None if weight is None else torch.mm(grad, weight.float()).to(grads[0].dtype)
+        d_weight = None if x is None else torch.mm(grad.t(), x.float()).to(grads[0].dtype)
+        d_bias = grad.sum(0).to(grads[0].dtype) if ctx.needs_input_grad[2] else None
+        return d_x, d_weight, d_bias

@@ -1,0 +1,245 @@
+"""From files on disk to a model ready to compute: meta device -> swaps -> attention -> storage -> weights streamed in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pegboard.errors import ConfigError, ModelError, PluginError
+from pegboard.interfaces.platform import Phase, Platform
+from pegboard.nn import CausalLM, Embedding, Head, Linear, Rotary
+from pegboard.nn.layer import bind_kernels
+from pegboard.ops import kernel_table
+from pegboard.types import AttentionInputs, ForwardContext
+from pegboard.weights import compare_names_shapes
+
+if TYPE_CHECKING:
+    from pegboard.interfaces.adapter import Adapter
+    from pegboard.interfaces.attention import AttentionBackend
+    from pegboard.interfaces.format import LazyTensor, ModelFiles
+    from pegboard.interfaces.model import ModelFamily
+    from pegboard.interfaces.quantizer import Quantizer
+    from pegboard.interfaces.tokenizer import Tokenizer
+    from pegboard.plugins.load import Registry
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(slots=True)
+class BuiltModel:
+    """A model in place on its device, with what it was built from.
+
+    adapted: names of the modules that an adapter swapped; empty without one.
+    """
+
+    model: CausalLM
+    family: ModelFamily
+    files: ModelFiles
+    platform_name: str
+    platform: Platform
+    device: torch.device
+    dtype: torch.dtype
+    attention_name: str
+    attention: AttentionBackend
+    adapted: Sequence[str] = ()
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The model's config.json."""
+        return self.files.config
+
+    def context(self, seq_lens: Sequence[int], positions: Tensor) -> ForwardContext:
+        """Return the context of a forward pass over whole sequences without a cache. positions: [T] int64 on the device."""
+        plan = self.attention.plan(AttentionInputs(seq_lens, seq_lens), self.device, None)
+        groups = 1 + max(spec.group for spec in self.model.attention_specs)
+        return ForwardContext(positions=positions, plans=[plan] * groups)
+
+
+def build_model(
+    registry: Registry,
+    files: ModelFiles,
+    *,
+    platform: str = "auto",
+    device: int = 0,
+    dtype: str = "auto",
+    attention: str = "auto",
+    adapter: Adapter | None = None,
+    quantizer: Quantizer | None = None,
+    phase: Phase = "decode",
+    seed: int = 0,
+) -> BuiltModel:
+    """Build the model of `files`.
+
+    dtype: a name of torch's ("bfloat16"), or "auto" for what the device computes fastest at full quality.
+    phase: what the model is built for; kernels and attention may differ between "train" and "decode".
+    seed: of the adapter's first values. Raises ModelError listing every tensor that is missing, unexpected or of a wrong shape.
+    """
+    platform_name, hardware = choose_platform(registry, platform)
+    torch_device = hardware.device(device)
+    torch_dtype = hardware.default_dtype(device) if dtype == "auto" else parse_dtype(dtype)
+    family = find_family(registry, files.config)
+    with torch.device("meta"):
+        model = family.build(files.config)
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    if quantizer is not None:
+        quantizer.swap(model)
+    adapted = adapter.attach(model) if adapter is not None else []
+    attention_name, backend = _bind_attention(registry, attention, hardware, model, torch_dtype, phase)
+    table = kernel_table(hardware.kernels(phase, torch_dtype, device), owner=f"platform {platform_name!r}")
+    bind_kernels(model, table)
+    tensors = _matching(files, family, expected, tied=model.tied)
+    _materialise(model, torch_device, torch_dtype)
+    _stream(model, tensors)
+    if adapter is not None:
+        adapter.initialise(model, seed=seed, dtype=torch_dtype)
+    else:
+        model.requires_grad_(phase == "train")
+    return BuiltModel(
+        model, family, files, platform_name, hardware, torch_device, torch_dtype, attention_name, backend, adapted
+    )
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """Return torch's dtype. Raises ConfigError naming those that a model can have."""
+    if name not in DTYPES:
+        raise ConfigError(f"dtype is {name!r}", fix=f"use one of: auto, {', '.join(DTYPES)}")
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def choose_platform(registry: Registry, name: str = "auto") -> tuple[str, Platform]:
+    """Return the platform called `name`, or for "auto" the best one that is present (a present but broken one raises)."""
+    chosen = registry.auto("platform").name if name == "auto" else name
+    return chosen, registry.create("platform", chosen)
+
+
+def find_family(registry: Registry, config: Mapping[str, Any]) -> ModelFamily:
+    """Return the family that builds the architecture of a config.json. Raises PluginError naming it when no plugin does."""
+    architectures = list(config.get("architectures") or [])
+    model_type = str(config.get("model_type") or "")
+    names = [name for architecture in architectures for name in registry.match("model", "architectures", architecture)]
+    if not names and not architectures:
+        names = registry.match("model", "model_types", model_type)
+    if not names:
+        wanted = ", ".join(architectures) or model_type or "unnamed"
+        hint = model_type.split("_")[0].rstrip("0123456789") or "…"
+        raise PluginError(
+            f"no installed plugin builds the architecture {wanted}",
+            fix=f"install the plugin of that family (pip install pegboard-{hint}, perhaps); `peg plugins list --kind model` shows yours",
+        )
+    family: ModelFamily = registry.create("model", names[0])
+    return family
+
+
+def open_model(registry: Registry, location: str, revision: str | None = None) -> ModelFiles:
+    """Open the model at `location`: a folder, a file, or a hub id, by the format plugin that claims it."""
+    from pathlib import Path
+
+    path = Path(location).expanduser()
+    if path.is_file():
+        names = registry.match("format", "suffixes", path.suffix)
+        what = f"files ending in {path.suffix!r}"
+    elif path.is_dir():
+        specs = {record.name: registry.spec("format", record.name) for record in registry.records("format") if record.status == "ok"}
+        names = [n for n, s in specs.items() if any((path / str(m)).is_file() for m in _listed(s.capabilities.get("markers")))]
+        markers = sorted({str(m) for s in specs.values() for m in _listed(s.capabilities.get("markers"))})
+        if specs and not names:
+            raise ModelError(
+                f"the folder {location} holds no model: none of {', '.join(markers)} is in it", fix="name a model's folder"
+            )
+        what = "folders"
+    elif _looks_like_path(location):
+        raise ModelError(f"there is no file or folder {location}", fix="check the path; a hub id looks like owner/name")
+    else:
+        names, what = registry.match("format", "ids", "true"), "hub ids"
+    if not names:
+        raise PluginError(
+            f"no installed plugin opens {what}, so {location} cannot be read",
+            fix="`peg plugins list --kind format` shows yours; folders and hub ids need pegboard-hub",
+        )
+    files: ModelFiles = registry.create("format", names[0]).open(str(path) if path.exists() else location, revision=revision)
+    return files
+
+
+def load_tokenizer(registry: Registry, files: ModelFiles, name: str = "auto") -> Tokenizer:
+    """Return the tokenizer of an opened model."""
+    chosen = registry.auto("tokenizer").name if name == "auto" else name
+    tokenizer: Tokenizer = registry.create("tokenizer", chosen).load(files.files, files.config)
+    return tokenizer
+
+
+def _listed(value: object) -> list[object]:
+    return list(value) if isinstance(value, (list, tuple)) else []
+
+
+def _looks_like_path(location: str) -> bool:
+    return location.startswith((".", "/", "~")) or location.count("/") != 1 or "\\" in location
+
+
+def _bind_attention(
+    registry: Registry, name: str, platform: Platform, model: CausalLM, dtype: torch.dtype, phase: Phase
+) -> tuple[str, AttentionBackend]:
+    """Give every attention layer the backend called `name`, or for "auto" the platform's first choice that can do them all."""
+    specs = model.attention_specs
+    preferred = platform.attention_preference(phase, specs[0])
+    installed = [record.name for record in registry.records("attention") if record.status == "ok"]
+    candidates = [n for n in preferred if n in installed] if name == "auto" else [name]
+    reasons = [f"{n}: not installed" for n in preferred if n not in installed] if name == "auto" else []
+    for candidate in candidates:
+        backend: AttentionBackend = registry.create("attention", candidate)
+        reason = next((r for r in (backend.unsupported(spec, dtype) for spec in specs) if r), None)
+        if reason is None:
+            for attention in model.attentions:
+                attention.backend = backend
+            return candidate, backend
+        reasons.append(f"{candidate}: {reason}")
+    raise PluginError(
+        "no attention backend can compute this model's layers: " + ("; ".join(reasons) or "none is installed"),
+        fix="`peg plugins list --kind attention` shows yours",
+    )
+
+
+def _matching(
+    files: ModelFiles, family: ModelFamily, expected: Mapping[str, tuple[int, ...]], *, tied: bool
+) -> dict[str, LazyTensor]:
+    """Return the checkpoint's tensors under the model's names, having compared names and shapes."""
+    found: dict[str, LazyTensor] = {}
+    for name, tensor in files.tensors.items():
+        own = family.rename(name)
+        if own is None or (tied and own == "lm_head.weight"):
+            continue
+        found[own] = tensor
+    compare_names_shapes(expected, {name: tuple(t.shape) for name, t in found.items()}, where=files.location)
+    return found
+
+
+def _materialise(model: CausalLM, device: torch.device, dtype: torch.dtype) -> None:
+    """Give the empty parameters storage on `device`, fused groups first as one block each."""
+    for module in model.modules():
+        if isinstance(module, Rotary):
+            module.materialise(device)
+        elif isinstance(module, (Linear, Embedding, Head)) or hasattr(module, "weight"):
+            for name, parameter in list(module._parameters.items()):
+                if parameter is not None and parameter.is_meta:
+                    storage = torch.empty(parameter.shape, device=device, dtype=dtype)
+                    setattr(module, name, nn.Parameter(storage, requires_grad=parameter.requires_grad))
+    model.fuse()
+
+
+def _stream(model: CausalLM, tensors: Mapping[str, LazyTensor]) -> None:
+    """Copy each tensor into its place, one at a time: the peak is the model and one tensor."""
+    modules = dict(model.named_modules())
+    for name, lazy in tensors.items():
+        owner_name, _, leaf = name.rpartition(".")
+        owner = modules[owner_name]
+        owner = getattr(owner, "base", owner)
+        load = getattr(owner, "load_weight", None)
+        if callable(load):
+            load(leaf, lazy.load())
+            continue
+        with torch.no_grad():
+            getattr(owner, leaf).copy_(lazy.load())

@@ -1,0 +1,122 @@
+"""A decoder with a head: what every causal language model shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from pegboard.nn.attention import Attention
+from pegboard.nn.embedding import Embedding
+from pegboard.nn.head import Head
+from pegboard.nn.layer import Layer
+from pegboard.nn.linear import LinearGroup
+from pegboard.nn.norm import RMSNorm
+from pegboard.nn.rotary import Rotary
+from pegboard.types import CacheSpec
+
+if TYPE_CHECKING:
+    from pegboard.types import AttentionSpec, ForwardContext
+
+
+class DecoderLayer(Layer):
+    """Pre-norm block: x + attention(norm(x)), then + mlp(norm(·))."""
+
+    def __init__(self, attention: Attention, mlp: nn.Module, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.self_attn = attention
+        self.mlp = mlp
+        self.input_layernorm = RMSNorm(hidden_size, eps)
+        self.post_attention_layernorm = RMSNorm(hidden_size, eps)
+
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
+        """[T, H] -> [T, H]."""
+        attended = self.self_attn(self.input_layernorm(x), ctx)
+        normed, x = self.post_attention_layernorm.add(attended, x)
+        out: Tensor = x + self.mlp(normed, ctx)
+        return out
+
+
+class Decoder(Layer):
+    """Embedding, blocks and final norm, under the names that checkpoints give them."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, layers: Sequence[nn.Module], norm: nn.Module) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(vocab_size, hidden_size)
+        self.layers = nn.ModuleList(layers)
+        self.norm = norm
+
+
+class CausalLM(Layer):
+    """A causal language model over flat token batches.
+
+    max_positions: longest context that its positions were made for. rotaries: rotary tables, indexed by `Attention.rope`.
+    """
+
+    def __init__(self, decoder: Decoder, rotaries: Sequence[Rotary], *, tied: bool, max_positions: int) -> None:
+        super().__init__()
+        vocab_size, hidden_size = decoder.embed_tokens.weight.shape
+        self.model = decoder
+        self.lm_head = Head(hidden_size, vocab_size, decoder.embed_tokens if tied else None)
+        self.rotaries = nn.ModuleList(rotaries)
+        self.tied = tied
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.max_positions = max_positions
+
+    @property
+    def head(self) -> Head:
+        """The output head: `model.head(hidden [M, H]) -> logits [M, V]`."""
+        return self.lm_head
+
+    @property
+    def attentions(self) -> list[Attention]:
+        """Attention layers, in order."""
+        return [module for module in self.modules() if isinstance(module, Attention)]
+
+    @property
+    def attention_specs(self) -> list[AttentionSpec]:
+        """What each attention layer computes, in order."""
+        return [attention.spec for attention in self.attentions]
+
+    def cache_spec(self, layer: int, dtype: torch.dtype) -> CacheSpec:
+        """What attention layer `layer` must remember of past tokens."""
+        spec = self.attention_specs[layer]
+        kind = "full" if spec.window is None else "sliding"
+        return CacheSpec(kind, spec.num_kv_heads, spec.head_dim, dtype, spec.window)  # type: ignore[arg-type]
+
+    def embed(self, input_ids: Tensor, ctx: ForwardContext) -> Tensor:
+        """[T] ids -> [T, H], with the context's embedding spans laid over them."""
+        x = self.model.embed_tokens(input_ids)
+        for span in ctx.spans:
+            x = x.slice_scatter(span.embeds.to(x.dtype), 0, span.start, span.start + span.embeds.shape[0])
+        return x
+
+    def forward(self, input_ids: Tensor, ctx: ForwardContext) -> Tensor:
+        """[T] ids -> hidden states after the final norm: [T, H], or [M, H] for `ctx.logits_indices`."""
+        x = self.embed(input_ids, ctx)
+        ctx.rope = [rotary(ctx.positions, x.dtype) for rotary in self.rotaries]
+        for layer in self.model.layers:
+            x = layer(x, ctx)
+        if ctx.logits_indices is not None:
+            x = x.index_select(0, ctx.logits_indices)
+        out: Tensor = self.model.norm(x)
+        return out
+
+    def fuse(self) -> None:
+        """Give every group of layers that share an input one storage, where their kinds allow it. Values stay."""
+        for module in self.modules():
+            if isinstance(module, LinearGroup) and not module.fused:
+                module.fuse()
+
+    def refresh_derived(self, version: int) -> None:
+        """Recompute, in place, every form of the weights that was made from them before `version`.
+
+        Modules that hold such a form have a method `refresh(version)`; fused groups need none, being the same memory.
+        """
+        for module in self.modules():
+            refresh = getattr(module, "refresh", None)
+            if callable(refresh):
+                refresh(version)

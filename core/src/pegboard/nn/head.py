@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pegboard.nn.embedding import Embedding
+from pegboard.nn.layer import Layer
+
+
+class Head(Layer):
+    """Hidden states to logits. A tied head has no parameter of its own: it reads the embedding's."""
+
+    def __init__(self, size: int, vocab_size: int, tied: Embedding | None = None) -> None:
+        super().__init__()
+        # A plain tuple hides the embedding from nn.Module: its weight must appear once, under the embedding's name.
+        self._tied = None if tied is None else (tied,)
+        if tied is None:
+            self.weight = nn.Parameter(torch.empty(vocab_size, size))
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weight [V, H], wherever it is owned."""
+        return self.weight if self._tied is None else self._tied[0].weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[M, H] -> [M, V]."""
+        out: Tensor = self.kernels.linear(hidden, self.matrix, None)
+        return out

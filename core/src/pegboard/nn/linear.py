@@ -1,0 +1,169 @@
+"""Linear layers, alone and in groups that share one input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pegboard.nn.layer import Layer
+
+if TYPE_CHECKING:
+    from pegboard.types import ForwardContext
+
+
+class Linear(Layer):
+    """x @ weight.T + bias.
+
+    An adapted layer takes the place of a Linear and offers: `base` (the Linear), `forward(x, ctx)`, and `additive`: True when it
+    computes base(x) + delta(x, ctx), which lets a LinearGroup keep its fused product. A class method
+    `group_add(modules, x, out, starts, ctx)`, where there is one, adds the deltas of all adapted members to `out` in place.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+
+    def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
+        """[T, in_features] -> [T, out_features]."""
+        out: Tensor = self.kernels.linear(x, self.weight, self.bias)
+        return out
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features} -> {self.out_features}, bias={self.bias is not None}"
+
+
+class _FusedLinear(torch.autograd.Function):
+    """One product for several weights that are row views of `storage`; gradients go to the views."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, linear: Callable[..., Tensor], x: Tensor, storage: Tensor, bias: Tensor | None, *views: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, storage)
+        ctx.linear = linear
+        ctx.sizes = [view.shape[0] for view in views if view.dim() == 2]
+        return linear(x, storage, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, storage = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        d_x = ctx.linear(grad, storage.t(), None) if needs[1] else None
+        count = len(ctx.sizes)
+        d_weights: Sequence[Tensor | None] = [None] * count
+        if any(needs[4 : 4 + count]):
+            d_weights = ctx.linear(grad.t(), x.t(), None).split(ctx.sizes)
+        d_biases: Sequence[Tensor | None] = [None] * (len(needs) - 4 - count)
+        if any(needs[4 + count :]):
+            d_biases = grad.sum(0).split(ctx.sizes)
+        return (None, d_x, None, None, *d_weights, *d_biases)
+
+
+class LinearGroup(Layer):
+    """Several linear layers that read the same input: one product when their weights share a storage, one each otherwise.
+
+    The members stay where they are in the module tree, under their checkpoint names, and own their parameters; `fuse` makes those
+    parameters row views of one storage. The group holds no parameter and is not part of any state dict.
+    """
+
+    def __init__(self, owner: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        # Members are read through their owner, so that a module swapped in later (an adapter's) is found. The tuple hides the owner.
+        self._owner = (owner,)
+        self.names = tuple(names)
+        self._weight: Tensor | None = None
+        self._bias: Tensor | None = None
+
+    @property
+    def members(self) -> list[nn.Module]:
+        """The members as they stand now, adapted or not."""
+        owner = self._owner[0]
+        return [getattr(owner, name) for name in self.names]
+
+    def bases(self) -> list[Linear] | None:
+        """The plain Linear of each member, or None when one of them is something else (quantised, say)."""
+        found = [getattr(member, "base", member) for member in self.members]
+        return found if all(type(base) is Linear for base in found) else None
+
+    @property
+    def fused(self) -> bool:
+        """Whether the members share one storage."""
+        return self._weight is not None
+
+    def fuse(self) -> bool:
+        """Move the members' parameters into one storage, keeping their values; return whether that was possible."""
+        bases = self.bases()
+        if bases is None or len({(base.weight.dtype, base.weight.device, base.bias is None) for base in bases}) != 1:
+            return False
+        if bases[0].weight.is_meta:
+            return False
+        sizes = [base.out_features for base in bases]
+        with torch.no_grad():
+            weight = torch.cat([base.weight for base in bases])
+            for base, view in zip(bases, weight.split(sizes), strict=True):
+                base.weight = nn.Parameter(view, requires_grad=base.weight.requires_grad)
+            self._weight = weight
+            if bases[0].bias is not None:
+                bias = torch.cat([base.bias for base in bases if base.bias is not None])
+                for base, view in zip(bases, bias.split(sizes), strict=True):
+                    base.bias = nn.Parameter(view, requires_grad=base.weight.requires_grad)
+                self._bias = bias
+        return True
+
+    def unfuse(self) -> None:
+        """Forget the shared storage: the members' own parameters are all that counts from now on."""
+        self._weight = self._bias = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LinearGroup:
+        # A cast or move gives each member a storage of its own.
+        self.unfuse()
+        super()._apply(fn, recurse)
+        return self
+
+    def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
+        """[T, in_features] -> [T, sum of out_features], the members' outputs side by side."""
+        members = self.members
+        adapted = [member for member in members if hasattr(member, "base")]
+        if self._weight is None or any(not member.additive for member in adapted):
+            return torch.cat([member(x, ctx) for member in members], -1)
+        out = self._base(x, self._weight)
+        if not adapted:
+            return out
+        group_add = getattr(type(adapted[0]), "group_add", None)
+        if group_add is not None and len({type(member) for member in adapted}) == 1:
+            starts, start = [], 0
+            for member in members:
+                starts.append(start)
+                start += self._out(member)
+            wanted = [start for member, start in zip(members, starts, strict=True) if hasattr(member, "base")]
+            added: Tensor = group_add(adapted, x, out, wanted, ctx)
+            return added
+        deltas = iter([member.delta(x, ctx) for member in adapted])
+        parts = []
+        for member, part in zip(members, out.split([self._out(member) for member in members], -1), strict=True):
+            delta = next(deltas) if hasattr(member, "base") else None
+            parts.append(part if delta is None else part + delta)
+        return torch.cat(parts, -1)
+
+    @staticmethod
+    def _out(member: nn.Module) -> int:
+        base = getattr(member, "base", member)
+        out: int = base.out_features
+        return out
+
+    def _base(self, x: Tensor, weight: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            bases = self.bases() or []
+            if any(base.weight.requires_grad for base in bases):
+                views = [base.weight for base in bases] + [base.bias for base in bases if base.bias is not None]
+                out: Tensor = _FusedLinear.apply(self.kernels.linear, x, weight, self._bias, *views)
+                return out
+        out = self.kernels.linear(x, weight, self._bias)
+        return out

@@ -1,0 +1,125 @@
+"""The operations that a platform may replace: names, what they compute, and a torch implementation of each.
+
+A model's layers call `self.kernels.NAME(...)`. The table is made once, when the model is built, from these implementations and
+whatever `Platform.kernels(phase)` offers instead; afterwards nothing looks anything up. A distribution that brings an op of its own
+registers it, with its implementation, in the module that holds the layer using it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pegboard.errors import PluginError, nearest
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """An operation. schema: its signature with shapes, for people and for conformance suites; function: its torch implementation."""
+
+    name: str
+    schema: str
+    function: Callable[..., Any]
+
+
+class KernelTable(SimpleNamespace):
+    """Op name -> function, as attributes."""
+
+
+_OPS: dict[str, Op] = {}
+
+
+def register(name: str, schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register the decorated function as op `name`. Raises ValueError when the name is taken by another function."""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        known = _OPS.get(name)
+        if known is not None and known.function is not function:
+            raise ValueError(f"op {name!r} is registered twice: {known.function.__module__} and {function.__module__}")
+        _OPS[name] = Op(name, schema, function)
+        return function
+
+    return add
+
+
+def registered() -> Mapping[str, Op]:
+    """Return all ops by name."""
+    return dict(_OPS)
+
+
+def kernel_table(replacements: Mapping[str, Callable[..., Any]] | None = None, *, owner: str = "the platform") -> KernelTable:
+    """Return the table of a model. Raises PluginError when `owner` replaces an op that does not exist."""
+    replacements = replacements or {}
+    for name in replacements:
+        if name not in _OPS:
+            raise PluginError(
+                f"{owner} replaces the op {name!r}, which nothing registers{nearest(name, _OPS)}",
+                fix="compare the versions of that plugin and of pegboard",
+            )
+    return KernelTable(**{name: replacements.get(name, op.function) for name, op in _OPS.items()})
+
+
+@register("linear", "(x [T, K], weight [N, K], bias [N] | None) -> [T, N]")
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.linear(x, weight, bias)
+
+
+@register("embedding", "(ids [T] int64, weight [V, H]) -> [T, H]")
+def embedding(ids: Tensor, weight: Tensor) -> Tensor:
+    return F.embedding(ids, weight)
+
+
+@register("rms_norm", "(x [..., H], weight [H], eps) -> [..., H]; the mean of squares in float32 (arXiv:1910.07467)")
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+@register("add_rms_norm", "(x [T, H], residual [T, H], weight [H], eps) -> (norm(x + residual), x + residual)")
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    total = x + residual
+    return F.rms_norm(total, weight.shape, weight, eps), total
+
+
+@register("rotary", "(x [T, h, D], cos [T, 1, R], sin [T, 1, R] with its first half negated) -> [T, h, D], the first R of D turned")
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions in the split-half layout (arXiv:2104.09864): x * cos + swap_halves(x) * sin."""
+    width = cos.shape[-1]
+    if width == x.shape[-1]:
+        return torch.addcmul(x * cos, x.roll(width // 2, -1), sin)
+    turned, kept = x[..., :width], x[..., width:]
+    return torch.cat((torch.addcmul(turned * cos, turned.roll(width // 2, -1), sin), kept), -1)
+
+
+class _SiluMul(torch.autograd.Function):
+    """SiLU(gate) * up that keeps only its input for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, -1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, -1)
+        out = torch.empty_like(gate_up)
+        d_gate, d_up = out.chunk(2, -1)
+        torch.mul(grad, F.silu(gate), out=d_up)
+        d_gate.copy_(torch.ops.aten.silu_backward(grad * up, gate))
+        return out
+
+
+@register("silu_mul", "(gate_up [T, 2 I], gate first) -> silu(gate) * up [T, I]")
+def silu_mul(gate_up: Tensor) -> Tensor:
+    if torch.is_grad_enabled() and gate_up.requires_grad:
+        result: Tensor = _SiluMul.apply(gate_up)
+        return result
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate).mul_(up)

@@ -1,0 +1,66 @@
+"""Options of the engine."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+
+
+def parse_memory(value: int | float | str) -> int | float:
+    """Return bytes (int) or a fraction of the available memory (float in (0, 1]).
+
+    Accepts 536870912, 0.5, "50%", "512MB", "1GiB". Raises ValueError for anything else.
+    """
+    if isinstance(value, bool):
+        raise ValueError(f"{value!r} is no amount of memory")
+    if isinstance(value, str):
+        found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%|([KMG]i?)?B?)\s*", value)
+        if not found:
+            raise ValueError(f"{value!r} is no amount of memory: write bytes, a fraction, or something like 512MB")
+        number = float(found[1])
+        if found[2] == "%":
+            value = number / 100
+        elif found[2] == "" and "." in found[1]:
+            value = number
+        else:
+            value = int(number * _UNITS[found[3] or ""])
+    if isinstance(value, float) and not 0 < value <= 1:
+        raise ValueError(f"{value} is no fraction: it must be above 0 and at most 1 (or an integer number of bytes)")
+    if isinstance(value, int) and value < 1:
+        raise ValueError(f"{value} bytes is too little")
+    return value
+
+
+class EngineOptions(BaseModel):
+    """Options of engine `paged`.
+
+    page_size: tokens a page. max_num_tokens: new tokens a step, prompts and decodes together. max_num_seqs: requests that run at
+    once. max_model_len: longest prompt + output; None for the model's own limit. kv_memory: bytes, a fraction of the available
+    memory, a text such as "512MB", or None for room for a few full contexts of at most 512 MiB. executor: name of an executor plugin.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    page_size: int = Field(16, ge=1, le=1024)
+    max_num_tokens: int = Field(2048, ge=1)
+    max_num_seqs: int = Field(256, ge=1)
+    max_model_len: int | None = Field(None, ge=2)
+    kv_memory: int | float | str | None = None
+    executor: str = "uniproc"
+
+    @field_validator("kv_memory")
+    @classmethod
+    def _memory(cls, value: int | float | str | None) -> int | float | None:
+        return None if value is None else parse_memory(value)
+
+    @model_validator(mode="after")
+    def _budget(self) -> EngineOptions:
+        if self.max_num_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_tokens ({self.max_num_tokens}) is below max_num_seqs ({self.max_num_seqs}): "
+                "every running request needs one token a step"
+            )
+        return self

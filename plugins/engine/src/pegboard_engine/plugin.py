@@ -1,0 +1,11 @@
+"""Front doors of the engine, its executor and its commands."""
+
+from pegboard.plugins.spec import PluginSpec
+
+SPEC = PluginSpec(
+    kind="engine", target="pegboard_engine.engine:PagedEngine", schema="pegboard_engine.options:EngineOptions"
+)
+UNIPROC = PluginSpec(kind="executor", target="pegboard_engine.executor:UniprocExecutor")
+GENERATE = PluginSpec(kind="command", target="pegboard_engine.commands.generate:generate")
+CHAT = PluginSpec(kind="command", target="pegboard_engine.commands.chat:chat")
+BENCH_OFFLINE = PluginSpec(kind="command", target="pegboard_engine.commands.bench:offline")

@@ -1,0 +1,1 @@
+"""Metrics of a run as one JSON object a line."""

@@ -1,0 +1,1 @@
+"""Attention by torch's scaled_dot_product_attention."""

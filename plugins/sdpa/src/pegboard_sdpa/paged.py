@@ -1,0 +1,105 @@
+"""Sequences over a paged cache, planned on the host for one step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pegboard.types import AttentionInputs, AttentionSpec, KVCache, KVLayout
+from pegboard_sdpa.masks import causal_mask
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """One sequence of the step.
+
+    start: its first row. queries: its new tokens. length: all its tokens.
+    first_slot: where its tokens lie when its pages follow one another, so that they are read without a copy; else `pages`.
+    """
+
+    start: int
+    queries: int
+    length: int
+    first_slot: int | None
+    pages: Tensor | None
+
+
+class PagedPlan:
+    """Reads each sequence's keys and values from its pages, after the new ones are written."""
+
+    def __init__(self, inputs: AttentionInputs, device: torch.device, layout: KVLayout) -> None:
+        self._device = device
+        self._layout = layout
+        self.update_(inputs)
+
+    def update_(self, inputs: AttentionInputs) -> None:
+        """Plan another batch. Not for captured graphs: shapes change."""
+        assert inputs.block_table is not None and inputs.slot_mapping is not None
+        self._slots = inputs.slot_mapping.to(self._device, non_blocking=True)
+        self._masks: dict[tuple[int, int, int | None], Tensor] = {}
+        self._sequences: list[_Sequence] = []
+        size, start = self._layout.page_size, 0
+        for queries, length, pages in zip(inputs.query_lens, inputs.seq_lens, inputs.block_table, strict=True):
+            used = pages[: -(-length // size)]
+            first_slot = used[0] * size if _consecutive(used) else None
+            table = None if first_slot is not None else torch.tensor(list(used), device=self._device)
+            self._sequences.append(_Sequence(start, queries, length, first_slot, table))
+            start += queries
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, cache: KVCache | None) -> Tensor:
+        """[T, heads, D] -> [T, heads, D]."""
+        assert cache is not None
+        keys, values = cache.k[spec.layer].flatten(0, 1), cache.v[spec.layer].flatten(0, 1)
+        keys.index_copy_(0, self._slots, k.to(keys.dtype))
+        values.index_copy_(0, self._slots, v.to(values.dtype))
+        parts = []
+        for sequence in self._sequences:
+            rows = q[sequence.start : sequence.start + sequence.queries]
+            parts.append(self._one(rows, self._tokens(keys, sequence, q), self._tokens(values, sequence, q), spec))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _tokens(self, flat: Tensor, sequence: _Sequence, q: Tensor) -> Tensor:
+        """Return the sequence's rows of a cache tensor, [length, kv_heads, D] in q's dtype."""
+        if sequence.first_slot is not None:
+            rows = flat[sequence.first_slot : sequence.first_slot + sequence.length]
+        else:
+            assert sequence.pages is not None
+            pages = flat.unflatten(0, (-1, self._layout.page_size))
+            rows = pages.index_select(0, sequence.pages).flatten(0, 1)[: sequence.length]
+        return rows.to(q.dtype)
+
+    def _one(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
+        if q.shape[0] == 1:
+            return decode(q, k, v, spec)
+        queries, length = q.shape[0], k.shape[0]
+        mask = None
+        if queries != length or (spec.window is not None and spec.window < length):
+            key = (queries, length, spec.window)
+            if key not in self._masks:
+                self._masks[key] = causal_mask(queries, length, spec.window, self._device)
+            mask = self._masks[key]
+        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=spec.scale, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        return out.squeeze(0).transpose(0, 1)
+
+
+def decode(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
+    """One new token: the heads that share keys become rows of one small product. q [1, heads, D], k and v [L, kv_heads, D]."""
+    if spec.window is not None and spec.window < k.shape[0]:
+        k, v = k[-spec.window :], v[-spec.window :]
+    grouped = q.view(1, spec.num_kv_heads, -1, spec.head_dim)
+    out = F.scaled_dot_product_attention(
+        grouped, k.transpose(0, 1).unsqueeze(0), v.transpose(0, 1).unsqueeze(0), scale=spec.scale
+    )
+    return out.reshape(1, spec.num_heads, spec.head_dim)
+
+
+def _consecutive(pages: Sequence[int]) -> bool:
+    first = pages[0]
+    return pages[-1] - first == len(pages) - 1 and all(page == first + i for i, page in enumerate(pages))

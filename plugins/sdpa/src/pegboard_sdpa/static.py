@@ -1,0 +1,69 @@
+"""Decode batches of a static shape, for capture in a device graph."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pegboard.types import AttentionInputs, AttentionSpec, KVCache, KVLayout
+
+
+class StaticDecodePlan:
+    """Up to `pad_to` sequences of up to `pad_pages` pages, one new token each; everything that changes is in buffers.
+
+    Rows without a sequence read and write page 0, which no sequence owns.
+    """
+
+    def __init__(self, inputs: AttentionInputs, device: torch.device, layout: KVLayout) -> None:
+        if inputs.pad_to is None or inputs.pad_pages is None:
+            raise ValueError("a static plan needs pad_to and pad_pages")
+        self._layout = layout
+        self._table = torch.zeros(inputs.pad_to, inputs.pad_pages, dtype=torch.int64, device=device)
+        self._lens = torch.ones(inputs.pad_to, dtype=torch.int64, device=device)
+        self._slots = torch.zeros(inputs.pad_to, dtype=torch.int64, device=device)
+        self._keys = torch.arange(inputs.pad_pages * layout.page_size, device=device)
+        self._masks: dict[int | None, Tensor] = {}
+        self.update_(inputs)
+
+    def update_(self, inputs: AttentionInputs) -> None:
+        """Refill the buffers in place. Raises ValueError when the batch does not fit or is not a pure decode batch."""
+        assert inputs.block_table is not None and inputs.slot_mapping is not None
+        count, (rows, width) = len(inputs.seq_lens), self._table.shape
+        used = [pages[: -(-length // self._layout.page_size)] for pages, length in zip(inputs.block_table, inputs.seq_lens)]
+        if any(length != 1 for length in inputs.query_lens):
+            raise ValueError("a static plan takes decode batches only: one new token a sequence")
+        if count > rows or max(map(len, used), default=0) > width:
+            raise ValueError(f"the batch has {count} sequences of up to {max(map(len, used))} pages, the plan {rows} x {width}")
+        table = torch.zeros(rows, width, dtype=torch.int64)
+        for row, pages in enumerate(used):
+            table[row, : len(pages)] = torch.tensor(list(pages))
+        lens = torch.ones(rows, dtype=torch.int64)
+        lens[:count] = torch.tensor(list(inputs.seq_lens))
+        slots = torch.zeros(rows, dtype=torch.int64)
+        slots[:count] = inputs.slot_mapping
+        for buffer, value in ((self._table, table), (self._lens, lens), (self._slots, slots)):
+            buffer.copy_(value)
+        for window, mask in self._masks.items():
+            mask.copy_(self._mask(window))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, cache: KVCache | None) -> Tensor:
+        """[pad_to, heads, D] -> [pad_to, heads, D]."""
+        assert cache is not None
+        if spec.window not in self._masks:
+            self._masks[spec.window] = self._mask(spec.window)
+        keys, values = (
+            self._write_and_read(pages, new, q.dtype) for pages, new in ((cache.k[spec.layer], k), (cache.v[spec.layer], v))
+        )
+        grouped = q.reshape(q.shape[0], spec.num_kv_heads, -1, spec.head_dim)
+        out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=self._masks[spec.window], scale=spec.scale)
+        return out.reshape(q.shape)
+
+    def _mask(self, window: int | None) -> Tensor:
+        lens = self._lens[:, None, None, None]
+        mask = self._keys < lens
+        return mask if window is None else mask & (self._keys >= lens - window)
+
+    def _write_and_read(self, pages: Tensor, new: Tensor, dtype: torch.dtype) -> Tensor:
+        pages.flatten(0, 1).index_copy_(0, self._slots, new.to(pages.dtype))
+        return pages[self._table].flatten(1, 2).transpose(1, 2).to(dtype)

@@ -1,0 +1,103 @@
+"""The configuration that every recipe of this loop shares; a recipe subclasses `TrainConfig` to add keys of its own."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pegboard.config import Choice, PathSection, PluginSection
+
+
+class Section(BaseModel):
+    """A part of the configuration with fixed keys."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ModelSection(PathSection):
+    """The model that is trained."""
+
+    revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
+    dtype: str = Field(default="auto", description="float32, bfloat16, float16, or what the device computes fastest")
+    platform: str = Field(default="auto", description="a platform plugin")
+    device: int = 0
+    attention: str = Field(default="auto", description="an attention plugin")
+
+
+class DataSection(PathSection):
+    """The data. Keys that are not listed here are options of the source, which checks them."""
+
+    model_config = ConfigDict(extra="allow")
+
+    use: str = Field(default="jsonl", description="a source plugin")
+    format: Annotated[Choice, PluginSection("transform")] = Field(
+        default="chat",  # type: ignore[assignment]
+        validate_default=True,
+        description="a transform plugin",
+    )
+    validation: float | str | None = Field(
+        default=None, description="a share of the rows (0.05), a number of rows (200), or the path of another file"
+    )
+    shuffle: bool = Field(default=True, description="a new order in every epoch, where the source can be read in any order")
+
+    def source(self, path: str | None = None) -> Choice:
+        """Return the choice of the source, of another `path` if one is given."""
+        return {"use": self.use, "path": path or self.path, **(self.model_extra or {})}
+
+
+class BatchSection(Section):
+    """What one forward pass and one optimizer step take."""
+
+    size: int = Field(default=4, ge=1, description="sequences of `length` tokens in one forward pass")
+    length: int = Field(default=512, ge=2, description="longest example, in tokens")
+    accumulate: int = Field(default=1, ge=1, description="forward passes an optimizer step")
+    pack: bool = Field(default=True, description="fill size x length tokens with as many examples as fit, instead of `size` examples")
+    window: int = Field(default=8, ge=1, description="batches that are filled at the same time while packing")
+    overlong: Literal["truncate", "drop", "error"] = Field(default="truncate", description="what becomes of longer examples")
+
+
+class ValidationSection(Section):
+    """When the held-out loss is measured; always at the end too."""
+
+    every: int | None = Field(default=None, ge=1, description="steps")
+    first: bool = Field(default=True, description="also before the first step")
+    batches: int | None = Field(default=None, ge=1, description="at most so many batches")
+
+
+class CheckpointSection(Section):
+    """When step folders are written; always at the end and when the run is stopped."""
+
+    every: int | None = Field(default=None, ge=1, description="steps")
+    keep: int | None = Field(default=None, ge=1, description="newest step folders that stay; all when null")
+
+
+class TrainConfig(Section):
+    """A training run."""
+
+    name: str = Field(default="run", description="what loggers call it")
+    output: str = Field(description="run folder; must not exist, unless the run is resumed")
+    resume: str | None = Field(default=None, description="`auto` (continue in `output` if it has a step), or a run or step folder")
+    seed: int = 0
+    steps: int | None = Field(default=None, ge=1, description="optimizer steps")
+    epochs: float | None = Field(default=None, gt=0, description="passes over the data, where `steps` is not given (default 1)")
+    clip: float | None = Field(default=1.0, gt=0, description="largest norm of the gradient")
+    log_every: int = Field(default=1, ge=1, description="steps from one line of metrics to the next")
+    model: ModelSection
+    adapter: Annotated[Choice, PluginSection("adapter")] | None = None
+    quantizer: Annotated[Choice, PluginSection("quantizer")] | None = None
+    data: DataSection
+    batch: BatchSection = Field(default_factory=BatchSection)
+    optimizer: Annotated[Choice, PluginSection("optimizer")]
+    schedule: Annotated[Choice, PluginSection("schedule")] = Field(
+        default="constant",  # type: ignore[assignment]
+        validate_default=True,
+    )
+    validation: ValidationSection = Field(default_factory=ValidationSection)
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    loggers: list[Annotated[Choice, PluginSection("logger")]] = Field(default_factory=list)
+
+    def order(self) -> dict[str, Any]:
+        """Return the part that decides which example is trained on at which step: what a resumed run must share."""
+        data = self.data.model_dump(mode="json", exclude={"path"})
+        return {"seed": self.seed, "data": data, "batch": self.batch.model_dump(mode="json")}

@@ -1,0 +1,154 @@
+"""From raw rows to examples, in an order that depends on nothing but the seed and the position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pegboard.errors import DataError
+from pegboard.interfaces.source import IndexedSource, Source
+from pegboard.interfaces.tokenizer import Tokenizer
+from pegboard.interfaces.transform import Transform
+from pegboard.types import Row
+
+Key = tuple[int, int, int]
+"""Where an example comes from: epoch, position in that epoch, number within the row."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of the examples so far. tokens: of the examples kept, after truncation."""
+
+    examples: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    dropped: int = 0
+
+    def line(self) -> str:
+        """Return the counts for people."""
+        return f"{self.examples:,} examples, {self.tokens:,} tokens, {self.truncated:,} cut to length, {self.dropped:,} left out"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The longest example in tokens, and what becomes of longer ones."""
+
+    length: int
+    overlong: Literal["truncate", "drop", "error"] = "truncate"
+
+
+def epoch_order(indices: Tensor, epoch: int, seed: int, *, shuffle: bool) -> Tensor:
+    """Return the row indices of an epoch in their order: a permutation that is the same for the same seed and epoch."""
+    if not shuffle:
+        return indices
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) & (2**63 - 1))
+    return indices[torch.randperm(len(indices), generator=generator)]
+
+
+def split_rows(count: int, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the indices of training and validation rows, each in file order. held_out: a share below 1, or a number of rows.
+
+    Raises DataError when either part would be empty.
+    """
+    wanted = round(count * held_out) if held_out < 1 else int(held_out)
+    if wanted < 1 or wanted >= count:
+        raise DataError(f"data.validation={held_out:g} of {count} rows leaves one part empty", fix="choose a share between, or a path")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[wanted:].sort().values, order[:wanted].sort().values
+
+
+@dataclass(slots=True)
+class Examples:
+    """Endless examples, epoch after epoch. `next_key` is where the next one comes from; setting it continues from there."""
+
+    source: Source
+    transform: Transform
+    tokenizer: Tokenizer
+    limits: Limits
+    seed: int = 0
+    shuffle: bool = True
+    indices: Tensor | None = None
+    epochs: float | None = None
+    counts: Counts = field(default_factory=Counts)
+    next_key: Key = (0, 0, 0)
+
+    def __iter__(self) -> Iterator[tuple[Key, Row]]:
+        """Yield (key, example) from `next_key` until `epochs` are over. Raises DataError when an epoch holds no example."""
+        while True:
+            epoch, position, sub = self.next_key
+            found = 0
+            for at, index, raw in self._epoch(epoch, position):
+                examples = self._examples(index, raw)
+                for number, row in list(enumerate(examples))[sub:]:
+                    self.next_key = (epoch, at, number + 1)
+                    found += 1
+                    yield (epoch, at, number), row
+                sub = 0
+                self.next_key = (epoch, at + 1, 0)
+            if not found and position == 0:
+                raise DataError(
+                    f"no row of the data can be used: {self.counts.line()}", fix="check batch.length, batch.overlong and data.format"
+                )
+            self.next_key = (epoch + 1, 0, 0)
+            if self.epochs is not None and epoch + 1 >= self.epochs:
+                return
+
+    def at(self, key: Key) -> Row:
+        """Return one example again; counts are not touched."""
+        epoch, position, sub = key
+        _, index, raw = next(iter(self._epoch(epoch, position)))
+        return self._examples(index, raw, count=False)[sub]
+
+    def describe(self, key: Key) -> str:
+        """Return where an example stands in its file."""
+        return self.source.describe(self._index(key[0], key[1]))
+
+    def _index(self, epoch: int, position: int) -> int:
+        return position if self.indices is None else int(epoch_order(self.indices, epoch, self.seed, shuffle=self.shuffle)[position])
+
+    def _epoch(self, epoch: int, start: int) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
+        """Yield (position, row index, raw row) of an epoch, the last one cut where `epochs` is not whole."""
+        if self.indices is None or not isinstance(self.source, IndexedSource):
+            for index, raw in self.source.rows(start):
+                yield index, index, raw
+            return
+        order = epoch_order(self.indices, epoch, self.seed, shuffle=self.shuffle)
+        stop = len(order)
+        if self.epochs is not None and epoch + 1 > self.epochs:
+            stop = round(len(order) * (self.epochs - epoch))
+        for position in range(start, stop):
+            index = int(order[position])
+            yield position, index, self.source.row(index)
+
+    def _examples(self, index: int, raw: Mapping[str, Any], *, count: bool = True) -> Sequence[Row]:
+        try:
+            examples = self.transform(raw, self.tokenizer)
+        except DataError as error:
+            raise DataError(f"{self.source.describe(index)}: {error.message}", fix=error.fix) from error
+        counts = self.counts if count else Counts()
+        return [row for row in (fit(example, self.limits, counts, self.source, index) for example in examples) if row is not None]
+
+
+def fit(row: Row, limits: Limits, counts: Counts, source: Source, index: int) -> Row | None:
+    """Return the example at no more than the longest length, or None when nothing of it can be learned."""
+    if len(row.input_ids) > limits.length:
+        if limits.overlong == "error":
+            raise DataError(
+                f"{source.describe(index)}: {len(row.input_ids)} tokens, batch.length is {limits.length}",
+                fix="raise batch.length, or set batch.overlong to truncate or drop",
+            )
+        if limits.overlong == "drop":
+            counts.dropped += 1
+            return None
+        row = Row(row.input_ids[: limits.length], row.mask[: limits.length], row.extras)
+        counts.truncated += 1
+    if not any(row.mask[1:]):
+        counts.dropped += 1
+        return None
+    counts.examples += 1
+    counts.tokens += len(row.input_ids)
+    return row

@@ -1,0 +1,50 @@
+"""Sums and counts on the device, turned into numbers only when they are logged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Reducer(Protocol):
+    """Adds values over the data-parallel ranks of a run."""
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Return the sum over all ranks, of the same shape, without waiting for the device."""
+
+
+class Single:
+    """The mesh of size 1: one device, nothing to add."""
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Return `value`."""
+        return value
+
+
+class Meter:
+    """Collects metrics as (sum, count) from step to step."""
+
+    def __init__(self, device: torch.device, reducer: Reducer) -> None:
+        self._device = device
+        self._reducer = reducer
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, metrics: Mapping[str, tuple[Any, Any]]) -> None:
+        """Add to the sums. Values are numbers or scalar tensors; nothing is read back from the device."""
+        for name, (total, count) in metrics.items():
+            pair = torch.stack([self._scalar(total), self._scalar(count)])
+            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+
+    def take(self) -> dict[str, float]:
+        """Return the mean of each metric over what was added since the last call, and start afresh. Reads from the device once."""
+        if not self._sums:
+            return {}
+        table = self._reducer.sum(torch.stack(list(self._sums.values()))).tolist()
+        names, self._sums = list(self._sums), {}
+        return {name: total / count if count else 0.0 for name, (total, count) in zip(names, table, strict=True)}
+
+    def _scalar(self, value: Any) -> Tensor:
+        return torch.as_tensor(value, dtype=torch.float64, device=self._device).detach()

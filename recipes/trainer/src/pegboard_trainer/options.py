@@ -1,0 +1,46 @@
+"""Options of the optimizer and the schedules."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Options(BaseModel):
+    """What every schema here shares: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AdamWOptions(Options):
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
+
+    lr: float = Field(gt=0, description="peak learning rate")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="decay of the first and second moment")
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0, description="of matrices; vectors (norms, biases) are never decayed")
+    rounding: Literal["master", "stochastic", "nearest"] = Field(
+        default="master",
+        description="for 16-bit weights: keep a float32 copy, round at random in proportion, or lose small updates; "
+        "float32 weights need none of them",
+    )
+    seed: int = Field(default=0, description="of stochastic rounding")
+
+
+class ConstantOptions(Options):
+    """The peak rate after a warm-up."""
+
+    warmup: float = Field(default=0.0, ge=0, description="steps of linear warm-up; a value below 1 is a share of all steps")
+
+
+class DecayOptions(ConstantOptions):
+    """A rate that falls from its peak until the last step."""
+
+    minimum: float = Field(default=0.0, ge=0, le=1, description="factor that the end of the run approaches")
+
+
+class WsdOptions(DecayOptions):
+    """Warm-up, a stable phase, and a linear decay at the end (arXiv:2404.06395)."""
+
+    decay: float = Field(default=0.1, ge=0, description="steps of decay at the end; a value below 1 is a share of all steps")
