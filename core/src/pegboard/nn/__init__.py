@@ -2,6 +2,7 @@
 
 from pegboard.nn.attention import Attention
 from pegboard.nn.causal_lm import CausalLM, Decoder, DecoderLayer
+from pegboard.nn.dense import dense_causal_lm, dense_parallel_plan
 from pegboard.nn.embedding import Embedding
 from pegboard.nn.head import Head
 from pegboard.nn.linear import Linear, LinearGroup
@@ -21,4 +22,6 @@ __all__ = [
     "LinearGroup",
     "RMSNorm",
     "Rotary",
+    "dense_causal_lm",
+    "dense_parallel_plan",
 ]

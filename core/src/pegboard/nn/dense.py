@@ -1,0 +1,101 @@
+"""The dense pre-norm decoder that most families are: built from the keys of a Hugging Face config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pegboard.errors import ModelError
+from pegboard.nn.attention import Attention
+from pegboard.nn.causal_lm import CausalLM, Decoder, DecoderLayer
+from pegboard.nn.mlp import GatedMLP
+from pegboard.nn.norm import RMSNorm
+from pegboard.nn.rotary import Rotary, rope_settings
+from pegboard.types import AttentionSpec, ParallelRule
+
+
+def dense_causal_lm(
+    config: Mapping[str, Any],
+    *,
+    qkv_bias: bool = False,
+    out_bias: bool = False,
+    mlp_bias: bool = False,
+    qk_norm: bool = False,
+    window: Callable[[int], int | None] = lambda layer: None,
+) -> CausalLM:
+    """Return an empty decoder of RMS norms, grouped-query rotary attention and gated SiLU layers.
+
+    qkv_bias, out_bias, mlp_bias: which projections have a bias. qk_norm: RMS norms over the heads of q and k.
+    window: layer index -> its sliding window, None for full attention.
+    Raises ModelError naming the key of `config` that is missing, ill-typed or asks for something else.
+    """
+    activation = config.get("hidden_act", "silu")
+    if activation != "silu":
+        raise ModelError(f"the config's hidden_act is {activation!r}", fix="this family computes 'silu' only")
+    hidden = positive(config, "hidden_size")
+    heads = positive(config, "num_attention_heads")
+    kv_heads = positive(config, "num_key_value_heads", heads)
+    head_dim = head_size(config)
+    eps = float(config.get("rms_norm_eps", 1e-6))
+    if heads % kv_heads:
+        raise ModelError(
+            f"the config's num_attention_heads is {heads}, no multiple of its num_key_value_heads, {kv_heads}",
+            fix="mend the model's config.json",
+        )
+
+    def layer(index: int) -> DecoderLayer:
+        window_size = window(index)
+        spec = AttentionSpec(
+            index, heads, kv_heads, head_dim, head_dim**-0.5, window_size, group=0 if window_size is None else 1
+        )
+        attention = Attention(
+            hidden, spec, bias=qkv_bias, out_bias=out_bias, qk_norm_eps=eps if qk_norm else None
+        )
+        mlp = GatedMLP(hidden, positive(config, "intermediate_size"), mlp_bias)
+        return DecoderLayer(attention, mlp, hidden, eps)
+
+    max_positions = positive(config, "max_position_embeddings", 2048)
+    theta, scaling = rope_settings(config)
+    layers = [layer(index) for index in range(positive(config, "num_hidden_layers"))]
+    decoder = Decoder(positive(config, "vocab_size"), hidden, layers, RMSNorm(hidden, eps))
+    rotary = Rotary(head_dim, theta, scaling, max_positions)
+    return CausalLM(decoder, [rotary], tied=bool(config.get("tie_word_embeddings", False)), max_positions=max_positions)
+
+
+def dense_parallel_plan(config: Mapping[str, Any]) -> Sequence[ParallelRule]:
+    """Return how the parameters of `dense_causal_lm` split over a tensor-parallel group: whole heads, then MLP columns."""
+    unit = head_size(config)
+    return (
+        ParallelRule("*.self_attn.[qkv]_proj.*", "column", unit),
+        ParallelRule("*.self_attn.o_proj.weight", "row", unit),
+        ParallelRule("*.mlp.gate_proj.*", "column"),
+        ParallelRule("*.mlp.up_proj.*", "column"),
+        ParallelRule("*.mlp.down_proj.weight", "row"),
+        ParallelRule("*embed_tokens.weight", "vocab"),
+        ParallelRule("lm_head.weight", "vocab"),
+        ParallelRule("*", "replicate"),
+    )
+
+
+def head_size(config: Mapping[str, Any]) -> int:
+    """Return `head_dim`, or what follows from the hidden size where the config leaves it out."""
+    if config.get("head_dim") is not None:
+        return positive(config, "head_dim")
+    hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
+    if hidden % heads:
+        raise ModelError(
+            f"the config's hidden_size is {hidden}, no multiple of its num_attention_heads, {heads}, and head_dim is missing",
+            fix="mend the model's config.json",
+        )
+    return hidden // heads
+
+
+def positive(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """Return a positive integer of the config. Raises ModelError naming the key and what was found."""
+    value = config.get(key)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        found = "is missing" if value is None else f"is {value!r}"
+        raise ModelError(f"the config's {key} {found}; a positive integer is needed", fix="mend the model's config.json")
+    return value

@@ -1,0 +1,52 @@
+"""Qwen2 and 2.5 (arXiv:2407.10671, 2412.15115) and dense Qwen3 (2505.09388)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pegboard.interfaces.model import ModelFamily
+from pegboard.nn import CausalLM, dense_causal_lm, dense_parallel_plan
+from pegboard.types import ParallelRule
+
+
+class Qwen(ModelFamily):
+    """Qwen2 has biases on q, k and v; Qwen3 has none by default, norms over the heads of q and k, and a head size of its own."""
+
+    def build(self, config: Mapping[str, Any]) -> CausalLM:
+        config = _with_head_dim(config)
+        bias = bool(config.get("attention_bias", False))
+        return dense_causal_lm(
+            config,
+            qkv_bias=bias or not _third(config),
+            out_bias=bias and _third(config),
+            qk_norm=_third(config),
+            window=lambda layer: _window(config, layer),
+        )
+
+    def parallel_plan(self, config: Mapping[str, Any]) -> Sequence[ParallelRule]:
+        return dense_parallel_plan(_with_head_dim(config))
+
+    def rename(self, name: str) -> str | None:
+        # Old checkpoints carry the rotary frequencies, which follow from the config.
+        return None if name.endswith("rotary_emb.inv_freq") else name
+
+
+def _third(config: Mapping[str, Any]) -> bool:
+    """Tell Qwen3 from Qwen2."""
+    architectures = config.get("architectures") or []
+    return "Qwen3ForCausalLM" in architectures or (not architectures and config.get("model_type") == "qwen3")
+
+
+def _with_head_dim(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    # transformers gives Qwen3 heads of 128 where config.json is silent.
+    return {"head_dim": 128, **config} if _third(config) else config
+
+
+def _window(config: Mapping[str, Any], layer: int) -> int | None:
+    """Return the layer's sliding window: by `layer_types` where given, else from `max_window_layers` on."""
+    if not config.get("use_sliding_window") or not config.get("sliding_window"):
+        return None
+    types = config.get("layer_types")
+    slides = types[layer] == "sliding_attention" if types else layer >= int(config.get("max_window_layers", 28))
+    return int(config["sliding_window"]) if slides else None

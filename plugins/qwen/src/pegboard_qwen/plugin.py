@@ -1,0 +1,11 @@
+from pegboard.plugins.spec import PluginSpec
+
+SPEC = PluginSpec(
+    kind="model",
+    target="pegboard_qwen.family:Qwen",
+    interface=1,
+    capabilities={
+        "architectures": ["Qwen2ForCausalLM", "Qwen3ForCausalLM"],
+        "model_types": ["qwen2", "qwen3"],
+    },
+)
