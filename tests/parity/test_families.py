@@ -1,0 +1,180 @@
+"""Every architecture at toy size against transformers: logits, gradients, ragged batches and the paged cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pegboard.build import BuiltModel, build_model
+from pegboard.interfaces.format import ModelFiles
+from pegboard.nn.loss import cross_entropy_sum
+from pegboard.plugins.load import Registry
+from pegboard.types import AttentionInputs, ForwardContext, KVCache
+
+pytestmark = pytest.mark.peers
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+}
+THETA = {"rope_theta": 10000.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama-head-dim": ("llama", {"head_dim": 12}),
+    "llama-linear": ("llama", {"rope_parameters": {**THETA, "rope_type": "linear", "factor": 2.0}}),
+    "llama-llama3": ("llama", {"rope_parameters": {**THETA, **LLAMA3}}),
+    "llama-yarn": ("llama", {"rope_parameters": {**THETA, **YARN}}),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "mistral-window": ("mistral", {"sliding_window": 7}),
+    "qwen2": ("qwen2", {}),
+    "qwen2-window": ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+    "qwen3": ("qwen3", {"head_dim": 16}),
+    "qwen3-bias": ("qwen3", {"head_dim": 16, "attention_bias": True}),
+    "qwen3-window": (
+        "qwen3",
+        {"head_dim": 16, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2},
+    ),
+}
+LENGTH = 33
+
+
+@dataclass
+class Held:
+    """A tensor in memory, as a format hands it out."""
+
+    name: str
+    value: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.value.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.value.dtype
+
+    def load(self) -> Tensor:
+        return self.value
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self.value[start:stop]
+
+
+class PeerFiles(ModelFiles):
+    """The weights and config of a model of transformers, without a folder."""
+
+    location = "memory"
+    generation_config: Mapping[str, Any] = {}
+    files: Mapping[str, bytes] = {}
+    portable = False
+
+    def __init__(self, peer: Any) -> None:
+        self._peer = peer
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return {**self._peer.config.to_dict(), "architectures": [type(self._peer).__name__]}
+
+    @property
+    def tensors(self) -> Mapping[str, Held]:
+        return {name: Held(name, value.detach().clone()) for name, value in self._peer.state_dict().items()}
+
+
+@pytest.fixture(params=sorted(CASES))
+def peer(request: pytest.FixtureRequest) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model_type, options = CASES[request.param]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SIZES, **options)).float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+@pytest.fixture
+def ids() -> Tensor:
+    return torch.randint(0, SIZES["vocab_size"], (2, LENGTH), generator=torch.Generator().manual_seed(1))
+
+
+def build(peer: Any, phase: Any = "decode") -> BuiltModel:
+    return build_model(Registry.discover(), PeerFiles(peer), platform="cpu", dtype="float32", phase=phase)
+
+
+def test_logits(peer: Any, ids: Tensor) -> None:
+    built = build(peer)
+    with torch.inference_mode():
+        wanted = peer(ids).logits.flatten(0, 1)
+        hidden = built.model(ids.flatten(), built.context([LENGTH] * 2, torch.arange(LENGTH).repeat(2)))
+        torch.testing.assert_close(built.model.head(hidden), wanted, atol=1e-4, rtol=0)
+
+
+def test_ragged_batch(peer: Any, ids: Tensor) -> None:
+    built = build(peer)
+    flat = torch.cat([ids[0, :20], ids[1]])
+    positions = torch.cat([torch.arange(20), torch.arange(LENGTH)])
+    with torch.inference_mode():
+        wanted = torch.cat([peer(ids[:1, :20]).logits[0], peer(ids[1:]).logits[0]])
+        logits = built.model.head(built.model(flat, built.context([20, LENGTH], positions)))
+    torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=0)
+
+
+def test_chunked_prefill_then_cached_decode(peer: Any, ids: Tensor) -> None:
+    built, size = build(peer), 4
+    specs = built.model.attention_specs
+    layout = built.attention.layout(specs[0], len(specs), size, torch.float32)
+    shape = (30, size, layout.num_kv_heads, layout.head_dim)
+    cache = KVCache(layout, [torch.zeros(shape) for _ in specs], [torch.zeros(shape) for _ in specs])
+    # One sequence lies in consecutive pages, the other is scattered.
+    table = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [20, 18, 16, 14, 12, 11, 25, 27, 29]]
+
+    def step(start: int, stop: int) -> Tensor:
+        slots = [pages[t // size] * size + t % size for pages in table for t in range(start, stop)]
+        count = stop - start
+        inputs = AttentionInputs([count] * 2, [stop] * 2, table, torch.tensor(slots), 2 if count == 1 else 0)
+        plan = built.attention.plan(inputs, built.device, layout)
+        ctx = ForwardContext(torch.arange(start, stop).repeat(2), [plan] * 2, cache)
+        logits: Tensor = built.model.head(built.model(ids[:, start:stop].flatten(), ctx))
+        return logits.view(2, count, -1)
+
+    with torch.inference_mode():
+        steps = [step(0, 20), step(20, 24), *(step(t, t + 1) for t in range(24, LENGTH))]
+        torch.testing.assert_close(torch.cat(steps, 1), peer(ids).logits, atol=1e-4, rtol=0)
+
+
+def test_loss_and_gradients(peer: Any, ids: Tensor) -> None:
+    built = build(peer, phase="train")
+    targets = torch.full_like(ids, -100)
+    targets[:, :-1] = ids[:, 1:]
+    rows = (targets.flatten() != -100).nonzero().squeeze(1)
+    hidden = built.model(ids.flatten(), built.context([LENGTH] * 2, torch.arange(LENGTH).repeat(2)))
+    loss = cross_entropy_sum(hidden, built.model.head, targets.flatten(), rows, chunk=10) / len(rows)
+    loss.backward()
+    wanted = peer(ids, labels=ids).loss
+    wanted.backward()
+    torch.testing.assert_close(loss, wanted, atol=1e-5, rtol=1e-5)
+    gradients = {name: parameter.grad for name, parameter in built.model.named_parameters()}
+    for name, parameter in peer.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
