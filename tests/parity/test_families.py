@@ -177,4 +177,6 @@ def test_loss_and_gradients(peer: Any, ids: Tensor) -> None:
     torch.testing.assert_close(loss, wanted, atol=1e-5, rtol=1e-5)
     gradients = {name: parameter.grad for name, parameter in built.model.named_parameters()}
     for name, parameter in peer.named_parameters():
-        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            gradients[name], parameter.grad, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )

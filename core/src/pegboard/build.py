@@ -144,12 +144,21 @@ def open_model(registry: Registry, location: str, revision: str | None = None) -
         names = registry.match("format", "suffixes", path.suffix)
         what = f"files ending in {path.suffix!r}"
     elif path.is_dir():
-        specs = {record.name: registry.spec("format", record.name) for record in registry.records("format") if record.status == "ok"}
-        names = [n for n, s in specs.items() if any((path / str(m)).is_file() for m in _listed(s.capabilities.get("markers")))]
+        specs = {
+            record.name: registry.spec("format", record.name)
+            for record in registry.records("format")
+            if record.status == "ok"
+        }
+        names = [
+            n
+            for n, s in specs.items()
+            if any((path / str(m)).is_file() for m in _listed(s.capabilities.get("markers")))
+        ]
         markers = sorted({str(m) for s in specs.values() for m in _listed(s.capabilities.get("markers"))})
         if specs and not names:
             raise ModelError(
-                f"the folder {location} holds no model: none of {', '.join(markers)} is in it", fix="name a model's folder"
+                f"the folder {location} holds no model: none of {', '.join(markers)} is in it",
+                fix="name a model's folder",
             )
         what = "folders"
     elif _looks_like_path(location):
@@ -161,7 +170,9 @@ def open_model(registry: Registry, location: str, revision: str | None = None) -
             f"no installed plugin opens {what}, so {location} cannot be read",
             fix="`peg plugins list --kind format` shows yours; folders and hub ids need pegboard-hub",
         )
-    files: ModelFiles = registry.create("format", names[0]).open(str(path) if path.exists() else location, revision=revision)
+    files: ModelFiles = registry.create("format", names[0]).open(
+        str(path) if path.exists() else location, revision=revision
+    )
     return files
 
 

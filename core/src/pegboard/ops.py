@@ -53,7 +53,9 @@ def registered() -> Mapping[str, Op]:
     return dict(_OPS)
 
 
-def kernel_table(replacements: Mapping[str, Callable[..., Any]] | None = None, *, owner: str = "the platform") -> KernelTable:
+def kernel_table(
+    replacements: Mapping[str, Callable[..., Any]] | None = None, *, owner: str = "the platform"
+) -> KernelTable:
     """Return the table of a model. Raises PluginError when `owner` replaces an op that does not exist."""
     replacements = replacements or {}
     for name in replacements:
@@ -86,7 +88,10 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     return F.rms_norm(total, weight.shape, weight, eps), total
 
 
-@register("rotary", "(x [T, h, D], cos [T, 1, R], sin [T, 1, R] with its first half negated) -> [T, h, D], the first R of D turned")
+@register(
+    "rotary",
+    "(x [T, h, D], cos [T, 1, R], sin [T, 1, R] with its first half negated) -> [T, h, D], the first R of D turned",
+)
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions in the split-half layout (arXiv:2104.09864): x * cos + swap_halves(x) * sin."""
     width = cos.shape[-1]

@@ -214,7 +214,9 @@ class Batch:
         """Return the batch with its tensors on `device`."""
         import torch
 
-        moved = {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in self.extras.items()}
+        moved = {
+            k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in self.extras.items()
+        }
         return Batch(
             self.input_ids.to(device, non_blocking=True),
             self.positions.to(device, non_blocking=True),

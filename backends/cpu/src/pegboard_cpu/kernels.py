@@ -17,7 +17,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     A gradient keeps x and weight as they are, never their widened copies.
     """
-    if x.dtype == torch.float32 or x.shape[0] <= _FEW_ROWS and not x.requires_grad:
+    if x.dtype == torch.float32 or (x.shape[0] <= _FEW_ROWS and not x.requires_grad):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         out: Tensor = _WideLinear.apply(x, weight, bias)

@@ -53,7 +53,9 @@ def _cgroup_folders(root: Path) -> list[Path]:
         return []
     for line in lines:
         _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
-        for hierarchy in [base] if not controllers else [base / c for c in ("memory", "cpu") if c in controllers.split(",")]:
+        for hierarchy in (
+            [base] if not controllers else [base / c for c in ("memory", "cpu") if c in controllers.split(",")]
+        ):
             folder = hierarchy / path.lstrip("/")
             while True:
                 folders.append(folder)

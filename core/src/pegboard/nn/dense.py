@@ -48,9 +48,7 @@ def dense_causal_lm(
         spec = AttentionSpec(
             index, heads, kv_heads, head_dim, head_dim**-0.5, window_size, group=0 if window_size is None else 1
         )
-        attention = Attention(
-            hidden, spec, bias=qkv_bias, out_bias=out_bias, qk_norm_eps=eps if qk_norm else None
-        )
+        attention = Attention(hidden, spec, bias=qkv_bias, out_bias=out_bias, qk_norm_eps=eps if qk_norm else None)
         mlp = GatedMLP(hidden, positive(config, "intermediate_size"), mlp_bias)
         return DecoderLayer(attention, mlp, hidden, eps)
 
@@ -97,5 +95,7 @@ def positive(config: Mapping[str, Any], key: str, default: int | None = None) ->
         return default
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         found = "is missing" if value is None else f"is {value!r}"
-        raise ModelError(f"the config's {key} {found}; a positive integer is needed", fix="mend the model's config.json")
+        raise ModelError(
+            f"the config's {key} {found}; a positive integer is needed", fix="mend the model's config.json"
+        )
     return value

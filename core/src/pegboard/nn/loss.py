@@ -27,7 +27,9 @@ class _CrossEntropySum(torch.autograd.Function):
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
         d_hidden = torch.empty_like(hidden) if needs_hidden else None
-        d_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) if needs_weight else None
+        d_weight = (
+            torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) if needs_weight else None
+        )
         for start in range(0, hidden.shape[0], chunk):
             rows, wanted = hidden[start : start + chunk], targets[start : start + chunk]
             logits = linear(rows, weight, None).to(total.dtype)

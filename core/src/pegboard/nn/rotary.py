@@ -23,7 +23,9 @@ class Rotary(nn.Module):
 
     inv_freq: Tensor
 
-    def __init__(self, dim: int, theta: float, scaling: Mapping[str, Any] | None = None, max_positions: int = 2048) -> None:
+    def __init__(
+        self, dim: int, theta: float, scaling: Mapping[str, Any] | None = None, max_positions: int = 2048
+    ) -> None:
         super().__init__()
         self.dim = dim
         self._frequencies, self.factor = _frequencies(dim, theta, dict(scaling or {}), max_positions)
@@ -65,7 +67,9 @@ def _frequencies(dim: int, theta: float, scaling: dict[str, Any], max_positions:
             return _llama3(base, factor, scaling), 1.0
         return _yarn(base, dim, theta, factor, scaling, max_positions)
     except KeyError as missing:
-        raise ModelError(f"rope_scaling of type {kind!r} lacks the key {missing}", fix="complete the model's config.json") from None
+        raise ModelError(
+            f"rope_scaling of type {kind!r} lacks the key {missing}", fix="complete the model's config.json"
+        ) from None
 
 
 def _llama3(base: list[float], factor: float, scaling: Mapping[str, Any]) -> list[float]:

@@ -30,11 +30,15 @@ class StaticDecodePlan:
         """Refill the buffers in place. Raises ValueError when the batch does not fit or is not a pure decode batch."""
         assert inputs.block_table is not None and inputs.slot_mapping is not None
         count, (rows, width) = len(inputs.seq_lens), self._table.shape
-        used = [pages[: -(-length // self._layout.page_size)] for pages, length in zip(inputs.block_table, inputs.seq_lens)]
+        used = [
+            pages[: -(-length // self._layout.page_size)] for pages, length in zip(inputs.block_table, inputs.seq_lens)
+        ]
         if any(length != 1 for length in inputs.query_lens):
             raise ValueError("a static plan takes decode batches only: one new token a sequence")
         if count > rows or max(map(len, used), default=0) > width:
-            raise ValueError(f"the batch has {count} sequences of up to {max(map(len, used))} pages, the plan {rows} x {width}")
+            raise ValueError(
+                f"the batch has {count} sequences of up to {max(map(len, used))} pages, the plan {rows} x {width}"
+            )
         table = torch.zeros(rows, width, dtype=torch.int64)
         for row, pages in enumerate(used):
             table[row, : len(pages)] = torch.tensor(list(pages))
@@ -53,10 +57,13 @@ class StaticDecodePlan:
         if spec.window not in self._masks:
             self._masks[spec.window] = self._mask(spec.window)
         keys, values = (
-            self._write_and_read(pages, new, q.dtype) for pages, new in ((cache.k[spec.layer], k), (cache.v[spec.layer], v))
+            self._write_and_read(pages, new, q.dtype)
+            for pages, new in ((cache.k[spec.layer], k), (cache.v[spec.layer], v))
         )
         grouped = q.reshape(q.shape[0], spec.num_kv_heads, -1, spec.head_dim)
-        out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=self._masks[spec.window], scale=spec.scale)
+        out = F.scaled_dot_product_attention(
+            grouped, keys, values, attn_mask=self._masks[spec.window], scale=spec.scale
+        )
         return out.reshape(q.shape)
 
     def _mask(self, window: int | None) -> Tensor:

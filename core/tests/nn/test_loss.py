@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pegboard.nn import Embedding, Head
+from pegboard.nn.loss import cross_entropy_sum, token_logps
+
+TOKENS, HIDDEN, VOCAB = 11, 6, 13
+
+
+@pytest.fixture
+def head() -> Head:
+    torch.manual_seed(0)
+    head = Head(HIDDEN, VOCAB).double()
+    torch.nn.init.normal_(head.weight)
+    return head
+
+
+@pytest.fixture
+def hidden() -> Tensor:
+    return torch.randn(TOKENS, HIDDEN, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.fixture
+def targets() -> Tensor:
+    targets = torch.randint(0, VOCAB, (TOKENS,))
+    targets[[0, 4, 10]] = -100
+    return targets
+
+
+def rows_of(targets: Tensor) -> Tensor:
+    return (targets >= 0).nonzero().squeeze(1)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8, 100])
+def test_cross_entropy_and_gradients(head: Head, hidden: Tensor, targets: Tensor, chunk: int) -> None:
+    loss = cross_entropy_sum(hidden, head, targets, rows_of(targets), chunk=chunk)
+    wanted = F.cross_entropy(hidden @ head.weight.t(), targets, reduction="sum")
+    torch.testing.assert_close(loss, wanted)
+    got = torch.autograd.grad(loss * 0.7, [hidden, head.weight])
+    for a, b in zip(got, torch.autograd.grad(wanted * 0.7, [hidden, head.weight]), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_logps_and_gradients(head: Head, hidden: Tensor, targets: Tensor) -> None:
+    rows = rows_of(targets)
+    logps = token_logps(hidden, head, targets, rows, chunk=3)
+    wanted = (hidden @ head.weight.t()).log_softmax(-1)[rows].gather(1, targets[rows, None]).squeeze(1)
+    torch.testing.assert_close(logps, wanted)
+    weights = torch.randn_like(wanted)
+    got = torch.autograd.grad((logps * weights).sum(), [hidden, head.weight])
+    for a, b in zip(got, torch.autograd.grad((wanted * weights).sum(), [hidden, head.weight]), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("function", [cross_entropy_sum, token_logps])
+def test_no_rows_is_legal(head: Head, hidden: Tensor, targets: Tensor, function: object) -> None:
+    out = function(hidden, head, targets, torch.empty(0, dtype=torch.int64)).sum()  # type: ignore[operator]
+    out.backward()
+    assert out.item() == 0
+    assert hidden.grad is not None and not hidden.grad.any()
+
+
+@pytest.mark.parametrize("function", [cross_entropy_sum, token_logps])
+def test_no_tensor_spans_all_tokens_and_the_vocabulary(function: object) -> None:
+    tokens, vocab, chunk = 64, 500, 8
+    sizes: list[int] = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            out = func(*args, **(kwargs or {}))
+            sizes.extend(t.numel() for t in (out if isinstance(out, tuple | list) else [out]) if isinstance(t, Tensor))
+            return out
+
+    head = Head(4, vocab)
+    torch.nn.init.normal_(head.weight)
+    hidden = torch.randn(tokens, 4, requires_grad=True)
+    with Watch():
+        function(
+            hidden, head, torch.zeros(tokens, dtype=torch.int64), torch.arange(tokens), chunk=chunk
+        ).sum().backward()  # type: ignore[operator]
+    assert max(sizes) == vocab * chunk
+
+
+def test_tied_head_sends_its_gradient_to_the_embedding(hidden: Tensor, targets: Tensor) -> None:
+    embedding = Embedding(VOCAB, HIDDEN).double()
+    torch.nn.init.normal_(embedding.weight)
+    cross_entropy_sum(hidden, Head(HIDDEN, VOCAB, embedding), targets, rows_of(targets)).backward()
+    assert embedding.weight.grad is not None and embedding.weight.grad.any()
+
+
+def test_half_precision_sums_in_float32(head: Head, hidden: Tensor, targets: Tensor) -> None:
+    rows = rows_of(targets)
+    narrow = hidden.detach().bfloat16().requires_grad_()
+    small = Head(HIDDEN, VOCAB).bfloat16()
+    small.weight.data.copy_(head.weight.data)
+    loss = cross_entropy_sum(narrow, small, targets, rows)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert narrow.grad is not None and narrow.grad.dtype == torch.bfloat16
+    wanted = F.cross_entropy(narrow.double() @ small.weight.double().t(), targets, reduction="sum")
+    torch.testing.assert_close(loss.double(), wanted, rtol=2e-2, atol=0)

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pegboard.errors import ModelError
+from pegboard.nn.rotary import Rotary, rope_settings
+
+
+def test_angles_and_signs() -> None:
+    rotary = Rotary(4, 100.0)
+    rotary.materialise(torch.device("cpu"))
+    cos, sin = rotary(torch.tensor([0, 3]), torch.float64)
+    assert cos.shape == sin.shape == (2, 1, 4)
+    angles = [3 * 1.0, 3 * 0.1]
+    torch.testing.assert_close(cos[1, 0], torch.tensor([math.cos(a) for a in angles * 2]), check_dtype=False)
+    signed = [-math.sin(a) for a in angles] + [math.sin(a) for a in angles]
+    torch.testing.assert_close(sin[1, 0], torch.tensor(signed), check_dtype=False)
+
+
+@pytest.mark.parametrize(
+    ("config", "theta", "scaling"),
+    [
+        ({}, 10000.0, {}),
+        ({"rope_theta": 5e5}, 5e5, {}),
+        ({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2}}, 5e5, {"type": "linear", "factor": 2}),
+        ({"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}, 1e6, {"rope_type": "default"}),
+        ({"rope_scaling": None, "rope_theta": 7.0}, 7.0, {}),
+    ],
+)
+def test_both_styles_of_config(config: dict[str, object], theta: float, scaling: dict[str, object]) -> None:
+    assert rope_settings(config) == (theta, scaling)
+
+
+def test_unknown_scaling_names_the_known_ones() -> None:
+    with pytest.raises(ModelError, match="'longrope'") as caught:
+        Rotary(4, 100.0, {"rope_type": "longrope"})
+    assert "llama3" in str(caught.value.fix)
+
+
+def test_missing_key_is_named() -> None:
+    with pytest.raises(ModelError, match="'llama3' lacks the key 'factor'"):
+        Rotary(4, 100.0, {"rope_type": "llama3"})
