@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 import platform as machine
-import re
 from importlib import metadata
-from typing import TYPE_CHECKING
 
 import click
 
 from pegboard import __version__
-from pegboard.errors import PegboardError, PluginError
+from pegboard.errors import PluginError
+from pegboard.plugins.check import Answer, Question, ask_all
+from pegboard.plugins.index import Index, PluginRecord, scan
+from pegboard.plugins.load import mend
 
-if TYPE_CHECKING:
-    from pegboard.plugins.load import Registry
+QUESTIONS: dict[str, Question] = {"platform": "devices", "hooks": "advice"}
 
 
 @click.command()
-def doctor() -> None:
-    """Say what is wrong with this installation and how to mend it. The exit status is 2 when something is."""
-    from pegboard.plugins.load import Registry
+@click.option("--timeout", default=60.0, show_default=True, help="Seconds that one plugin may take.")
+def doctor(timeout: float) -> None:
+    """Say what is wrong with this installation and how to mend it. The exit status is 2 when something is.
 
-    registry = Registry.discover()
-    problems: list[str] = [f"{problem}" for problem in registry.problems]
+    Plugins are asked in processes of their own, so that no plugin can stop the others from being looked at.
+    """
+    index = scan()
+    problems = list(index.problems)
     _section("versions", _versions(problems))
-    _section("devices", _devices(registry, problems))
-    _section("plugins", _plugins(registry, problems))
-    notes = [line for lines in registry.hooks.call("doctor") for line in lines]
-    if notes:
-        _section("observers say", notes)
+    answers = ask_all([(QUESTIONS.get(r.kind, "door"), r) for r in index.records], timeout=timeout)
+    pairs = list(zip(index.records, answers, strict=True))
+    problems += [_problem(record, answer) for record, answer in pairs if _is_wrong(answer)]
+    _section("devices", [line for record, answer in pairs if record.kind == "platform" for line in answer.lines])
+    _section("plugins", _plugins(index, pairs))
+    advice = [line for record, answer in pairs if record.kind == "hooks" for line in answer.lines]
+    if advice:
+        _section("observers say", advice)
+    if not index.of_kind("platform"):
+        problems.append("no platform plugin is installed\n  fix: pip install pegboard-cpu")
     if problems:
         _section("wrong", problems)
-        raise PluginError(
-            f"found {len(problems)} problem{'s' if len(problems) > 1 else ''}", fix="mend what is listed above"
-        )
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise PluginError(f"found {count}", fix="mend what is listed above")
     click.echo("nothing is wrong; `peg plugins check` imports every plugin")
 
 
@@ -45,63 +51,47 @@ def _section(title: str, lines: list[str]) -> None:
 
 def _versions(problems: list[str]) -> list[str]:
     """Return the versions of Python, the core and what it requires."""
+    from packaging.requirements import Requirement
+
     lines = [f"python {machine.python_version()} on {machine.system()} {machine.machine()}", f"pegboard {__version__}"]
     for line in metadata.requires("pegboard") or []:
-        name = re.split(r"[^\w.-]", line, maxsplit=1)[0]
-        try:
-            here = metadata.version(name)
-        except metadata.PackageNotFoundError:
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        name, here = requirement.name, _installed(requirement.name)
+        if not here:
             problems.append(f"{name} is not installed\n  fix: pip install '{line}'")
             continue
-        from packaging.requirements import Requirement
-
-        if not Requirement(line).specifier.contains(here, prereleases=True):
+        if not requirement.specifier.contains(here, prereleases=True):
             problems.append(f"{name} {here} is not a version that pegboard works with\n  fix: pip install '{line}'")
         lines.append(f"{name} {here}")
     return lines
 
 
-def _devices(registry: Registry, problems: list[str]) -> list[str]:
-    """Return what each platform's probe and device list say."""
-    from pegboard.plugins.doors import run_probe
-
-    lines: list[str] = []
-    for record, spec in registry.candidates("platform"):
-        try:
-            probe = run_probe(spec)
-            if not probe.present:
-                lines.append(f"{record.name}: absent ({probe.reason})")
-                continue
-            if not probe.usable:
-                problems.append(f"{record.name} is present but not usable\n  fix: {probe.reason}")
-                lines.append(f"{record.name}: broken ({probe.reason})")
-                continue
-            found = registry.create("platform", record.name).devices()
-        except Exception as error:
-            text = str(error) if isinstance(error, PegboardError) else f"{type(error).__name__}: {error}"
-            problems.append(f"platform {record.name}: {text}")
-            lines.append(f"{record.name}: failed")
-            continue
-        lines += [
-            f"{record.name}:{d.index} {d.name}, "
-            f"{d.available_memory / 2**30:.1f} of {d.total_memory / 2**30:.1f} GiB available"
-            for d in found
-        ] or [f"{record.name}: no device"]
-    if not registry.records("platform"):
-        problems.append("no platform plugin is installed\n  fix: pip install pegboard-cpu")
-    return lines
+def _installed(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
-def _plugins(registry: Registry, problems: list[str]) -> list[str]:
-    """Open every front door and return a line for each distribution."""
-    good: dict[str, list[str]] = {}
-    for record in registry.records():
-        label = f"{record.dist} {record.version}"
-        good.setdefault(label, [])
-        try:
-            if record.status != "blocked":
-                registry.spec(record.kind, record.identity if record.status != "conflict" else record.name)
-            good[label].append(f"{record.kind} {record.name}" + (" (blocked)" if record.status == "blocked" else ""))
-        except PluginError as error:
-            problems.append(str(error))
-    return [f"{label}: {', '.join(names) or 'nothing usable'}" for label, names in sorted(good.items())]
+def _plugins(index: Index, pairs: list[tuple[PluginRecord, Answer]]) -> list[str]:
+    """Return a line for each distribution with the plugins of it that can be used, and those that are blocked."""
+    usable: dict[str, list[str]] = {f"{record.dist} {record.version}": [] for record in index.records}
+    for record, answer in pairs:
+        if not _is_wrong(answer):
+            blocked = " (blocked)" if answer.status == "blocked" else ""
+            usable[f"{record.dist} {record.version}"].append(f"{record.kind} {record.name}{blocked}")
+    return [f"{label}: {', '.join(names) or 'nothing usable'}" for label, names in sorted(usable.items())]
+
+
+def _is_wrong(answer: Answer) -> bool:
+    """Whether something must be mended: `ok` with a reason is one of two plugins that share a name."""
+    return answer.status not in ("ok", "blocked") or bool(answer.reason and answer.status == "ok")
+
+
+def _problem(record: PluginRecord, answer: Answer) -> str:
+    verb = answer.status if answer.status in ("hangs", "crashes") else f"is {answer.status}"
+    if answer.status == "ok":
+        verb = "is not the only one of its name"
+    return f"{record.kind} {record.identity} {verb}: {answer.reason}\n  fix: {answer.fix or mend(record)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,9 +13,12 @@ from pegboard.cli import LazyGroup
 from pegboard.errors import PluginError, nearest
 from pegboard.plugins.groups import GROUPS
 from pegboard.plugins.index import PluginRecord, scan
+from pegboard.plugins.load import Registry, mend
 
 if TYPE_CHECKING:
-    from pegboard.plugins.load import Registry
+    from pegboard.plugins.check import Answer
+
+DOOR_SECONDS = 30.0
 
 
 @click.group(cls=LazyGroup, prefix="plugins.")
@@ -50,17 +53,27 @@ def list_plugins(kind: str | None, as_json: bool) -> None:
 @click.option("--kind", help="Of this kind only, where several kinds have the name.")
 @click.option("--schema", is_flag=True, help="Print the JSON schema of its options.")
 def show(name: str, kind: str | None, schema: bool) -> None:
-    """Show the front doors of the plugins called NAME (or DISTRIBUTION:NAME, or all of a distribution)."""
-    from pegboard.plugins.load import Registry
+    """Show the front doors of the plugins called NAME (or DISTRIBUTION:NAME, or all of a distribution).
 
-    registry = Registry.discover()
+    Each is tried in a process of its own first, so that none can end this one.
+    """
+    from pegboard.plugins.check import ask_all
+
+    registry = Registry(scan())
     found = find(registry, name, kind)
+    answers = ask_all([("schema" if schema else "door", record) for record in found], timeout=DOOR_SECONDS)
     if schema:
-        schemas = {f"{r.kind} {r.name}": registry.schema(r.kind, r.identity) for r in found}
-        click.echo(json.dumps({k: m.model_json_schema() if m else None for k, m in schemas.items()}, indent=2))
+        schemas: dict[str, Any] = {}
+        for record, answer in zip(found, answers, strict=True):
+            if answer.status != "ok":
+                raise PluginError(
+                    f"{record.kind} {record.identity}: {answer.status}: {answer.reason}", fix=answer.fix or mend(record)
+                )
+            model = registry.schema(record.kind, record.identity)
+            schemas[f"{record.kind} {record.name}"] = model.model_json_schema() if model else None
+        click.echo(json.dumps(schemas, indent=2))
         return
-    for number, record in enumerate(found):
-        click.echo(("\n" if number else "") + describe(registry, record))
+    click.echo("\n\n".join(describe(registry, *pair) for pair in zip(found, answers, strict=True)))
 
 
 @plugins.command("check")
@@ -69,19 +82,19 @@ def show(name: str, kind: str | None, schema: bool) -> None:
 @click.option("--timeout", default=60.0, show_default=True, help="Seconds that one plugin may take.")
 def check(name: str | None, kind: str | None, timeout: float) -> None:
     """Import each plugin (or those called NAME) in a process of its own and report which work."""
-    from pegboard.plugins.check import check_all
-    from pegboard.plugins.load import Registry
+    from pegboard.plugins.check import ask_all
 
-    registry = Registry.discover()
+    registry = Registry(scan())
     records = find(registry, name, kind) if name else registry.records(kind)
-    trials = check_all(records, timeout=timeout)
-    if trials:
-        rows = [(t.kind, t.name, t.dist, t.status, t.reason) for t in trials]
+    answers = ask_all([("import", record) for record in records], timeout=timeout)
+    pairs = list(zip(records, answers, strict=True))
+    if pairs:
+        rows = [(r.kind, r.name, r.dist, answer.status, answer.reason) for r, answer in pairs]
         click.echo(table(("KIND", "NAME", "DISTRIBUTION", "RESULT", "REASON"), rows))
-    bad = [t for t in trials if t.status not in ("ok", "blocked")]
+    bad = [record.identity for record, answer in pairs if answer.status not in ("ok", "blocked")]
     if bad:
         raise PluginError(
-            f"{len(bad)} of {len(trials)} plugins cannot be used: {', '.join(f'{t.dist}:{t.name}' for t in bad)}",
+            f"{len(bad)} of {len(pairs)} plugins cannot be used: {', '.join(bad)}",
             fix="the reasons stand above; upgrade, re-install or uninstall them",
         )
 
@@ -91,15 +104,18 @@ def find(registry: Registry, name: str, kind: str | None) -> list[PluginRecord]:
     records = registry.records(kind)
     found = [record for record in records if record.matches(name)]
     if not found:
+        from pegboard.plugins.known import known_plugins
+
+        dists = {known[name] for k, known in known_plugins().items() if kind in (None, k) and name in known}
         known = {text for record in records for text in (record.name, record.dist)}
         raise PluginError(
-            f"no installed plugin is called {name!r}{nearest(name, known)}",
-            fix="`peg plugins list` shows what is installed",
+            f"no installed plugin is called {name!r}{'' if dists else nearest(name, known)}",
+            fix=f"pip install {' '.join(sorted(dists))}" if dists else "`peg plugins list` shows what is installed",
         )
     return found
 
 
-def describe(registry: Registry, record: PluginRecord) -> str:
+def describe(registry: Registry, record: PluginRecord, answer: Answer) -> str:
     """Return a plugin's record and, where it can be opened, its front door, for people."""
     lines = [
         f"{record.kind} {record.name}",
@@ -107,11 +123,10 @@ def describe(registry: Registry, record: PluginRecord) -> str:
         f"  summary       {record.summary}",
         f"  front door    {record.value}",
     ]
-    try:
-        spec = registry.spec(record.kind, record.identity)
-    except PluginError as error:
-        state = next(r for r in registry.records(record.kind) if r.identity == record.identity)
-        return "\n".join([*lines, f"  status        {state.status}: {error.message}", f"  fix           {error.fix}"])
+    if answer.status != "ok":
+        lines.append(f"  status        {answer.status}: {answer.reason}")
+        return "\n".join([*lines, f"  fix           {answer.fix or mend(record)}"])
+    spec = registry.spec(record.kind, record.identity)
     lines += [
         f"  status        {record.status}{': ' + record.reason if record.reason else ''}",
         f"  target        {spec.target}",

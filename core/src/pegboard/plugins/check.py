@@ -1,6 +1,6 @@
 """Trying plugins in child processes with a time limit: one that hangs or crashes is reported like any other.
 
-`python -m pegboard.plugins.check KIND DIST:NAME` is the child; it prints one JSON object as its last line.
+`python -m pegboard.plugins.check QUESTION KIND DIST:NAME` is the child; it answers with one marked line of JSON.
 """
 
 from __future__ import annotations
@@ -11,88 +11,124 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 from pegboard.errors import PegboardError
 from pegboard.plugins.groups import GROUPS
-from pegboard.plugins.index import PluginRecord
+from pegboard.plugins.index import PluginRecord, scan
+from pegboard.plugins.load import Registry
+from pegboard.plugins.spec import PluginSpec
+
+Question = Literal["door", "schema", "import", "devices", "advice"]
+"""What a plugin is asked.
+
+door: its front door is opened. schema: and the schema of its options imported. import: and its implementation, which is
+compared with its interface. devices: a platform's probe and devices. advice: what an observer's `doctor` hook says.
+"""
+
+MARK = "pegboard answers "
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """What trying one plugin gave. status: a record's status, or "hangs" or "crashes"."""
+class Answer:
+    """What a plugin answered. status: a record's status, or "hangs" or "crashes". lines: of devices or advice."""
 
-    kind: str
-    name: str
-    dist: str
     status: str
-    reason: str
+    reason: str = ""
+    fix: str = ""
+    lines: Sequence[str] = ()
 
 
-def check_all(records: Iterable[PluginRecord], *, timeout: float) -> list[Trial]:
-    """Try the plugins, a few at a time. timeout: seconds for each, the import of its libraries included."""
-    with ThreadPoolExecutor(max_workers=max(1, min(4, os.cpu_count() or 1))) as pool:
-        return list(pool.map(lambda record: check(record, timeout=timeout), records))
+def ask_all(questions: Iterable[tuple[Question, PluginRecord]], *, timeout: float) -> list[Answer]:
+    """Ask several plugins, a few at a time. timeout: seconds for each, the import of its libraries included."""
+    children: set[subprocess.Popen[str]] = set()
+    pool = ThreadPoolExecutor(max_workers=max(1, min(4, os.cpu_count() or 1)))
+    try:
+        return list(pool.map(lambda pair: ask(*pair, timeout=timeout, children=children), questions))
+    except BaseException:
+        # Ctrl-C does not reach the children, each of which leads a group of its own.
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in list(children):
+            _kill(child)
+        raise
+    finally:
+        pool.shutdown()
 
 
-def check(record: PluginRecord, *, timeout: float) -> Trial:
-    """Try one plugin in a child process. One that its record speaks against already is not imported."""
+def ask(
+    question: Question,
+    record: PluginRecord,
+    *,
+    timeout: float,
+    children: set[subprocess.Popen[str]] | None = None,
+) -> Answer:
+    """Ask one plugin in a child process, which is in `children` while it runs.
+
+    A plugin that its record speaks against already is not imported.
+    """
     if record.status not in ("ok", "conflict"):
-        return _trial(record, record.status, record.reason)
-    command = [sys.executable, "-m", "pegboard.plugins.check", record.kind, record.identity]
+        return Answer(record.status, record.reason)
+    # -P: a module in the working directory must not stand in for one of the plugin's.
+    command = [sys.executable, "-P", "-m", "pegboard.plugins.check", question, record.kind, record.identity]
     child = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        errors="replace",
         start_new_session=True,
     )
+    children = set() if children is None else children
+    children.add(child)
     try:
         out, err = child.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        # The whole group: a plugin may have started processes of its own, which would keep the pipes open.
-        os.killpg(child.pid, signal.SIGKILL)
+        _kill(child)
         child.communicate()
-        return _trial(record, "hangs", f"its import took more than {timeout:g} s and was stopped")
-    try:
-        told = json.loads(out.splitlines()[-1])
-        return _trial(record, str(told["status"]), str(told["reason"]))
-    except (ValueError, IndexError, KeyError, TypeError):
+        return Answer("hangs", f"it did not come to an end within {timeout:g} s and was stopped")
+    finally:
+        children.discard(child)
+    told = [line.removeprefix(MARK) for line in out.splitlines() if line.startswith(MARK)]
+    if not told or child.returncode != 0:
         last = err.strip().splitlines()[-1] if err.strip() else "it said nothing"
-        ended = (
-            f"signal {signal.Signals(-child.returncode).name}" if child.returncode < 0 else f"status {child.returncode}"
-        )
-        return _trial(record, "crashes", f"the process that imported it ended with {ended}: {last}")
+        return Answer("crashes", f"the process that imported it ended with {_ending(child.returncode)}: {last}")
+    answer = Answer(**json.loads(told[-1]))
+    return Answer("ok", record.reason, "", answer.lines) if answer.status == "ok" else answer
 
 
-def try_here(kind: str, identity: str) -> dict[str, str]:
-    """Import front door, schema and implementation in this process and compare the latter with its interface."""
-    from pegboard.plugins.load import Registry
-
-    registry = Registry.discover()
+def answer_here(question: Question, kind: str, identity: str) -> Answer:
+    """Answer in this process. Whatever a plugin raises becomes a status with its reason."""
+    registry = Registry(scan())
     try:
-        registry.spec(kind, identity)
-        registry.schema(kind, identity)
-        lacking = complaint(kind, registry.load(kind, identity))
+        spec = registry.spec(kind, identity)
+        if question in ("schema", "import"):
+            registry.schema(kind, identity)
+        if question == "import" and (lacking := complaint(kind, registry.load(kind, identity))):
+            return Answer("failed", lacking)
+        if question == "devices":
+            return _devices(registry, spec, identity)
+        if question == "advice":
+            return _advice(registry, identity)
     except PegboardError as error:
-        state = next((r for r in registry.records(kind) if r.identity == identity), None)
-        status = state.status if state is not None and state.status != "ok" else "failed"
-        return {"status": status if status != "conflict" else "failed", "reason": error.message}
-    return {"status": "failed", "reason": lacking} if lacking else {"status": "ok", "reason": ""}
+        status = next(r.status for r in registry.records(kind) if r.identity == identity)
+        return Answer(status if status == "incompatible" else "failed", error.message, error.fix or "")
+    except (Exception, SystemExit) as error:
+        return Answer("failed", f"{type(error).__name__}: {error}")
+    return Answer("ok")
 
 
 def complaint(kind: str, target: Any) -> str:
     """Return what an implementation lacks of its kind's interface, or an empty string."""
-    if inspect.isabstract(target):
-        return f"{target.__name__} lacks {', '.join(sorted(target.__abstractmethods__))}"
     if kind == "command":
         import click
 
         return "" if isinstance(target, click.Command) else f"it is a {type(target).__name__}, expected a click.Command"
+    if inspect.isabstract(target):
+        return f"{target.__name__} lacks {', '.join(sorted(target.__abstractmethods__))}"
     if kind == "hooks":
         return ""
     from pegboard.plugins.doors import import_object
@@ -103,9 +139,49 @@ def complaint(kind: str, target: Any) -> str:
     return "" if callable(target) else f"it is a {type(target).__name__}, expected a class"
 
 
-def _trial(record: PluginRecord, status: str, reason: str) -> Trial:
-    return Trial(record.kind, record.name, record.dist, status, reason)
+def _devices(registry: Registry, spec: PluginSpec, identity: str) -> Answer:
+    from pegboard.plugins.doors import run_probe
+
+    probe = run_probe(spec)
+    name = identity.partition(":")[2]
+    if not probe.present:
+        return Answer("ok", lines=[f"{name}: absent ({probe.reason})"])
+    if not probe.usable:
+        return Answer("failed", f"it is present but not usable: {probe.reason}")
+    found = registry.create(spec.kind, identity).devices()
+    free = [f"{d.available_memory / 2**30:.1f} of {d.total_memory / 2**30:.1f} GiB available" for d in found]
+    lines = [f"{name}:{d.index} {d.name}, {memory}" for d, memory in zip(found, free, strict=True)]
+    return Answer("ok", lines=lines or [f"{name}: no device"])
+
+
+def _advice(registry: Registry, identity: str) -> Answer:
+    from pegboard.plugins.hooks import HookRelay
+
+    warnings: list[str] = []
+    relay = HookRelay(warnings.append)
+    relay.register(registry.create("hooks", identity), identity)
+    told = [[lines] if isinstance(lines, str) else lines for lines in relay.call("doctor")]
+    return (
+        Answer("failed", warnings[0])
+        if warnings
+        else Answer("ok", lines=[str(line) for lines in told for line in lines])
+    )
+
+
+def _kill(child: subprocess.Popen[str]) -> None:
+    """Kill a child with its whole group: a plugin may have started processes of its own, which keep the pipes open."""
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _ending(returncode: int) -> str:
+    return f"signal {signal.Signals(-returncode).name}" if returncode < 0 else f"status {returncode}"
 
 
 if __name__ == "__main__":
-    print("\n" + json.dumps(try_here(sys.argv[1], sys.argv[2])))
+    asked, *of_whom = sys.argv[1:]
+    if asked not in get_args(Question):
+        raise SystemExit(f"unknown question {asked!r}")
+    print(f"\n{MARK}{json.dumps(asdict(answer_here(asked, *of_whom)))}", flush=True)  # type: ignore[arg-type]

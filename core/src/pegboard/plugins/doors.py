@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 class IncompatiblePluginError(PluginError):
     """A front door follows another version of its kind's interface than this core."""
 
-    incompatible = True
-
 
 class FrontDoor(DriverManager[PluginSpec]):
     """A stevedore driver that finds nothing by itself: it is given one record of our index.

@@ -6,7 +6,7 @@ Pluggy hooks for whoever cares. A hook never chooses anything, and none is calle
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from pegboard.interfaces.engine import RequestOutput
     from pegboard.interfaces.logger import RunInfo
     from pegboard.nn.causal_lm import CausalLM
-    from pegboard.plugins.load import Registry
 
 PROJECT = "pegboard"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -70,17 +69,11 @@ class HookSpecs:
 class HookRelay:
     """Calls observers one by one, so that one that raises is warned about, muted for good, and stops nobody else."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        """warn: told in one line when an observer is muted."""
+        self._warn = warn
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(HookSpecs)
-        for record, _ in registry.candidates("hooks"):
-            try:
-                self.register(
-                    registry.create("hooks", record.identity if record.dist else record.name), record.identity
-                )
-            except Exception as error:
-                registry.warn_once(f"observer {record.identity} is left out: {type(error).__name__}: {error}")
 
     def register(self, observer: object, name: str | None = None) -> None:
         """Add an observer. Raises PluginError, leaving nothing of it behind, when it is no valid observer."""
@@ -92,9 +85,9 @@ class HookRelay:
         try:
             if unknown:
                 raise ValueError(f"there is no hook {', '.join(unknown)}")
-            if self._manager.register(observer, name=name) is None:
-                raise ValueError("it is blocked")
-        except (ValueError, pluggy.PluginValidationError) as error:
+            self._manager.register(observer, name=name)
+        except Exception as error:
+            # pluggy leaves the methods behind that it took before the one that it refused.
             if self._manager.is_registered(observer):
                 self._manager.unregister(observer)
             raise PluginError(
@@ -120,7 +113,7 @@ class HookRelay:
                 results.extend(self._manager.subset_hook_caller(hook, others)(**arguments))
             except Exception as error:
                 self._manager.unregister(implementation.plugin)
-                self._registry.warn_once(
+                self._warn(
                     f"observer {implementation.plugin_name} raised in {hook} and is muted: "
                     f"{type(error).__name__}: {error}"
                 )

@@ -88,45 +88,40 @@ def scan(*, disabled: Iterable[str] = (), allowed: Iterable[str] | None = None) 
 
 def apply_lists(index: Index, *, disabled: Iterable[str] = (), allowed: Iterable[str] | None = None) -> Index:
     """Return the index with allow-list and block-list applied, those of the environment included."""
-    env_blocks = _split(os.environ.get(BLOCK_VARIABLE, ""))
     if allowed is None and ALLOW_VARIABLE in os.environ:
         allowed = _split(os.environ[ALLOW_VARIABLE])
-    allows = None if allowed is None else list(allowed)
-    problems = [
-        f"{variable} names {entry!r}, which is no installed plugin"
-        for variable, entries in ((BLOCK_VARIABLE, env_blocks), (ALLOW_VARIABLE, allows or []))
-        for entry in entries
-        if not any(record.matches(entry) for record in index.records)
-    ]
-    if allows is not None:
+    if allowed is not None:
+        entries = list(allowed)
         reason = f"not in the allow-list ({ALLOW_VARIABLE})"
         records = tuple(
             record
-            if any(record.matches(entry) for entry in allows)
+            if any(record.matches(entry) for entry in entries)
             else replace(record, status="blocked", reason=reason)
             for record in index.records
         )
-        index = Index(records, index.problems)
-    return block(Index(index.records, (*index.problems, *problems)), [*env_blocks, *disabled])
+        index = Index(records, (*index.problems, *_strangers(index, entries, ALLOW_VARIABLE)))
+    return block(index, [*_split(os.environ.get(BLOCK_VARIABLE, "")), *disabled])
 
 
 def block(index: Index, disabled: Iterable[str]) -> Index:
-    """Return the index with `disabled` blocked, then conflicts among what is left found."""
-    records = [
-        replace(record, status="blocked", reason=f"disabled as {entry!r} ({BLOCK_VARIABLE} or plugins.disabled)")
-        if (entry := next((e for e in entries if record.matches(e)), None)) is not None
-        else record
-        for entries in [list(disabled)]
-        for record in index.records
-    ]
-    return Index(tuple(find_conflicts(records)), index.problems)
+    """Return the index with `disabled` blocked, then conflicts among what is left found.
+
+    An entry that means no installed plugin becomes a problem: whoever wrote it thinks that something is off.
+    """
+    entries = list(disabled)
+    records = []
+    for record in index.records:
+        entry = next((entry for entry in entries if record.matches(entry)), None)
+        if entry is not None:
+            reason = f"disabled as {entry!r} ({BLOCK_VARIABLE} or plugins.disabled)"
+            record = replace(record, status="blocked", reason=reason)
+        records.append(record)
+    problems = _strangers(index, entries, f"{BLOCK_VARIABLE} or plugins.disabled")
+    return Index(tuple(find_conflicts(records)), (*index.problems, *problems))
 
 
 def find_conflicts(records: Iterable[PluginRecord]) -> Iterator[PluginRecord]:
-    """Yield the records.
-
-    Those that share kind and name with another usable one become conflicts that name all of them.
-    """
+    """Yield the records; those that share kind and name with another usable one become conflicts that name all."""
     usable: dict[tuple[str, str], list[PluginRecord]] = {}
     records = list(records)
     for record in records:
@@ -231,6 +226,14 @@ def _incompatible(name: str, requirements: list[str]) -> str:
         if not requirement.specifier.contains(__version__, prereleases=True):
             return f"{name} needs pegboard{requirement.specifier}, this is pegboard {__version__}"
     return ""
+
+
+def _strangers(index: Index, entries: Iterable[str], where: str) -> list[str]:
+    return [
+        f"{where} names {entry!r}, which is no installed plugin"
+        for entry in entries
+        if not any(record.matches(entry) for record in index.records)
+    ]
 
 
 def _split(text: str) -> list[str]:

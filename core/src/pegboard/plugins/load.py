@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pegboard.plugins")
 
+_PREFERENCE: tuple[Status, ...] = ("ok", "conflict", "incompatible", "failed", "blocked")
+"""Which record a name means where several have it: one that can be used, else the one whose reason tells most."""
+
 
 class Registry:
     """The plugins of this process: an index, and the front doors that were opened so far.
@@ -38,17 +41,25 @@ class Registry:
     merely among the candidates of a choice is passed by with one warning line.
     """
 
-    def __init__(self, index: Index, specs: Mapping[tuple[str, str], PluginSpec] | None = None) -> None:
+    def __init__(
+        self,
+        index: Index,
+        specs: Mapping[tuple[str, str], PluginSpec] | None = None,
+        announced: set[str] | None = None,
+    ) -> None:
         self._index = index
         self._specs: dict[tuple[str, str], PluginSpec] = dict(specs or {})
         self._failures: dict[tuple[str, str], PluginRecord] = {}
-        self._announced: set[str] = set()
+        self._announced: set[str] = set() if announced is None else announced
         self._hooks: HookRelay | None = None
 
     @classmethod
     def discover(cls, *, disabled: Iterable[str] = (), allowed: Iterable[str] | None = None) -> Registry:
-        """Scan what is installed; see `pegboard.plugins.index.scan` for the two lists."""
-        return cls(scan(disabled=disabled, allowed=allowed))
+        """Scan what is installed, with a warning line for what cannot be read; see `index.scan` for the two lists."""
+        registry = cls(scan(disabled=disabled, allowed=allowed))
+        for problem in registry.problems:
+            registry.warn_once(problem)
+        return registry
 
     @classmethod
     def of(cls, specs: Mapping[tuple[str, str], PluginSpec | tuple[PluginSpec, str]]) -> Registry:
@@ -66,11 +77,16 @@ class Registry:
     def without(self, disabled: Iterable[str]) -> Registry:
         """Return a registry of the same scan that blocks `disabled` (names, distributions or dist:name) too."""
         blocks = list(disabled)
-        return Registry(block(self._index, blocks), self._specs) if blocks else self
+        if not blocks:
+            return self
+        registry = Registry(block(self._index, blocks), self._specs, self._announced)
+        for problem in registry.problems[len(self.problems) :]:
+            registry.warn_once(problem)
+        return registry
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What the scan could not read, a line each."""
+        """What the scan could not read, and list entries that mean no plugin, a line each."""
         return self._index.problems
 
     def records(self, kind: str | None = None) -> list[PluginRecord]:
@@ -83,25 +99,26 @@ class Registry:
 
         Raises PluginError when there is none or more than one.
         """
-        records = [r for r in self.records(kind) if name in (r.name, r.identity)]
-        exact = [r for r in records if r.identity == name]
-        usable = [replace(r, status="ok", reason="") if r.status == "conflict" else r for r in exact] or records
-        usable = [r for r in usable if r.status != "blocked"] or usable
-        if not usable:
+        found = [r for r in self.records(kind) if name in (r.name, r.identity)]
+        if not found:
             raise _unknown(kind, name, [r.name for r in self.records(kind) if r.status != "blocked"])
-        record = usable[0]
+        # Whoever names the distribution too has settled the conflict.
+        exact = [
+            replace(r, status="ok", reason="") if r.status == "conflict" else r for r in found if r.identity == name
+        ]
+        record = min(exact or found, key=lambda r: _PREFERENCE.index(r.status))
         if record.status == "conflict":
-            choices = " or ".join(r.identity for r in usable)
+            choices = " or ".join(r.identity for r in found if r.status == "conflict")
             raise PluginError(record.reason, fix=f"name it in full ({choices}), or uninstall or disable one of them")
         if record.status != "ok":
             raise PluginError(
-                f"{kind} {record.name!r} of {record.dist} is {record.status}: {record.reason}", fix=_mend(record)
+                f"{kind} {record.name!r} of {record.dist} is {record.status}: {record.reason}", fix=mend(record)
             )
         return record
 
     def spec(self, kind: str, name: str) -> PluginSpec:
         """Return a plugin's front door, importing nothing else of it."""
-        from pegboard.plugins.doors import open_door
+        from pegboard.plugins.doors import IncompatiblePluginError, open_door
 
         record = self.record(kind, name)
         key = kind, record.identity
@@ -109,7 +126,7 @@ class Registry:
             try:
                 self._specs[key] = open_door(record)
             except PluginError as error:
-                status: Status = "incompatible" if getattr(error, "incompatible", False) else "failed"
+                status: Status = "incompatible" if isinstance(error, IncompatiblePluginError) else "failed"
                 self._failures[key] = replace(record, status=status, reason=error.message)
                 raise
         return self._specs[key]
@@ -126,7 +143,7 @@ class Registry:
                 record, status="failed", reason=f"{spec.target} cannot be imported: {type(error).__name__}: {error}"
             )
             self._failures[kind, record.identity] = failure
-            raise PluginError(f"{kind} {name!r} of {record.dist}: {failure.reason}", fix=_mend(failure)) from error
+            raise PluginError(f"{kind} {name!r} of {record.dist}: {failure.reason}", fix=mend(failure)) from error
 
     def schema(self, kind: str, name: str) -> type[BaseModel] | None:
         """Return the pydantic model of a plugin's options, or None when it takes none."""
@@ -143,8 +160,7 @@ class Registry:
         return self.resolve(kind, choice).create()
 
     def resolve(self, kind: str, choice: str | Mapping[str, Any]) -> ResolvedChoice:
-        """Return `choice` as a small value that this or another process can create exactly the same from, without a
-        scan."""
+        """Return `choice` as a small value from which any process creates exactly the same, without a scan."""
         from pegboard.plugins.resolve import ResolvedChoice
 
         use, options = split_choice(kind, choice)
@@ -160,10 +176,7 @@ class Registry:
         return ":" in use and not any(use == r.identity for r in self.records(kind))
 
     def match(self, kind: str, capability: str, value: str) -> list[str]:
-        """Return the names of usable plugins whose capability holds `value` (in a list, or as itself.
-
-        "true" for True), best first.
-        """
+        """Return the names of usable plugins whose capability is or lists `value` ("true" means True), best first."""
         found = []
         for record, spec in self.candidates(kind):
             held = spec.capabilities.get(capability)
@@ -172,20 +185,21 @@ class Registry:
                 found.append(record.name)
         return found
 
-    def candidates(self, kind: str) -> list[tuple[PluginRecord, PluginSpec]]:
-        """Return the usable plugins of a kind by priority, then name.
+    def candidates(self, kind: str, *, rivals: bool = False) -> list[tuple[PluginRecord, PluginSpec]]:
+        """Return the usable plugins of a kind by priority, then name. One that fails is warned about once and left out.
 
-        One that fails is warned about once and left out.
+        rivals: whether those that share a name are among them; they are told apart by their records' `identity`.
         """
         found = []
         for record in self.records(kind):
             if record.status == "blocked":
                 continue
             try:
-                found.append((record, self.spec(kind, record.identity if record.status != "conflict" else record.name)))
+                by_name = record.status == "conflict" and not rivals
+                found.append((record, self.spec(kind, record.name if by_name else record.identity)))
             except PluginError as error:
                 self.warn_once(f"passing by {kind} {record.name!r}: {error.message}")
-        return sorted(found, key=lambda pair: (-pair[1].priority, pair[0].name))
+        return sorted(found, key=lambda pair: (-pair[1].priority, pair[0].name, pair[0].dist))
 
     def auto(self, kind: str) -> Choice:
         """Choose by priority among the plugins that their probes find usable, and log why in one line.
@@ -208,11 +222,17 @@ class Registry:
 
     @property
     def hooks(self) -> HookRelay:
-        """The observers, loaded at first use."""
+        """The observers, loaded at first use. Nobody asked for them: one that fails is left out with a warning line."""
         from pegboard.plugins.hooks import HookRelay
 
         if self._hooks is None:
-            self._hooks = HookRelay(self)
+            self._hooks = HookRelay(self.warn_once)
+            for record, _ in self.candidates("hooks", rivals=True):
+                try:
+                    self._hooks.register(self.create("hooks", record.identity), record.identity)
+                except Exception as error:
+                    why = f"{type(error).__name__}: {getattr(error, 'message', error)}"
+                    self.warn_once(f"observer {record.identity} is left out: {why}")
         return self._hooks
 
 
@@ -240,18 +260,24 @@ def _known(kind: str) -> str:
     return kind
 
 
-def _unknown(kind: str, name: str, names: list[str]) -> PluginError:
-    have = ", ".join(sorted(set(names))) or "none"
-    guess = name.replace(".", "-").replace("_", "-")
-    return PluginError(
-        f"no installed plugin offers {kind} {name!r}{nearest(name, names)}; installed: {have}",
-        fix=f"correct the name, or install what offers it (Pegboard's own plugins: pip install pegboard-{guess})",
-    )
+def _unknown(kind: str, name: str, installed: list[str]) -> PluginError:
+    from pegboard.plugins.known import known_plugins
+
+    known = known_plugins().get(kind, {})
+    have = ", ".join(sorted(set(installed))) or "none"
+    fix = f"correct the name, or install what offers it; `peg plugins list --kind {kind}` shows what is installed"
+    if name in known:
+        fix = f"pip install {known[name]}"
+    hint = "" if name in known else nearest(name, {*installed, *known})
+    return PluginError(f"no installed plugin offers {kind} {name!r}{hint}; installed: {have}", fix=fix)
 
 
-def _mend(record: PluginRecord) -> str:
+def mend(record: PluginRecord) -> str:
+    """Return what a user can do about a record's status."""
     if record.status == "blocked":
         return f"take it off the block-list ({BLOCK_VARIABLE}, plugins.disabled) or put it on the list {ALLOW_VARIABLE}"
     if record.status == "incompatible":
         return f"pip install --upgrade pegboard {record.dist}"
+    if record.status == "conflict":
+        return f"name it in full ({record.identity}), or uninstall or disable one of them"
     return f"pip install --upgrade --force-reinstall {record.dist}; `peg plugins check {record.name}` shows more"
