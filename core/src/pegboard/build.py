@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -179,7 +180,10 @@ def open_model(registry: Registry, location: str, revision: str | None = None) -
 def load_tokenizer(registry: Registry, files: ModelFiles, name: str = "auto") -> Tokenizer:
     """Return the tokenizer of an opened model."""
     chosen = registry.auto("tokenizer").name if name == "auto" else name
-    tokenizer: Tokenizer = registry.create("tokenizer", chosen).load(files.files, files.config)
+    parts = dict(files.files)
+    if files.generation_config:
+        parts["generation_config.json"] = json.dumps(dict(files.generation_config)).encode()
+    tokenizer: Tokenizer = registry.create("tokenizer", chosen).load(parts, files.config)
     return tokenizer
 
 

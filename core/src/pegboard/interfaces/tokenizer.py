@@ -89,7 +89,8 @@ class TokenizerLoader(ABC):
 
     @abstractmethod
     def load(self, files: Mapping[str, bytes], config: Mapping[str, Any]) -> Tokenizer:
-        """Return the tokenizer of `files` (name -> content, as a `ModelFiles` gives them); `config` is the model's config.json.
+        """Return the tokenizer of `files` (name -> content, as a `ModelFiles` gives them, and generation_config.json where the
+        model has one, since it may name further ids that end a text); `config` is the model's config.json.
 
         Raises ModelError naming the missing or damaged file.
         """

@@ -11,7 +11,7 @@ import tokenizers
 
 from pegboard.errors import ModelError
 from pegboard.interfaces.tokenizer import TokenizerLoader
-from pegboard_tokenizers.special import add_tokens, set_markers, special_tokens
+from pegboard_tokenizers.special import add_tokens, special_tokens
 from pegboard_tokenizers.tokenizer import HfTokenizer
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
@@ -48,7 +48,6 @@ class Loader(TokenizerLoader):
         core.no_truncation()
         core.no_padding()
         add_tokens(core, settings, SETTINGS)
-        set_markers(core, settings)
         generation = _json(files, "generation_config.json")
         texts = special_tokens(settings)
         ids = {role: core.token_to_id(text) for role, text in texts.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, processors
+from tokenizers import AddedToken, Tokenizer
 
 from pegboard.errors import ModelError
 
@@ -47,40 +47,13 @@ def add_tokens(tokenizer: Tokenizer, settings: Mapping[str, Any], where: str) ->
             )
     named = list(special_tokens(settings).values())
     named += [text for key in LISTS for text in _texts(settings.get(key))]
-    tokenizer.add_special_tokens([text for text in dict.fromkeys(named) if not _is_special(tokenizer, text)])
-
-
-def set_markers(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
-    """Let add_bos_token and add_eos_token, where they are given, decide what goes around a text."""
-    if "add_bos_token" not in settings and "add_eos_token" not in settings:
-        return
-    texts = special_tokens(settings)
-    bos = texts.get("bos_token") if settings.get("add_bos_token") else None
-    eos = texts.get("eos_token") if settings.get("add_eos_token") else None
-    around = [[bos] if bos else [], [eos] if eos else []]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=[*around[0], "$A", *around[1]],
-        pair=[
-            *around[0],
-            "$A",
-            *around[1],
-            *(f"{text}:1" for text in around[0]),
-            "$B:1",
-            *(f"{text}:1" for text in around[1]),
-        ],
-        special_tokens=[(text, tokenizer.token_to_id(text)) for text in dict.fromkeys([*around[0], *around[1]])],
-    )
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    tokenizer.add_special_tokens([text for text in dict.fromkeys(named) if text not in added])
 
 
 def _texts(value: object) -> list[str]:
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else []
     return [text for text in map(token_text, items) if text is not None]
-
-
-def _is_special(tokenizer: Tokenizer, text: str) -> bool:
-    index = tokenizer.token_to_id(text)
-    added = tokenizer.get_added_tokens_decoder().get(index) if index is not None else None
-    return added is not None and added.special
 
 
 def _id_of(key: object, where: str) -> int:
