@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from pegboard.errors import ModelError
+from pegboard.errors import DataError, ModelError
 from pegboard.plugins.load import Registry
 from pegboard_tokenizers.loader import Loader
 
@@ -142,3 +142,16 @@ def test_a_model_without_tokenizer_says_what_to_do(make_files: MakeFiles) -> Non
         Loader().load(files, {})
     with pytest.raises(ModelError, match=r"(?s)has tokenizer.model but no tokenizer.json.*save_pretrained"):
         Loader().load({**files, "tokenizer.model": b""}, {})
+
+
+def test_half_a_character_is_no_text(make_files: MakeFiles) -> None:
+    with pytest.raises(DataError, match=r"the text 'a\\ud800' has no token ids"):
+        Loader().load(make_files(), {}).encode("a\ud800")
+
+
+def test_text_that_the_vocabulary_cannot_spell(make_files: MakeFiles) -> None:
+    content = json.loads(make_files("metaspace_always")["tokenizer.json"])
+    content["model"]["unk_id"] = None
+    tokenizer = Loader().load({"tokenizer.json": json.dumps(content).encode()}, {})
+    with pytest.raises(DataError, match="has no token ids"):
+        tokenizer.encode("日本")

@@ -44,8 +44,8 @@ class HfTokenizer(Tokenizer):
         self._special = {index: token.content for index, token in added.items() if token.special}
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Return ids. Special tokens written out in `text` become those tokens."""
-        ids: list[int] = self._core.encode(text, add_special_tokens=special).ids
+        """Return ids. Special tokens written out in `text` become those tokens. Raises DataError for what is no text."""
+        ids: list[int] = self._encoding(text, special).ids
         return ids
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
@@ -105,12 +105,21 @@ class HfTokenizer(Tokenizer):
                 spans = spans[len(template.render_spans(self._names(messages[:last], tools, False, None))[1]) :]
         else:
             text, spans = self._compared(messages, roles, tools)
-        encoding = self._core.encode(text, add_special_tokens=False)
+        encoding = self._encoding(text, special=False)
         return encoding.ids, token_mask(spans, encoding.offsets)
 
     def files(self) -> Mapping[str, bytes]:
         """Return the tokenizer's own files as they were read."""
         return dict(self._files)
+
+    def _encoding(self, text: str, special: bool) -> tokenizers.Encoding:
+        try:
+            return self._core.encode(text, add_special_tokens=special)
+        except Exception as error:  # the library raises bare exceptions
+            shown = ascii(text if len(text) <= 80 else text[:80] + "…")
+            raise DataError(
+                f"the text {shown} has no token ids: {error}", fix="correct or leave out the text"
+            ) from error
 
     def _compared(
         self, messages: Sequence[Message], roles: str, tools: Sequence[Mapping[str, Any]] | None
