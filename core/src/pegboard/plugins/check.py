@@ -11,9 +11,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Literal, get_args
 
 from pegboard.errors import PegboardError
@@ -39,7 +39,7 @@ class Answer:
     status: str
     reason: str = ""
     fix: str = ""
-    lines: Sequence[str] = ()
+    lines: tuple[str, ...] = ()
 
 
 def ask_all(questions: Iterable[tuple[Question, PluginRecord]], *, timeout: float) -> list[Answer]:
@@ -96,8 +96,8 @@ def ask(
     if not told or child.returncode != 0:
         last = err.strip().splitlines()[-1] if err.strip() else "it said nothing"
         return Answer("crashes", f"the process that imported it ended with {_ending(child.returncode)}: {last}")
-    answer = Answer(**json.loads(told[-1]))
-    return Answer("ok", record.reason, "", answer.lines) if answer.status == "ok" else answer
+    status, reason, fix, lines = json.loads(told[-1])
+    return Answer(status, record.reason if status == "ok" else reason, fix, tuple(lines))
 
 
 def answer_here(question: Question, kind: str, identity: str) -> Answer:
@@ -114,8 +114,9 @@ def answer_here(question: Question, kind: str, identity: str) -> Answer:
         if question == "advice":
             return _advice(registry, identity)
     except PegboardError as error:
-        status = next(r.status for r in registry.records(kind) if r.identity == identity)
-        return Answer(status if status == "incompatible" else "failed", error.message, error.fix or "")
+        known = next(r for r in registry.records(kind) if r.identity == identity)
+        told = known.status in ("incompatible", "failed")
+        return Answer(known.status, known.reason) if told else Answer("failed", error.message, error.fix or "")
     except (Exception, SystemExit) as error:
         return Answer("failed", f"{type(error).__name__}: {error}")
     return Answer("ok")
@@ -145,13 +146,13 @@ def _devices(registry: Registry, spec: PluginSpec, identity: str) -> Answer:
     probe = run_probe(spec)
     name = identity.partition(":")[2]
     if not probe.present:
-        return Answer("ok", lines=[f"{name}: absent ({probe.reason})"])
+        return Answer("ok", lines=(f"{name}: absent ({probe.reason})",))
     if not probe.usable:
         return Answer("failed", f"it is present but not usable: {probe.reason}")
     found = registry.create(spec.kind, identity).devices()
     free = [f"{d.available_memory / 2**30:.1f} of {d.total_memory / 2**30:.1f} GiB available" for d in found]
     lines = [f"{name}:{d.index} {d.name}, {memory}" for d, memory in zip(found, free, strict=True)]
-    return Answer("ok", lines=lines or [f"{name}: no device"])
+    return Answer("ok", lines=tuple(lines) or (f"{name}: no device",))
 
 
 def _advice(registry: Registry, identity: str) -> Answer:
@@ -161,11 +162,9 @@ def _advice(registry: Registry, identity: str) -> Answer:
     relay = HookRelay(warnings.append)
     relay.register(registry.create("hooks", identity), identity)
     told = [[lines] if isinstance(lines, str) else lines for lines in relay.call("doctor")]
-    return (
-        Answer("failed", warnings[0])
-        if warnings
-        else Answer("ok", lines=[str(line) for lines in told for line in lines])
-    )
+    if warnings:
+        return Answer("failed", warnings[0])
+    return Answer("ok", lines=tuple(str(line) for lines in told for line in lines))
 
 
 def _kill(child: subprocess.Popen[str]) -> None:
@@ -184,4 +183,4 @@ if __name__ == "__main__":
     asked, *of_whom = sys.argv[1:]
     if asked not in get_args(Question):
         raise SystemExit(f"unknown question {asked!r}")
-    print(f"\n{MARK}{json.dumps(asdict(answer_here(asked, *of_whom)))}", flush=True)  # type: ignore[arg-type]
+    print(f"\n{MARK}{json.dumps(astuple(answer_here(asked, *of_whom)))}", flush=True)  # type: ignore[arg-type]

@@ -65,7 +65,7 @@ def choose(registry: Registry, kind: str) -> Choice:
             probe = run_probe(spec)
         except (Exception, SystemExit) as error:
             reason = f"its probe raises {type(error).__name__}: {error}"
-            registry.warn_once(f"passing by {kind} {record.name!r}: {reason}")
+            registry.warn_once(f"passing by {kind} {record.identity}: {reason}")
             seen.append(Candidate(record.name, record.dist, "failed", reason))
             continue
         if chosen or not probe.present:

@@ -14,15 +14,19 @@ from stevedore.extension import error_on_conflict
 from pegboard import __version__
 from pegboard.errors import ConfigError, PluginError, nearest
 from pegboard.plugins.groups import GROUPS
-from pegboard.plugins.index import PluginRecord
+from pegboard.plugins.index import PluginRecord, Status
 from pegboard.plugins.spec import PluginSpec, Probe
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
 
-class IncompatiblePluginError(PluginError):
-    """A front door follows another version of its kind's interface than this core."""
+class DoorError(Exception):
+    """A front door cannot be used. status: "failed", or "incompatible" for another version of its kind's interface."""
+
+    def __init__(self, reason: str, status: Status = "failed") -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 class FrontDoor(DriverManager[PluginSpec]):
@@ -41,26 +45,21 @@ class FrontDoor(DriverManager[PluginSpec]):
 
 
 def open_door(record: PluginRecord) -> PluginSpec:
-    """Import a front door and check it. Raises PluginError; IncompatiblePluginError for the wrong interface version."""
-    what = f"{record.kind} {record.name!r} of {record.dist}"
-    fix = f"pip install --upgrade --force-reinstall {record.dist}; if that does not help, tell its authors"
+    """Import a front door and check it. Raises DoorError."""
     try:
         spec: Any = FrontDoor(record).extensions[0].plugin
     except (Exception, SystemExit) as error:
-        raise PluginError(
-            f"{what}: its front door {record.value} fails: {type(error).__name__}: {error}", fix=fix
-        ) from error
+        raise DoorError(f"its front door {record.value} fails: {type(error).__name__}: {error}") from error
     if not isinstance(spec, PluginSpec):
-        raise PluginError(f"{what}: {record.value} is {type(spec).__name__}, expected a PluginSpec", fix=fix)
+        raise DoorError(f"its front door {record.value} is a {type(spec).__name__}, expected a PluginSpec")
     if spec.kind != record.kind:
-        raise PluginError(f"{what}: its front door says that it is of kind {spec.kind!r}", fix=fix)
+        raise DoorError(f"its front door says that it is of kind {spec.kind!r}")
     wanted = GROUPS[record.kind].version
     if spec.interface != wanted:
-        older = record.dist if spec.interface < wanted else "pegboard"
-        raise IncompatiblePluginError(
-            f"{what} follows version {spec.interface} of the {record.kind} interface, "
+        raise DoorError(
+            f"it follows version {spec.interface} of the {record.kind} interface, "
             f"pegboard {__version__} has version {wanted}",
-            fix=f"pip install --upgrade {older}",
+            "incompatible",
         )
     return spec
 

@@ -111,24 +111,21 @@ class Registry:
             choices = " or ".join(r.identity for r in found if r.status == "conflict")
             raise PluginError(record.reason, fix=f"name it in full ({choices}), or uninstall or disable one of them")
         if record.status != "ok":
-            raise PluginError(
-                f"{kind} {record.name!r} of {record.dist} is {record.status}: {record.reason}", fix=mend(record)
-            )
+            raise _unusable(record)
         return record
 
     def spec(self, kind: str, name: str) -> PluginSpec:
         """Return a plugin's front door, importing nothing else of it."""
-        from pegboard.plugins.doors import IncompatiblePluginError, open_door
+        from pegboard.plugins.doors import DoorError, open_door
 
         record = self.record(kind, name)
         key = kind, record.identity
         if key not in self._specs:
             try:
                 self._specs[key] = open_door(record)
-            except PluginError as error:
-                status: Status = "incompatible" if isinstance(error, IncompatiblePluginError) else "failed"
-                self._failures[key] = replace(record, status=status, reason=error.message)
-                raise
+            except DoorError as error:
+                self._failures[key] = replace(record, status=error.status, reason=str(error))
+                raise _unusable(self._failures[key]) from error
         return self._specs[key]
 
     def load(self, kind: str, name: str) -> Any:
@@ -139,11 +136,9 @@ class Registry:
         try:
             return import_object(spec.target)
         except Exception as error:
-            failure = replace(
-                record, status="failed", reason=f"{spec.target} cannot be imported: {type(error).__name__}: {error}"
-            )
-            self._failures[kind, record.identity] = failure
-            raise PluginError(f"{kind} {name!r} of {record.dist}: {failure.reason}", fix=mend(failure)) from error
+            reason = f"{spec.target} cannot be imported: {type(error).__name__}: {error}"
+            self._failures[kind, record.identity] = replace(record, status="failed", reason=reason)
+            raise _unusable(self._failures[kind, record.identity]) from error
 
     def schema(self, kind: str, name: str) -> type[BaseModel] | None:
         """Return the pydantic model of a plugin's options, or None when it takes none."""
@@ -197,8 +192,9 @@ class Registry:
             try:
                 by_name = record.status == "conflict" and not rivals
                 found.append((record, self.spec(kind, record.name if by_name else record.identity)))
-            except PluginError as error:
-                self.warn_once(f"passing by {kind} {record.name!r}: {error.message}")
+            except PluginError:
+                known = self._failures.get((kind, record.identity), record)
+                self.warn_once(f"passing by {kind} {record.identity}: {known.reason}")
         return sorted(found, key=lambda pair: (-pair[1].priority, pair[0].name, pair[0].dist))
 
     def auto(self, kind: str) -> Choice:
@@ -270,6 +266,12 @@ def _unknown(kind: str, name: str, installed: list[str]) -> PluginError:
         fix = f"pip install {known[name]}"
     hint = "" if name in known else nearest(name, {*installed, *known})
     return PluginError(f"no installed plugin offers {kind} {name!r}{hint}; installed: {have}", fix=fix)
+
+
+def _unusable(record: PluginRecord) -> PluginError:
+    what = f"{record.kind} {record.name!r}" + (f" of {record.dist}" if record.dist else "")
+    verb = "failed" if record.status == "failed" else f"is {record.status}"
+    return PluginError(f"{what} {verb}: {record.reason}", fix=mend(record))
 
 
 def mend(record: PluginRecord) -> str:
