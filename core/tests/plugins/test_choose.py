@@ -109,7 +109,7 @@ def test_two_rivals_that_are_present_stop_the_choice(site) -> None:
     add(site, "host", THERE, host=True)
     add(site, "fast", THERE, dist="one-peg")
     add(site, "fast", THERE, dist="two-peg")
-    with pytest.raises(PluginError, match="offered by one-peg 1.0 and two-peg 1.0") as caught:
+    with pytest.raises(PluginError, match=r"offered by one-peg 1\.0 and two-peg 1\.0") as caught:
         Registry.discover().auto("platform")
     assert "PEGBOARD_DISABLE_PLUGINS=one-peg" in (caught.value.fix or "")
     assert "one-peg:fast" in (caught.value.fix or "")
@@ -125,7 +125,7 @@ def test_two_rivals_that_are_absent_do_not_matter(site) -> None:
 
 def test_nothing_usable_is_an_error_that_tells_all(site) -> None:
     add(site, "fast", ABSENT)
-    with pytest.raises(PluginError, match="no platform plugin can be used .*fast: absent, no device files") as caught:
+    with pytest.raises(PluginError, match=r"no platform plugin can be used .*fast: absent, no device files") as caught:
         Registry.discover().auto("platform")
     assert "peg plugins list --kind platform" in (caught.value.fix or "")
     with pytest.raises(PluginError, match="none is installed"):

@@ -180,7 +180,7 @@ def test_unknown_names_are_guessed(site) -> None:
 
 
 def test_unknown_kinds_are_guessed() -> None:
-    with pytest.raises(PluginError, match="no plugin kind 'adaptor' .did you mean 'adapter'"):
+    with pytest.raises(PluginError, match=r"no plugin kind 'adaptor' .did you mean 'adapter'"):
         Registry.of({}).records("adaptor")
 
 

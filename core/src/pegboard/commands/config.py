@@ -27,11 +27,12 @@ def config() -> None:
 def list_(recipe: str | None) -> None:
     """List the configs of RECIPE, or of all recipes; the first comment line of a config is its summary."""
     from pegboard.config import list_configs
+    from pegboard.config.resolve import configs_folder
 
     registry = _registry()
     for name in [recipe] if recipe else sorted({r.name for r in registry.records("recipe") if r.status != "blocked"}):
         try:
-            configs = list_configs(_folder(registry, name))
+            configs = list_configs(configs_folder(registry, name))
         except PluginError as error:
             if recipe:
                 raise
@@ -49,11 +50,11 @@ def list_(recipe: str | None) -> None:
 def show(recipe: str, name: str | None, overrides: tuple[str, ...]) -> None:
     """Print the config that a run would have, defaults included. Values that are still to be given show as ???."""
     from pegboard.config import compose, dump_config, load_config
-    from pegboard.config.resolve import missing_values
+    from pegboard.config.resolve import configs_folder, missing_values
     from pegboard.config.text import dump_tree
 
     registry = _registry()
-    tree = compose(_folder(registry, recipe), name, overrides)
+    tree = compose(configs_folder(registry, recipe), name, overrides).tree
     missing = missing_values(tree)
     if missing:
         click.echo(dump_tree(tree), nl=False)
@@ -83,8 +84,9 @@ def copy(recipe: str, name: str, target: Path | None) -> None:
     what it extends stays with the recipe.
     """
     from pegboard.config.compose import find_config
+    from pegboard.config.resolve import configs_folder
 
-    source = find_config(_folder(_registry(), recipe), name, Path.cwd())
+    source = find_config(configs_folder(_registry(), recipe), name, Path.cwd())
     goal = target or Path(f"{recipe}-{source.stem}.yaml")
     goal = goal / f"{recipe}-{source.stem}.yaml" if goal.is_dir() else goal
     try:
@@ -101,10 +103,3 @@ def _registry() -> Registry:
     from pegboard.plugins.load import Registry
 
     return Registry.discover()
-
-
-def _folder(registry: Registry, recipe: str) -> Path:
-    from pegboard.config.compose import configs_folder
-    from pegboard.config.resolve import recipe_spec
-
-    return configs_folder(recipe_spec(registry, recipe))

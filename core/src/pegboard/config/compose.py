@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pegboard.config.overrides import apply_overrides, merge
+from pegboard.config.overrides import apply_overrides, merge, parse_override
 from pegboard.config.text import MAX_BYTES, parse_config
 from pegboard.errors import ConfigError, nearest
-from pegboard.plugins.spec import RecipeSpec
 
 DEFAULT = "default"
 
 
-def configs_folder(spec: RecipeSpec) -> Path:
-    """Return the folder of a recipe's configs, which lies in the package that holds its implementation.
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """A config with everything that it extends and the overrides merged, `${...}` and `???` still in it.
 
-    The package is not imported.
+    layers: what each file and each override says, with its name, the later over the earlier.
     """
-    package = spec.target.partition(":")[0].partition(".")[0]
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        raise ConfigError(f"the package {package} of the recipe is not installed", fix="re-install the recipe")
-    return Path(next(iter(found.submodule_search_locations))) / spec.configs
+
+    tree: dict[str, Any]
+    layers: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+
+    def origin(self, path: Sequence[int | str]) -> str:
+        """Return the file or override that set the value at `path` or nearest above it; empty when none did."""
+        for length in range(len(path), 0, -1):
+            for name, layer in reversed(self.layers):
+                if _holds(layer, path[:length]):
+                    return name
+        return ""
 
 
 def list_configs(folder: Path) -> dict[str, Path]:
@@ -32,13 +38,13 @@ def list_configs(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def compose(folder: Path, config: str | Path | None = None, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """Return a config with everything that it extends and the overrides merged, `${...}` and `???` still in it.
-
-    folder: the recipe's configs. config: a name in it, or a file; None means `default`.
-    """
+def compose(folder: Path, config: str | Path | None = None, overrides: Sequence[str] = ()) -> Composed:
+    """Return a config of the recipe whose configs are in `folder`, or a file; None means `default`."""
     path = find_config(folder, DEFAULT if config is None else str(config), Path.cwd())
-    return apply_overrides(_read(folder, path, ()), overrides)
+    layers: list[tuple[str, Mapping[str, Any]]] = []
+    tree = apply_overrides(_read(folder, path, (), layers), overrides)
+    said = [(override, parse_override(override)) for override in overrides if not override.startswith("~")]
+    return Composed(tree, (*layers, *said))
 
 
 def find_config(folder: Path, name: str, beside: Path) -> Path:
@@ -62,8 +68,13 @@ def find_config(folder: Path, name: str, beside: Path) -> Path:
     )
 
 
-def _read(folder: Path, path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
-    """Return a file's content on top of what it extends. `chain` is the way here, to find circles."""
+def _read(
+    folder: Path, path: Path, chain: tuple[Path, ...], layers: list[tuple[str, Mapping[str, Any]]]
+) -> dict[str, Any]:
+    """Return a file's content on top of what it extends, and add each file to `layers`.
+
+    chain: the way here, to find circles.
+    """
     resolved = path.resolve()
     if resolved in chain:
         circle = " -> ".join(str(p) for p in (*chain[chain.index(resolved) :], resolved))
@@ -71,8 +82,12 @@ def _read(folder: Path, path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     own = parse_config(_text(path), str(path))
     merged: dict[str, Any] = {}
     for name in _parents(own.pop("extends", None), path):
-        parent = find_config(folder, name, path.parent)
-        merged = merge(merged, _read(folder, parent, (*chain, resolved)))
+        try:
+            parent = find_config(folder, name, path.parent)
+        except ConfigError as error:
+            raise ConfigError(f"{path} extends {name!r}: {error.message}", fix=error.fix) from None
+        merged = merge(merged, _read(folder, parent, (*chain, resolved), layers))
+    layers.append((str(path), own))
     return merge(merged, own)
 
 
@@ -95,3 +110,14 @@ def _text(path: Path) -> str:
         raise ConfigError(
             f"{path} cannot be read: {error.strerror}", fix="check the file and its permissions"
         ) from None
+
+
+def _holds(layer: Any, path: Sequence[int | str]) -> bool:
+    for part in path:
+        if isinstance(layer, Mapping) and str(part) in layer:
+            layer = layer[str(part)]
+        elif isinstance(layer, list) and isinstance(part, int) and part < len(layer):
+            layer = layer[part]
+        else:
+            return False
+    return True

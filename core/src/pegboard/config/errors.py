@@ -14,6 +14,8 @@ from pegboard.errors import ConfigError, PegboardError, nearest
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+    from pegboard.config.compose import Composed
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -37,32 +39,44 @@ def validate_options(schema: type[Model], options: Mapping[str, Any], what: str)
         raise config_error(error, schema, what) from None
 
 
-def config_error(error: ValidationError, schema: type[BaseModel], what: str, fix: str | None = None) -> ConfigError:
-    """Return one ConfigError for everything that pydantic found."""
-    lines, fixes = problem_lines(error, schema)
-    head = f"{what}: {lines[0]}" if len(lines) == 1 else "\n    ".join([f"{what}: {len(lines)} problems", *lines])
+def config_error(
+    error: ValidationError,
+    schema: type[BaseModel],
+    what: str,
+    fix: str | None = None,
+    composed: Composed | None = None,
+) -> ConfigError:
+    """Return one ConfigError for everything that pydantic found. composed: tells which file or override said it."""
+    problems, fixes = _problems(error, schema)
+    lines: dict[str, str] = {}
+    for path, text in problems:
+        where = composed.origin(path) if composed is not None else ""
+        line = text + (f" (in {where})" if where else "")
+        lines[line] = line
+    found = list(lines)
+    head = f"{what}: {found[0]}" if len(found) == 1 else "\n    ".join([f"{what}: {len(found)} problems", *found])
     return ConfigError(head, fix="; ".join(dict.fromkeys(fixes)) or fix or "correct the keys named above")
 
 
-def problem_lines(
+def _problems(
     error: ValidationError, schema: type[BaseModel], prefix: Sequence[int | str] = ()
-) -> tuple[list[str], list[str]]:
-    """Return a line for each problem, those inside plugin sections included, and the fixes of plugin errors."""
-    lines: list[str] = []
+) -> tuple[list[tuple[Sequence[int | str], str]], list[str]]:
+    """Return path and line of each problem, those inside plugin sections included, and the fixes of plugin errors."""
+    problems: list[tuple[Sequence[int | str], str]] = []
     fixes: list[str] = []
     for detail in error.errors(include_url=False):
         loc = [*prefix, *detail["loc"]]
         cause = (detail.get("ctx") or {}).get("error")
         if isinstance(cause, SectionError) and isinstance(cause.cause, ValidationError) and cause.schema is not None:
-            inner, more = problem_lines(cause.cause, cause.schema, loc)
-            lines += inner
+            inner, more = _problems(cause.cause, cause.schema, loc)
+            problems += inner
             fixes += more
         elif isinstance(cause, SectionError) and isinstance(cause.cause, PegboardError):
-            lines.append(f"{dotted(loc)}: {cause.cause.message}")
+            problems.append((loc, f"{dotted(loc)}: {cause.cause.message}"))
             fixes += [cause.cause.fix] if cause.cause.fix else []
         else:
-            lines.append(_line(detail, loc, schema))
-    return lines, fixes
+            problems.append((loc, _line(detail, loc, schema)))
+    return problems, fixes
 
 
 def dotted(loc: Sequence[int | str]) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pegboard.config.text import MAX_DEPTH, parse_value
+from pegboard.config.text import MAX_DEPTH, MISSING, parse_value
 from pegboard.errors import ConfigError, nearest
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_][\w-]*")
@@ -25,14 +25,20 @@ def apply_overrides(config: Mapping[str, Any], overrides: Iterable[str]) -> dict
             result, pending = merge(result, pending), {}
             result = _delete(result, _path(override[1:], override), override)
             continue
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise ConfigError(f"{override!r} is no override", fix="write key=value, or ~key to delete a key")
-        branch: Any = parse_value(value, f"the override {override!r}")
-        for part in reversed(_path(key, override)):
-            branch = {part: branch}
-        pending = merge(pending, branch)
+        pending = merge(pending, parse_override(override))
     return merge(result, pending)
+
+
+def parse_override(override: str) -> dict[str, Any]:
+    """Return `a.b=value` as {"a": {"b": value}}. Raises ConfigError."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise ConfigError(f"{override!r} is no override", fix="write key=value, or ~key to delete a key")
+    first, *rest = _path(key, override)
+    branch: Any = parse_value(value, f"the override {override!r}")
+    for part in reversed(rest):
+        branch = {part: branch}
+    return {first: branch}
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,7 +53,7 @@ def _merge_value(key: str, base: Any, over: Any) -> Any:
     if isinstance(base, Mapping) and isinstance(over, str):
         bare = _bare_key(key, base)
         over = {bare: over} if bare else over
-    elif isinstance(base, str) and isinstance(over, Mapping) and base != "???":
+    elif isinstance(base, str) and isinstance(over, Mapping) and base != MISSING:
         base = {"path" if key in _PATH_SECTIONS else "use": base}
     if isinstance(base, Mapping) and isinstance(over, Mapping):
         fresh = "use" in base and "use" in over and base["use"] != over["use"]

@@ -5,14 +5,17 @@ Missing values, references, and validation by the recipe and its plugins.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from pegboard.config.compose import compose, configs_folder
+from pegboard.config.compose import Composed, compose
 from pegboard.config.errors import config_error
+from pegboard.config.text import MISSING
 from pegboard.errors import ConfigError, PluginError
 from pegboard.plugins.spec import RecipeSpec
 
@@ -31,6 +34,26 @@ def recipe_spec(registry: Registry, recipe: str) -> RecipeSpec:
     return spec
 
 
+def configs_folder(registry: Registry, recipe: str) -> Path:
+    """Return the folder of a recipe's configs, which lies in the package of its front door.
+
+    The implementation may be in another distribution. Without an entry point (`Registry.of`), its package counts.
+    """
+    spec = recipe_spec(registry, recipe)
+    door = registry.record("recipe", recipe).value or spec.target
+    package = door.partition(":")[0].rpartition(".")[0]
+    try:
+        folder = files(package) / spec.configs if package else None
+    except ImportError:
+        folder = None
+    if not isinstance(folder, Path):
+        raise PluginError(
+            f"recipe {recipe!r}: the configs of the package {package!r} cannot be read as files",
+            fix="re-install the recipe",
+        )
+    return folder
+
+
 def load_config(
     registry: Registry, recipe: str, config: str | Path | None = None, overrides: Iterable[str] = ()
 ) -> dict[str, Any]:
@@ -40,10 +63,9 @@ def load_config(
     `plugins.disabled` of the config is applied to what the sections may use; the caller applies it to its own
     registry with `registry.without(disabled_plugins(config))`.
     """
-    spec = recipe_spec(registry, recipe)
-    tree = compose(configs_folder(spec), config, overrides)
-    values = resolve_references(tree, f"{recipe}: {config or 'default'}")
-    return validate_config(registry.without(disabled_plugins(values)), recipe, values)
+    composed = compose(configs_folder(registry, recipe), config, tuple(overrides))
+    values = resolve_references(composed, f"{recipe}: {config or 'default'}")
+    return validate_config(registry.without(disabled_plugins(values)), recipe, values, composed)
 
 
 def disabled_plugins(config: Mapping[str, Any]) -> list[str]:
@@ -61,11 +83,9 @@ def disabled_plugins(config: Mapping[str, Any]) -> list[str]:
     return list(disabled)
 
 
-def resolve_references(tree: Mapping[str, Any], where: str) -> dict[str, Any]:
+def resolve_references(composed: Composed, where: str) -> dict[str, Any]:
     """Return the tree with `${...}` replaced. Raises ConfigError naming all values that are still `???`."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
+    tree = composed.tree
     missing = missing_values(tree)
     if missing:
         raise ConfigError(
@@ -73,14 +93,19 @@ def resolve_references(tree: Mapping[str, Any], where: str) -> dict[str, Any]:
             fix="add " + " ".join(f"{key}=…" for key in missing),
         )
     if not _has_reference(tree):
-        return dict(tree)
+        return tree
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
-        values = OmegaConf.to_container(OmegaConf.create(dict(tree)), resolve=True)
+        values = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
-        key = getattr(error, "full_key", None) or "a value"
+        key = str(getattr(error, "full_key", None) or "")
+        origin = composed.origin([int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", key)])
         line = str(error).splitlines()[0] if str(error) else "the references never end"
         raise ConfigError(
-            f"{where}: {key}: {line}", fix="write ${section.key} with a key that exists, or \\${ for the characters"
+            f"{where}: {key or 'a value'}: {line}" + (f" (in {origin})" if origin else ""),
+            fix="write ${section.key} with a key that exists, or \\${ for the characters",
         ) from None
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
@@ -88,14 +113,19 @@ def resolve_references(tree: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def missing_values(tree: Any, prefix: str = "") -> list[str]:
     """Return the keys whose value is `???`."""
-    if tree == "???":
+    if tree == MISSING:
         return [prefix.rstrip(".")]
     items = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list) else ()
     return [key for name, value in items for key in missing_values(value, f"{prefix}{name}.")]
 
 
-def validate_config(registry: Registry, recipe: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config validated and completed by the recipe's schema and by those of its plugins."""
+def validate_config(
+    registry: Registry, recipe: str, values: Mapping[str, Any], composed: Composed | None = None
+) -> dict[str, Any]:
+    """Return the config validated and completed by the recipe's schema and by those of its plugins.
+
+    composed: tells which file or override said what is wrong.
+    """
     schema = registry.schema("recipe", recipe)
     own = {key: value for key, value in values.items() if key != "plugins"}
     if schema is None:
@@ -104,7 +134,7 @@ def validate_config(registry: Registry, recipe: str, values: Mapping[str, Any]) 
         model: BaseModel = schema.model_validate(own, context={"registry": registry})
     except ValidationError as error:
         fix = f"correct the keys named above; `peg config show {recipe}` shows those there are"
-        raise config_error(error, schema, f"config of {recipe}", fix) from None
+        raise config_error(error, schema, f"config of {recipe}", fix, composed) from None
     kept = {"plugins": values["plugins"]} if disabled_plugins(values) else {}
     return {**model.model_dump(mode="json"), **kept}
 

@@ -16,6 +16,8 @@ from pegboard.errors import ConfigError
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64
+MISSING = "???"
+"""A value that is still to be given."""
 
 _NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
@@ -49,6 +51,24 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+    # PyYAML takes every ? within { } or [ ] for the mark of a key, as YAML 1.1 did; there ??? is a value like elsewhere.
+    def check_key(self) -> bool:
+        return not self._at_missing() and bool(super().check_key())
+
+    def check_plain(self) -> bool:
+        return self._at_missing() or bool(super().check_plain())
+
+    def scan_plain(self) -> Any:
+        if not self._at_missing():
+            return super().scan_plain()
+        start = self.get_mark()
+        self.forward(len(MISSING))
+        return yaml.tokens.ScalarToken(MISSING, True, start, self.get_mark())
+
+    def _at_missing(self) -> bool:
+        size = len(MISSING)
+        return bool(self.flow_level and self.prefix(size) == MISSING and self.peek(size) in "\0 \t\r\n,]}")
 
     def json_mapping(self, node: yaml.MappingNode) -> dict[str, Any]:
         mapping: dict[str, Any] = {}
