@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -207,17 +208,26 @@ except PegboardError as error:
     assert os.listdir(tmp_path) == []
 
 
-def test_tensors_are_let_go_of_one_by_one(tmp_path: Path) -> None:
-    code = """
-import resource, sys
-from pathlib import Path
-import torch
-from pegboard.weights import write_model
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-torch.ones(4 << 20).sum()
-before = peak()
-write_model(Path(sys.argv[1]), {}, ((f"t{i}", torch.ones(4 << 20)) for i in range(8)), {})
-print(peak() - before)
-"""
-    result = subprocess.run([sys.executable, "-c", code, tmp_path / "out"], check=True, capture_output=True, text=True)
-    assert int(result.stdout) < 56  # of 128 MiB: two tensors of 16 MiB and buffers
+@pytest.mark.parametrize("lazily", [False, True])
+def test_tensors_are_let_go_of_one_by_one(tmp_path: Path, lazily: bool) -> None:
+    alive, peak = 0, 0
+
+    def make() -> torch.Tensor:
+        nonlocal alive, peak
+        tensor = torch.ones(64)
+        alive += 1
+        peak = max(peak, alive)
+        weakref.finalize(tensor.untyped_storage(), gone)
+        return tensor
+
+    def gone() -> None:
+        nonlocal alive
+        alive -= 1
+
+    class Lazy:
+        def load(self) -> torch.Tensor:
+            return make()
+
+    pairs = ((f"t{i}", Lazy() if lazily else make()) for i in range(8))
+    write_model(tmp_path / "out", {"tie_word_embeddings": True}, pairs, {})
+    assert (alive, peak) == (0, 1)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pegboard.errors import ModelError
+from pegboard.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from pegboard.interfaces.format import ModelFiles
+    from pegboard.interfaces.format import LazyTensor, ModelFiles
 
 
 @click.command()
@@ -24,26 +27,53 @@ if TYPE_CHECKING:
 @click.option(
     "--dtype", default="auto", show_default=True, help="Dtype of the floating-point weights; auto keeps each."
 )
-def convert(source: str, target: Path, format_name: str, dtype: str) -> None:
-    """Read the model SOURCE (file, folder or hub id) and write it to TARGET, tensor by tensor."""
-    if target.exists():
-        raise ModelError(f"{target} exists", fix="name a new folder, or remove that one first")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
+def convert(source: str, target: Path, format_name: str, dtype: str, revision: str | None) -> None:
+    """Read the model SOURCE (file, folder or hub id) and write it to TARGET, one tensor in memory at a time."""
+    if os.path.lexists(target):
+        raise ConfigError(f"{target} exists", fix="name a new folder, or remove that one first")
     if not target.absolute().parent.is_dir():
-        raise ModelError(f"the folder {target.absolute().parent} does not exist", fix="make it first")
+        raise ConfigError(f"the folder {target.absolute().parent} does not exist", fix="make it first")
     from pegboard.build import open_model, parse_dtype
     from pegboard.plugins.load import Registry
 
     registry = Registry.discover()
     writer = registry.create("format", format_name)
     wanted = None if dtype == "auto" else parse_dtype(dtype)
-    files = open_model(registry, source)
-    writer.write(
-        target, files.config, _tensors(files, wanted), files.files, generation_config=files.generation_config or None
-    )
+    files = open_model(registry, source, revision)
+    if not files.tensors:
+        raise ModelError(f"{source} holds no tensors", fix="name a whole model")
+    with click.progressbar(
+        length=len(files.tensors), label="tensors", file=sys.stderr, hidden=not sys.stderr.isatty()
+    ) as bar:
+        writer.write(
+            target,
+            _config(files, wanted),
+            _tensors(files.tensors, wanted, bar),
+            files.files,
+            generation_config=files.generation_config or None,
+        )
     click.echo(f"{target}: {len(files.tensors)} tensors")
 
 
-def _tensors(files: ModelFiles, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
-    for name, lazy in files.tensors.items():
-        tensor = lazy.load()
-        yield name, tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+def _tensors(tensors: Mapping[str, LazyTensor], dtype: torch.dtype | None, bar: Any) -> Iterator[tuple[str, Tensor]]:
+    for name, lazy in tensors.items():
+        yield name, _load(lazy, dtype)  # kept by no variable here, so that it is gone before the next is read
+        bar.update(1)
+
+
+def _load(lazy: LazyTensor, dtype: torch.dtype | None) -> Tensor:
+    tensor = lazy.load()
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def _config(files: ModelFiles, dtype: torch.dtype | None) -> dict[str, Any]:
+    """Return the config with the dtype that most of the written numbers have."""
+    counts: dict[torch.dtype, int] = {}
+    for lazy in files.tensors.values():
+        if lazy.dtype.is_floating_point:
+            counts[lazy.dtype] = counts.get(lazy.dtype, 0) + math.prod(lazy.shape)
+    if not counts:
+        return dict(files.config)
+    name = str(dtype or max(counts, key=lambda kind: counts[kind])).removeprefix("torch.")
+    return {**files.config, "dtype": name, "torch_dtype": name}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -55,14 +55,16 @@ def write_model(
     if os.path.lexists(folder):
         raise PegboardError(f"{folder} exists already", fix="choose another folder, or remove this one")
     contents = _contents(config, files, generation_config)
+    tied = bool(config.get("tie_word_embeddings", False))
     temporary = folder.parent / temporary_name(folder.name)
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         try:
             with _Shards(temporary, max_shard_bytes) as shards:
-                for name, tensor in _without_tied(tensors, config):
-                    shards.add(name, tensor if isinstance(tensor, Tensor) else tensor.load())
+                for name, tensor in tensors:
+                    if not (tied and name == "lm_head.weight"):
+                        shards.add(name, tensor if isinstance(tensor, Tensor) else tensor.load())
                     del tensor  # else it would live on while the next one is made
             contents |= shards.index()
             for name, content in contents.items():
@@ -103,13 +105,6 @@ def _contents(
 
 def _json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _without_tied(
-    tensors: Iterable[tuple[str, Tensor | LazyTensor]], config: Mapping[str, Any]
-) -> Iterator[tuple[str, Tensor | LazyTensor]]:
-    tied = bool(config.get("tie_word_embeddings", False))
-    return ((name, tensor) for name, tensor in tensors if not (tied and name == "lm_head.weight"))
 
 
 class _Shards:
