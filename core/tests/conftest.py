@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor
 
 from pegboard.interfaces.attention import AttentionBackend
@@ -23,6 +24,10 @@ from pegboard.nn import CausalLM, dense_causal_lm, dense_parallel_plan
 from pegboard.plugins.load import Registry
 from pegboard.plugins.spec import PluginSpec
 from pegboard.types import AttentionInputs, AttentionSpec, KVCache, KVLayout, ParallelRule
+
+# Other work on the machine must not fail a test.
+settings.register_profile("core", deadline=None)
+settings.load_profile("core")
 
 CONFIG: dict[str, Any] = {
     "architectures": ["ToyForCausalLM"],
@@ -235,3 +240,78 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     yield place
     for name in [name for name in sys.modules if name.partition(".")[0] in place.modules]:
         del sys.modules[name]
+
+
+RECIPE = """
+from pegboard.plugins.spec import PluginSpec, RecipeSpec
+RECIPE = RecipeSpec(target="bake_run.run:Bake", schema="bake_run.config:Config", objective="none")
+STEPPER = PluginSpec(kind="optimizer", target="bake_run.run:Stepper", schema="bake_run.config:Steps")
+PLAIN = PluginSpec(kind="logger", target="bake_run.run:Plain")
+"""
+RECIPE_CONFIG = """
+from typing import Annotated
+from pydantic import BaseModel, ConfigDict, Field
+from pegboard.config import Choice, PathSection, PluginSection
+class Forbid(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+class Steps(Forbid):
+    lr: float = Field(gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+class Model(PathSection):
+    dtype: str = "auto"
+class Config(Forbid):
+    name: str = "bake"
+    output: str
+    count: int = Field(default=1, ge=0)
+    share: float | None = None
+    model: Model
+    data: Annotated[Choice, PluginSection("source", default="rows", bare="path")] | None = None
+    optimizer: Annotated[Choice, PluginSection("optimizer")]
+    loggers: list[Annotated[Choice, PluginSection("logger")]] = []
+    notes: dict[str, str] = {}
+"""
+RECIPE_RUN = """
+from pathlib import Path
+from pegboard.config import dump_config
+from pegboard.interfaces.recipe import Recipe
+class Bake(Recipe):
+    def run(self, spec, config, registry):
+        folder = Path(config["output"])
+        folder.mkdir()
+        stepper = registry.create("optimizer", config["optimizer"])
+        (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        (folder / "lr").write_text(str(stepper.options.lr))
+        return folder
+class Stepper:
+    def __init__(self, options):
+        self.options = options
+class Plain: ...
+"""
+RECIPE_CONFIGS = {
+    "default": """# The usual
+output: ???
+model: {path: ???, dtype: bfloat16}
+optimizer: {use: stepper, lr: 0.5}
+""",
+    "small": """extends: default
+count: 2
+loggers: [plain]
+name: small-${count}
+""",
+}
+
+
+@pytest.fixture
+def bakery(site: Site) -> Site:
+    """An installed recipe `bake`, whose implementation and plugins lie in another package than its front door."""
+    site.add(
+        "bake-peg",
+        {
+            ("recipe", "bake"): "bake_door.plugin:RECIPE",
+            ("optimizer", "stepper"): "bake_door.plugin:STEPPER",
+            ("logger", "plain"): "bake_door.plugin:PLAIN",
+        },
+        {"bake_door.plugin": RECIPE, "bake_run.config": RECIPE_CONFIG, "bake_run.run": RECIPE_RUN},
+        files={f"bake_door/configs/{name}.yaml": text for name, text in RECIPE_CONFIGS.items()},
+    )
+    return site

@@ -7,13 +7,20 @@ import importlib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Mapping
-from typing import Any
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pegboard import __version__
-from pegboard.errors import PegboardError, PluginError
+from pegboard.errors import PegboardError, PluginError, nearest
+
+if TYPE_CHECKING:
+    from pegboard.plugins.index import Index
+
+DEBUG_VARIABLE = "PEGBOARD_DEBUG"
 
 BUILT_IN: Mapping[str, tuple[str, str]] = {
     "run": ("pegboard.commands.run:run", "Train: run a recipe with one of its configs."),
@@ -22,6 +29,14 @@ BUILT_IN: Mapping[str, tuple[str, str]] = {
     "doctor": ("pegboard.commands.doctor:doctor", "Say what is wrong with this installation and how to mend it."),
     "convert": ("pegboard.commands.convert:convert", "Write a model in another format."),
 }
+
+OS_ERRORS: Mapping[int, tuple[str, str]] = {
+    errno.ENOSPC: ("the disk is full", "free some space or write elsewhere, then run again"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space or write elsewhere, then run again"),
+    errno.EROFS: ("the file system is read-only", "write elsewhere"),
+    errno.EACCES: ("permission denied", "check the permissions, or name another path"),
+}
+"""What the machine refuses, not we: errno -> what is wrong, and the fix."""
 
 
 class LazyGroup(click.Group):
@@ -38,23 +53,24 @@ class LazyGroup(click.Group):
         self.prefix = prefix
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *self.lazy, *self._offered()})
+        return sorted({*super().list_commands(ctx), *self.lazy, *self._offered(ctx)})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in self.lazy:
             module, _, attribute = self.lazy[cmd_name][0].partition(":")
             command: click.Command = getattr(importlib.import_module(module), attribute)
             return command
-        return super().get_command(ctx, cmd_name) or self._plugin_command(cmd_name)
+        return super().get_command(ctx, cmd_name) or self._plugin_command(ctx, cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        offered = self._offered()
+        offered = self._offered(ctx)
+        names = self.list_commands(ctx)
+        width = max(20, formatter.width - 6 - max(map(len, names), default=0))
         rows = []
-        for name in self.list_commands(ctx):
+        for name in names:
             own = super().get_command(ctx, name)
-            rows.append(
-                (name, own.get_short_help_str(120) if own else self.lazy.get(name, ("", offered.get(name, "")))[1])
-            )
+            line = own.get_short_help_str(width) if own else self.lazy.get(name, ("", offered.get(name, "")))[1]
+            rows.append((name, shorten(line, width, placeholder=" …")))
         if rows:
             with formatter.section("Commands"):
                 formatter.write_dl(rows)
@@ -62,23 +78,32 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if not name.startswith("-") and name not in self.list_commands(ctx):
-            from pegboard.errors import nearest
-
-            known = self.list_commands(ctx)
-            raise PegboardError(
-                f"{ctx.command_path} has no command {name!r}{nearest(name, known)}",
-                fix=f"use one of: {', '.join(known)}; further commands come with plugins",
-            )
+        known = self.list_commands(ctx)
+        if not args[0].startswith("-") and args[0] not in known:
+            raise self._no_command(ctx, args[0], known)
         return super().resolve_command(ctx, args)
 
-    def _offered(self) -> dict[str, str]:
-        """Return commands of plugins by name, with a line of help from metadata."""
-        from pegboard.plugins.index import scan
+    def _no_command(self, ctx: click.Context, name: str, known: list[str]) -> PegboardError:
+        from pegboard.plugins.known import known_plugins
+        from pegboard.plugins.load import mend
 
+        full = self.prefix + name
+        here = [r for r in _index(ctx).of_kind("command") if r.name == full or r.name.startswith(f"{full}.")]
+        if here:
+            return PluginError(f"{ctx.command_path} {name} is {here[0].status}: {here[0].reason}", fix=mend(here[0]))
+        offered = known_plugins().get("command", {})
+        dists = sorted({dist for other, dist in offered.items() if other == full or other.startswith(f"{full}.")})
+        if dists:
+            return PluginError(f"{ctx.command_path} has no command {name!r}", fix=f"pip install {' '.join(dists)}")
+        return PegboardError(
+            f"{ctx.command_path} has no command {name!r}{nearest(name, known)}",
+            fix=f"use one of: {', '.join(known)}; further commands come with plugins",
+        )
+
+    def _offered(self, ctx: click.Context) -> dict[str, str]:
+        """Return commands of plugins by name, with a line of help from metadata."""
         offered: dict[str, str] = {}
-        for record in scan().of_kind("command"):
+        for record in _index(ctx).of_kind("command"):
             if record.status == "blocked" or not record.name.startswith(self.prefix):
                 continue
             name, dot, _ = record.name.removeprefix(self.prefix).partition(".")
@@ -86,10 +111,10 @@ class LazyGroup(click.Group):
             offered[name] = f"Commands of {record.dist}." if dot else line
         return offered
 
-    def _plugin_command(self, name: str) -> click.Command | None:
+    def _plugin_command(self, ctx: click.Context, name: str) -> click.Command | None:
         from pegboard.plugins.load import Registry
 
-        registry = Registry.discover()
+        registry = Registry(_index(ctx))
         full = self.prefix + name
         names = [record.name for record in registry.records("command") if record.status != "blocked"]
         if full in names:
@@ -104,7 +129,22 @@ class LazyGroup(click.Group):
         return None
 
 
-@click.command(cls=LazyGroup, lazy=BUILT_IN, context_settings={"help_option_names": ["-h", "--help"]})
+def _index(ctx: click.Context) -> Index:
+    """Return the one scan of this invocation."""
+    from pegboard.plugins.index import scan
+
+    index: Index | None = ctx.meta.get("pegboard.index")
+    if index is None:
+        index = ctx.meta["pegboard.index"] = scan()
+    return index
+
+
+@click.command(
+    cls=LazyGroup,
+    lazy=BUILT_IN,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=f"With {DEBUG_VARIABLE}=1 in the environment, an error shows its traceback.",
+)
 @click.version_option(__version__, prog_name="peg")
 def peg() -> None:
     """Fine-tune and serve language models from plugins."""
@@ -129,7 +169,10 @@ def _log_to_stderr() -> None:
 
 
 def run_cli(args: list[str] | None = None) -> int:
-    """Run `peg` with `args` and return its exit status: 0, 2 for a mistake of the user's, 130 after Ctrl-C."""
+    """Run `peg` with `args` and return its exit status: 0, 2 for a mistake of the user's, 130 after Ctrl-C.
+
+    Any other exception is a defect and keeps its traceback.
+    """
     _log_to_stderr()
     try:
         result = peg.main(args=args, prog_name="peg", standalone_mode=False)
@@ -149,15 +192,17 @@ def run_cli(args: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno is None or error.errno not in OS_ERRORS:
             raise
-        _complain(
-            f"the disk is full: {error.filename or error}\n  fix: free some space or write elsewhere, then run again"
-        )
+        wrong, fix = OS_ERRORS[error.errno]
+        _complain(f"{f'{error.filename}: ' if error.filename else ''}{wrong}\n  fix: {fix}")
         return 2
 
 
 def _complain(text: str) -> None:
+    """Print an error, after the traceback of the exception in hand where the user asked for it."""
+    if os.environ.get(DEBUG_VARIABLE):
+        traceback.print_exc()
     print(f"error: {text}", file=sys.stderr)
 
 

@@ -27,7 +27,7 @@ class Composed:
     def origin(self, path: Sequence[int | str]) -> str:
         """Return the file or override that set the value at `path` or nearest above it; empty when none did."""
         for length in range(len(path), 0, -1):
-            for name, layer in reversed(self.layers):
+            for name, layer in self.layers[::-1]:
                 if _holds(layer, path[:length]):
                     return name
         return ""

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from pegboard.config.compose import Composed
 from pegboard.errors import ConfigError, PegboardError, nearest
-
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
-
-    from pegboard.config.compose import Composed
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -31,52 +28,68 @@ class SectionError(ValueError):
         self.what = what
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One complaint. head: path, and value where that says more; where: the file or override that set it."""
+
+    head: str
+    message: str
+    where: str = ""
+    fix: str = ""
+
+
 def validate_options(schema: type[Model], options: Mapping[str, Any], what: str) -> Model:
     """Return the options model. Raises ConfigError with a line for each wrong option of `what`."""
     try:
         return schema.model_validate(dict(options))
     except ValidationError as error:
-        raise config_error(error, schema, what) from None
+        raise config_error(error, schema, what, Composed(dict(options))) from None
 
 
 def config_error(
-    error: ValidationError,
-    schema: type[BaseModel],
-    what: str,
-    fix: str | None = None,
-    composed: Composed | None = None,
+    error: ValidationError, schema: type[BaseModel], what: str, composed: Composed, fix: str | None = None
 ) -> ConfigError:
-    """Return one ConfigError for everything that pydantic found. composed: tells which file or override said it."""
-    problems, fixes = _problems(error, schema)
-    lines: dict[str, str] = {}
-    for path, text in problems:
-        where = composed.origin(path) if composed is not None else ""
-        line = text + (f" (in {where})" if where else "")
-        lines[line] = line
-    found = list(lines)
-    head = f"{what}: {found[0]}" if len(found) == 1 else "\n    ".join([f"{what}: {len(found)} problems", *found])
-    return ConfigError(head, fix="; ".join(dict.fromkeys(fixes)) or fix or "correct the keys named above")
+    """Return one ConfigError for everything that pydantic found in `composed`."""
+    problems = list(_problems(error, schema, composed, ()))
+    said: dict[tuple[str, str], list[str]] = {}
+    for problem in problems:
+        said.setdefault((problem.head, problem.where), []).append(problem.message)
+    # The members of a union complain one by one: a value that fits none of them is one problem.
+    lines = [
+        f"{head}: {' or '.join(dict.fromkeys(messages))}" + (f" (in {where})" if where else "")
+        for (head, where), messages in said.items()
+    ]
+    head = f"{what}: {lines[0]}" if len(lines) == 1 else "\n    ".join([f"{what}: {len(lines)} problems", *lines])
+    fixes = dict.fromkeys(problem.fix for problem in problems if problem.fix)
+    return ConfigError(head, fix="; ".join(fixes) or fix or "correct the keys named above")
 
 
 def _problems(
-    error: ValidationError, schema: type[BaseModel], prefix: Sequence[int | str] = ()
-) -> tuple[list[tuple[Sequence[int | str], str]], list[str]]:
-    """Return path and line of each problem, those inside plugin sections included, and the fixes of plugin errors."""
-    problems: list[tuple[Sequence[int | str], str]] = []
-    fixes: list[str] = []
+    error: ValidationError, schema: type[BaseModel], composed: Composed, prefix: Sequence[int | str]
+) -> Iterator[Problem]:
+    """Yield the problems of an error, those inside plugin sections included."""
     for detail in error.errors(include_url=False):
         loc = [*prefix, *detail["loc"]]
         cause = (detail.get("ctx") or {}).get("error")
         if isinstance(cause, SectionError) and isinstance(cause.cause, ValidationError) and cause.schema is not None:
-            inner, more = _problems(cause.cause, cause.schema, loc)
-            problems += inner
-            fixes += more
+            yield from _problems(cause.cause, cause.schema, composed, loc)
         elif isinstance(cause, SectionError) and isinstance(cause.cause, PegboardError):
-            problems.append((loc, f"{dotted(loc)}: {cause.cause.message}"))
-            fixes += [cause.cause.fix] if cause.cause.fix else []
+            yield Problem(dotted(loc), cause.cause.message, composed.origin(loc), cause.cause.fix or "")
+        elif detail["type"] == "missing":
+            yield Problem(dotted(loc), "a value is required")
+        elif detail["type"] == "extra_forbidden":
+            known = keys_at(schema, detail["loc"][:-1])
+            keys = f"; keys here: {', '.join(known)}" if known else "; there are no keys here"
+            yield Problem(dotted(loc), f"unknown key{nearest(str(loc[-1]), known) or keys}", composed.origin(loc))
         else:
-            problems.append((loc, _line(detail, loc, schema)))
-    return problems, fixes
+            path = _up_to_value(composed.tree, loc)
+            message = detail["msg"].removeprefix("Value error, ")
+            expected = message.removeprefix("Input should be ")
+            yield Problem(
+                f"{dotted(path)} = {shorten(detail['input'])}",
+                message if expected == message else f"expected {expected}",
+                composed.origin(path),
+            )
 
 
 def dotted(loc: Sequence[int | str]) -> str:
@@ -84,21 +97,16 @@ def dotted(loc: Sequence[int | str]) -> str:
     return ".".join(str(part) for part in loc) or "the config"
 
 
-def _line(detail: ErrorDetails, loc: Sequence[int | str], schema: type[BaseModel]) -> str:
-    path = dotted(loc)
-    if detail["type"] == "extra_forbidden":
-        known = keys_at(schema, detail["loc"][:-1])
-        hint = nearest(str(loc[-1]), known) or (
-            f"; keys here: {', '.join(known)}" if known else "; there are no keys here"
-        )
-        return f"{path}: unknown key{hint}"
-    if detail["type"] == "missing":
-        return f"{path}: a value is required"
-    message = detail["msg"].removeprefix("Value error, ")
-    expected = message.removeprefix("Input should be ")
-    if expected != message:
-        message = f"expected {expected}"
-    return f"{path} = {shorten(detail['input'])}: {message}"
+def _up_to_value(tree: Any, loc: Sequence[int | str]) -> Sequence[int | str]:
+    """Return `loc` without what pydantic adds behind a plain value: the member of a union that refused it."""
+    for depth, part in enumerate(loc):
+        if isinstance(tree, Mapping) and str(part) in tree:
+            tree = tree[str(part)]
+        elif isinstance(tree, (list, tuple)) and isinstance(part, int) and part < len(tree):
+            tree = tree[part]
+        else:
+            return loc if isinstance(tree, Mapping) else loc[:depth]
+    return loc
 
 
 def shorten(value: object, width: int = 80) -> str:

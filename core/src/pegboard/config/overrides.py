@@ -25,7 +25,7 @@ def apply_overrides(config: Mapping[str, Any], overrides: Iterable[str]) -> dict
             result, pending = merge(result, pending), {}
             result = _delete(result, _path(override[1:], override), override)
             continue
-        pending = merge(pending, parse_override(override))
+        pending = merge(pending, parse_override(override), partial=True)
     return merge(result, pending)
 
 
@@ -41,29 +41,32 @@ def parse_override(override: str) -> dict[str, Any]:
     return {first: branch}
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `over` laid on `base`: mappings merge, everything else replaces; see `pegboard.config` for sections."""
+def merge(base: Mapping[str, Any], over: Mapping[str, Any], *, partial: bool = False) -> dict[str, Any]:
+    """Return `over` laid on `base`: mappings merge, everything else replaces; see `pegboard.config` for sections.
+
+    partial: `base` holds a few keys only, so that a mapping in it may be part of a section whose `use` comes later.
+    """
     merged = dict(base)
     for key, value in over.items():
-        merged[key] = _merge_value(key, merged[key], value) if key in merged else value
+        merged[key] = _merge_value(key, merged[key], value, partial) if key in merged else value
     return merged
 
 
-def _merge_value(key: str, base: Any, over: Any) -> Any:
+def _merge_value(key: str, base: Any, over: Any, partial: bool) -> Any:
     if isinstance(base, Mapping) and isinstance(over, str):
-        bare = _bare_key(key, base)
+        bare = _bare_key(key, base, partial)
         over = {bare: over} if bare else over
     elif isinstance(base, str) and isinstance(over, Mapping) and base != MISSING:
-        base = {"path" if key in _PATH_SECTIONS else "use": base}
+        base = {_usual_key(key): base}
     if isinstance(base, Mapping) and isinstance(over, Mapping):
         fresh = "use" in base and "use" in over and base["use"] != over["use"]
-        return dict(over) if fresh else merge(base, over)
+        return dict(over) if fresh else merge(base, over, partial=partial)
     if isinstance(base, list) and isinstance(over, Mapping) and over and all(part.isdigit() for part in over):
-        return _merge_list(key, base, over)
+        return _merge_list(key, base, over, partial)
     return over
 
 
-def _merge_list(key: str, base: list[Any], over: Mapping[str, Any]) -> list[Any]:
+def _merge_list(key: str, base: list[Any], over: Mapping[str, Any], partial: bool) -> list[Any]:
     merged = list(base)
     for part, value in over.items():
         if int(part) >= len(merged):
@@ -71,15 +74,20 @@ def _merge_list(key: str, base: list[Any], over: Mapping[str, Any]) -> list[Any]
                 f"{key}.{part}: the list {key} has {len(merged)} items (from 0)",
                 fix=f"write the whole list: {key}=[...]",
             )
-        merged[int(part)] = _merge_value("", merged[int(part)], value)
+        merged[int(part)] = _merge_value("", merged[int(part)], value, partial)
     return merged
 
 
-def _bare_key(key: str, section: Mapping[str, Any]) -> str | None:
+def _bare_key(key: str, section: Mapping[str, Any], partial: bool) -> str | None:
     """Return the key that a bare string means in a section, or None where the mapping is no section."""
-    if "use" in section and "path" in section:
-        return "path" if key in _PATH_SECTIONS else "use"
+    usual = _usual_key(key)
+    if partial or usual in section:
+        return usual
     return next((name for name in ("use", "path") if name in section), None)
+
+
+def _usual_key(key: str) -> str:
+    return "path" if key in _PATH_SECTIONS else "use"
 
 
 def _path(key: str, override: str) -> list[str]:

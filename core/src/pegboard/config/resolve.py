@@ -119,9 +119,7 @@ def missing_values(tree: Any, prefix: str = "") -> list[str]:
     return [key for name, value in items for key in missing_values(value, f"{prefix}{name}.")]
 
 
-def validate_config(
-    registry: Registry, recipe: str, values: Mapping[str, Any], composed: Composed | None = None
-) -> dict[str, Any]:
+def validate_config(registry: Registry, recipe: str, values: Mapping[str, Any], composed: Composed) -> dict[str, Any]:
     """Return the config validated and completed by the recipe's schema and by those of its plugins.
 
     composed: tells which file or override said what is wrong.
@@ -134,7 +132,7 @@ def validate_config(
         model: BaseModel = schema.model_validate(own, context={"registry": registry})
     except ValidationError as error:
         fix = f"correct the keys named above; `peg config show {recipe}` shows those there are"
-        raise config_error(error, schema, f"config of {recipe}", fix, composed) from None
+        raise config_error(error, schema, f"config of {recipe}", composed, fix) from None
     kept = {"plugins": values["plugins"]} if disabled_plugins(values) else {}
     return {**model.model_dump(mode="json"), **kept}
 

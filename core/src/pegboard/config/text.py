@@ -104,11 +104,17 @@ class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_text(self, text: str) -> Any:
+        # Within single quotes PyYAML writes Unicode's own line breaks in a way that it reads as something else.
+        style = '"' if any(mark in text for mark in "\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
 
 for _tag, _pattern, _first in _RESOLVERS:
     _Loader.add_implicit_resolver(_tag, _pattern, _first)
     _Dumper.add_implicit_resolver(_tag, _pattern, _first)
     _Loader.add_constructor(_tag, _Loader.json_scalar)
+_Dumper.add_representer(str, _Dumper.represent_text)
 _Loader.add_constructor("tag:yaml.org,2002:str", _Loader.json_scalar)
 _Loader.add_constructor("tag:yaml.org,2002:map", _Loader.json_mapping)
 _Loader.add_constructor("tag:yaml.org,2002:seq", _Loader.json_sequence)
@@ -145,7 +151,7 @@ def dump_config(config: Mapping[str, Any]) -> str:
 
 def dump_tree(tree: Mapping[str, Any]) -> str:
     """Return a composed config as YAML text, its references and `???` as they are."""
-    text: str = yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    text: str = yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=MAX_BYTES)
     return text
 
 
