@@ -193,3 +193,13 @@ def test_an_adapter_is_not_a_model(hub: Any, peg: Peg, tmp_path: Path) -> None:
     (source / "adapter_model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     hub.add("owner/adapter", source)
     check(peg("download", "owner/adapter"), "holds an adapter", "owner/base")
+
+
+def test_a_cache_that_other_tools_filled(fetch: Peg, make_folder: MakeFolder, tmp_path: Path) -> None:
+    """The layout of https://huggingface.co/docs/huggingface_hub/guides/manage-cache, without a listing of the repository."""
+    repository = tmp_path / "home" / "hub" / "models--owner--tiny"
+    make_folder(repository / "snapshots" / ("c" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("c" * 40)
+    done = fetch("owner/tiny", HF_HUB_OFFLINE="1")
+    assert done.stdout.strip() == str(repository / "snapshots" / ("c" * 40)), done.stderr

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pegboard.build import BuiltModel
+from pegboard.errors import PegboardError
 from pegboard.interfaces.adapter import Adapter
 from pegboard.weights import write_model, write_safetensors
 
@@ -31,6 +32,7 @@ class ModelWriter:
         if self.adapter is not None:
             folder.mkdir(parents=True)
             for name, content in self.tokenizer.files().items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)  # additional_chat_templates/…
                 (folder / name).write_bytes(content)
             tensors = {n: t.detach().cpu() for n, t in self.adapter.tensors(self.built.model).items()}
             write_safetensors(folder / "adapter_model.safetensors", tensors, metadata={"format": "pt"})
@@ -61,5 +63,9 @@ def portable_base(files: ModelFiles) -> str:
     if not (folder / "config.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         config = {**files.config, "dtype": "float32", "torch_dtype": "float32"}
-        write_model(folder, config, files.tensors.items(), files.files, generation_config=files.generation_config or None)
+        try:
+            write_model(folder, config, files.tensors.items(), files.files, generation_config=files.generation_config or None)
+        except PegboardError:
+            if not (folder / "config.json").is_file():  # else another run has written it meanwhile
+                raise
     return str(folder)
