@@ -5,9 +5,11 @@ And distributions written to a temporary folder, which are discovered and import
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -315,3 +317,32 @@ def bakery(site: Site) -> Site:
         files={f"bake_door/configs/{name}.yaml": text for name, text in RECIPE_CONFIGS.items()},
     )
     return site
+
+
+@dataclass(frozen=True)
+class Said:
+    """What `peg` answered. err: what it printed to standard error, logged lines included."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def peg(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """Run `peg` in this process."""
+    from pegboard.cli import run_cli
+
+    def run(*args: str) -> Said:
+        capsys.readouterr()
+        logger = logging.getLogger("pegboard")
+        before = logger.handlers, logger.level, logger.propagate
+        logger.handlers = []
+        try:
+            status = run_cli(list(args))
+        finally:
+            logger.handlers, logger.level, logger.propagate = before
+        captured = capsys.readouterr()
+        return Said(status, captured.out, captured.err)
+
+    return run

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -57,7 +58,7 @@ def test_a_hang_is_stopped_with_all_its_processes(site) -> None:
         "time.sleep(600)\n"
     )
     answer = ask("door", install(site, source), timeout=3)
-    assert answer == Answer("hangs", "it did not come to an end within 3 s and was stopped")
+    assert (answer.status, answer.reason) == ("hangs", "it did not come to an end within 3 s and was stopped")
     grandchild = int(pids.read_text())
     for _ in range(100):
         if not _alive(grandchild):
@@ -126,6 +127,7 @@ def test_one_of_two_rivals_is_tried_and_told_about(site) -> None:
     answers = ask_all([("door", r) for r in scan().of_kind("adapter") if r.name == "thing"], timeout=60)
     assert [answer.status for answer in answers] == ["failed", "ok"]
     assert "offered by rival-peg 1.0 and thing-peg 1.0" in answers[1].reason
+    assert "thing-peg:thing" in answers[1].fix
 
 
 def test_a_module_of_the_working_directory_does_not_stand_in(site, tmp_path, monkeypatch) -> None:
@@ -150,25 +152,27 @@ THERE = "return Probe(True, True, 'here')"
 @pytest.mark.parametrize(
     ("probe", "devices", "expected"),
     [
-        ("return Probe(False, False, 'no driver')", "1/0", Answer("ok", lines=("thing: absent (no driver)",))),
+        ("return Probe(False, False, 'no driver')", "1/0", Answer("absent", "no driver")),
         (
             "return Probe(True, False, 'old driver')",
             "1/0",
             Answer("failed", "it is present but not usable: old driver"),
         ),
-        (THERE, "return []", Answer("ok", lines=("thing: no device",))),
+        (THERE, "return []", Answer("ok")),
         (THERE, "1/0", Answer("failed", "ZeroDivisionError: division by zero")),
         ("raise OSError('odd')", "", Answer("failed", "OSError: odd")),
         (
             THERE,
             "return [SimpleNamespace(index=1, name='Big', available_memory=2**30, total_memory=2**31)]",
-            Answer("ok", lines=("thing:1 Big, 1.0 of 2.0 GiB available",)),
+            Answer("ok", lines=("1 Big, 1.0 of 2.0 GiB available",)),
         ),
     ],
 )
 def test_devices(site, probe: str, devices: str, expected: Answer) -> None:
     source = PLATFORM.format(probe=probe, devices=devices or "return []")
-    assert ask("devices", install(site, source, "platform"), timeout=60) == expected
+    answer = ask("devices", install(site, source, "platform"), timeout=60)
+    assert replace(answer, fix="") == expected
+    assert ("--force-reinstall thing-peg" in answer.fix) == (expected.status == "failed")
 
 
 WATCH = """
@@ -192,7 +196,7 @@ S = PluginSpec(kind="hooks", target=__name__ + ":Watch")
     ],
 )
 def test_advice(site, body: str, expected: Answer) -> None:
-    assert ask("advice", install(site, WATCH.format(body=body), "hooks"), timeout=60) == expected
+    assert replace(ask("advice", install(site, WATCH.format(body=body), "hooks"), timeout=60), fix="") == expected
 
 
 def test_advice_of_one_that_raises(site) -> None:

@@ -10,8 +10,7 @@ import click
 from pegboard import __version__
 from pegboard.errors import PluginError
 from pegboard.plugins.check import Answer, Question, ask_all
-from pegboard.plugins.index import Index, PluginRecord, scan
-from pegboard.plugins.load import mend
+from pegboard.plugins.index import PluginRecord, scan
 
 QUESTIONS: dict[str, Question] = {"platform": "devices", "hooks": "advice"}
 
@@ -29,13 +28,16 @@ def doctor(timeout: float) -> None:
     answers = ask_all([(QUESTIONS.get(r.kind, "door"), r) for r in index.records], timeout=timeout)
     pairs = list(zip(index.records, answers, strict=True))
     problems += [_problem(record, answer) for record, answer in pairs if _is_wrong(answer)]
-    _section("devices", [line for record, answer in pairs if record.kind == "platform" for line in answer.lines])
-    _section("plugins", _plugins(index, pairs))
+    platforms = [(record, answer) for record, answer in pairs if record.kind == "platform"]
+    _section("devices", [line for pair in platforms for line in _devices(*pair)])
+    _section("plugins", _plugins(pairs))
     advice = [line for record, answer in pairs if record.kind == "hooks" for line in answer.lines]
     if advice:
         _section("observers say", advice)
-    if not index.of_kind("platform"):
-        problems.append("no platform plugin is installed\n  fix: pip install pegboard-cpu")
+    if not any(answer.status == "ok" and answer.lines for _, answer in platforms):
+        problems.append(
+            "no platform plugin has a device to compute on\n  fix: pip install pegboard-cpu, or mend the above"
+        )
     if problems:
         _section("wrong", problems)
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
@@ -54,7 +56,7 @@ def _versions(problems: list[str]) -> list[str]:
     from packaging.requirements import Requirement
 
     lines = [f"python {machine.python_version()} on {machine.system()} {machine.machine()}", f"pegboard {__version__}"]
-    for line in metadata.requires("pegboard") or []:
+    for line in _requirements(problems):
         requirement = Requirement(line)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
@@ -68,6 +70,14 @@ def _versions(problems: list[str]) -> list[str]:
     return lines
 
 
+def _requirements(problems: list[str]) -> list[str]:
+    try:
+        return metadata.requires("pegboard") or []
+    except metadata.PackageNotFoundError:
+        problems.append("pegboard runs without being installed\n  fix: pip install pegboard")
+        return []
+
+
 def _installed(name: str) -> str:
     try:
         return metadata.version(name)
@@ -75,9 +85,15 @@ def _installed(name: str) -> str:
         return ""
 
 
-def _plugins(index: Index, pairs: list[tuple[PluginRecord, Answer]]) -> list[str]:
+def _devices(record: PluginRecord, answer: Answer) -> list[str]:
+    if answer.status != "ok":
+        return [f"{record.name}: {answer.status} ({answer.reason})"]
+    return [f"{record.name}:{line}" for line in answer.lines] or [f"{record.name}: no device"]
+
+
+def _plugins(pairs: list[tuple[PluginRecord, Answer]]) -> list[str]:
     """Return a line for each distribution with the plugins of it that can be used, and those that are blocked."""
-    usable: dict[str, list[str]] = {f"{record.dist} {record.version}": [] for record in index.records}
+    usable: dict[str, list[str]] = {f"{record.dist} {record.version}": [] for record, _ in pairs}
     for record, answer in pairs:
         if not _is_wrong(answer):
             blocked = " (blocked)" if answer.status == "blocked" else ""
@@ -87,11 +103,10 @@ def _plugins(index: Index, pairs: list[tuple[PluginRecord, Answer]]) -> list[str
 
 def _is_wrong(answer: Answer) -> bool:
     """Whether something must be mended: `ok` with a reason is one of two plugins that share a name."""
-    return answer.status not in ("ok", "blocked") or bool(answer.reason and answer.status == "ok")
+    return answer.status not in ("ok", "blocked", "absent") or bool(answer.reason and answer.status == "ok")
 
 
 def _problem(record: PluginRecord, answer: Answer) -> str:
-    verb = answer.status if answer.status in ("hangs", "crashes") else f"is {answer.status}"
-    if answer.status == "ok":
-        verb = "is not the only one of its name"
-    return f"{record.kind} {record.identity} {verb}: {answer.reason}\n  fix: {answer.fix or mend(record)}"
+    verbs = {"ok": "is not the only one of its name", "incompatible": "is incompatible"}
+    verb = verbs.get(answer.status, answer.status)
+    return f"{record.kind} {record.identity} {verb}: {answer.reason}\n  fix: {answer.fix}"

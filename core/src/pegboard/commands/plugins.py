@@ -13,7 +13,7 @@ from pegboard.cli import LazyGroup
 from pegboard.errors import PluginError, nearest
 from pegboard.plugins.groups import GROUPS
 from pegboard.plugins.index import PluginRecord, scan
-from pegboard.plugins.load import Registry, mend
+from pegboard.plugins.load import Registry
 
 if TYPE_CHECKING:
     from pegboard.plugins.check import Answer
@@ -66,9 +66,7 @@ def show(name: str, kind: str | None, schema: bool) -> None:
         schemas: dict[str, Any] = {}
         for record, answer in zip(found, answers, strict=True):
             if answer.status != "ok":
-                raise PluginError(
-                    f"{record.kind} {record.identity}: {answer.status}: {answer.reason}", fix=answer.fix or mend(record)
-                )
+                raise PluginError(f"{record.kind} {record.identity}: {answer.status}: {answer.reason}", fix=answer.fix)
             model = registry.schema(record.kind, record.identity)
             schemas[f"{record.kind} {record.name}"] = model.model_json_schema() if model else None
         click.echo(json.dumps(schemas, indent=2))
@@ -125,7 +123,7 @@ def describe(registry: Registry, record: PluginRecord, answer: Answer) -> str:
     ]
     if answer.status != "ok":
         lines.append(f"  status        {answer.status}: {answer.reason}")
-        return "\n".join([*lines, f"  fix           {answer.fix or mend(record)}"])
+        return "\n".join([*lines, f"  fix           {answer.fix}"])
     spec = registry.spec(record.kind, record.identity)
     lines += [
         f"  status        {record.status}{': ' + record.reason if record.reason else ''}",

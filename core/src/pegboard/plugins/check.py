@@ -13,13 +13,13 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any, Literal, get_args
 
 from pegboard.errors import PegboardError
 from pegboard.plugins.groups import GROUPS
-from pegboard.plugins.index import PluginRecord, scan
-from pegboard.plugins.load import Registry
+from pegboard.plugins.index import PluginRecord, Status, scan
+from pegboard.plugins.load import Registry, mend
 from pegboard.plugins.spec import PluginSpec
 
 Question = Literal["door", "schema", "import", "devices", "advice"]
@@ -34,7 +34,11 @@ MARK = "pegboard answers "
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a plugin answered. status: a record's status, or "hangs" or "crashes". lines: of devices or advice."""
+    """What a plugin answered.
+
+    status: a record's status, "hangs", "crashes", or "absent" where a platform's probe finds nothing.
+    reason: "ok" has one where the plugin shares its name. lines: devices or advice.
+    """
 
     status: str
     reason: str = ""
@@ -67,10 +71,18 @@ def ask(
 ) -> Answer:
     """Ask one plugin in a child process, which is in `children` while it runs.
 
-    A plugin that its record speaks against already is not imported.
+    A plugin that its record speaks against already is not imported. Whatever is wrong comes with a fix.
     """
-    if record.status not in ("ok", "conflict"):
-        return Answer(record.status, record.reason)
+    answer = Answer(record.status, record.reason)
+    if record.status in ("ok", "conflict"):
+        answer = _run(question, record, timeout, set() if children is None else children)
+    if answer.status in ("ok", "absent"):
+        return replace(answer, reason=answer.reason or record.reason, fix=mend(record) if record.reason else "")
+    status: Status = answer.status if answer.status in ("blocked", "incompatible") else "failed"  # type: ignore[assignment]
+    return replace(answer, fix=answer.fix or mend(replace(record, status=status)))
+
+
+def _run(question: Question, record: PluginRecord, timeout: float, children: set[subprocess.Popen[str]]) -> Answer:
     # -P: a module in the working directory must not stand in for one of the plugin's.
     command = [sys.executable, "-P", "-m", "pegboard.plugins.check", question, record.kind, record.identity]
     child = subprocess.Popen(
@@ -82,7 +94,6 @@ def ask(
         errors="replace",
         start_new_session=True,
     )
-    children = set() if children is None else children
     children.add(child)
     try:
         out, err = child.communicate(timeout=timeout)
@@ -97,7 +108,7 @@ def ask(
         last = err.strip().splitlines()[-1] if err.strip() else "it said nothing"
         return Answer("crashes", f"the process that imported it ended with {_ending(child.returncode)}: {last}")
     status, reason, fix, lines = json.loads(told[-1])
-    return Answer(status, record.reason if status == "ok" else reason, fix, tuple(lines))
+    return Answer(status, reason, fix, tuple(lines))
 
 
 def answer_here(question: Question, kind: str, identity: str) -> Answer:
@@ -144,15 +155,13 @@ def _devices(registry: Registry, spec: PluginSpec, identity: str) -> Answer:
     from pegboard.plugins.doors import run_probe
 
     probe = run_probe(spec)
-    name = identity.partition(":")[2]
     if not probe.present:
-        return Answer("ok", lines=(f"{name}: absent ({probe.reason})",))
+        return Answer("absent", probe.reason)
     if not probe.usable:
         return Answer("failed", f"it is present but not usable: {probe.reason}")
     found = registry.create(spec.kind, identity).devices()
     free = [f"{d.available_memory / 2**30:.1f} of {d.total_memory / 2**30:.1f} GiB available" for d in found]
-    lines = [f"{name}:{d.index} {d.name}, {memory}" for d, memory in zip(found, free, strict=True)]
-    return Answer("ok", lines=tuple(lines) or (f"{name}: no device",))
+    return Answer("ok", lines=tuple(f"{d.index} {d.name}, {memory}" for d, memory in zip(found, free, strict=True)))
 
 
 def _advice(registry: Registry, identity: str) -> Answer:
