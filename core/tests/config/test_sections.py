@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pegboard.config import Choice, PathSection, PluginSection
+from pegboard.config import Choice, OptionsSection, PathSection, PluginSection
 from pegboard.config.compose import Composed
 from pegboard.config.errors import config_error, keys_at, validate_options
 from pegboard.errors import ConfigError
@@ -32,6 +32,17 @@ class Inner(BaseModel):
     either: int | bool | None = None
 
 
+class Data(OptionsSection):
+    kind = "logger"
+    use: str = "path"
+    shuffle: bool = True
+
+
+class PathOptions(Options):
+    path: str
+    deep: Inner = Inner()
+
+
 class Config(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -40,15 +51,20 @@ class Config(BaseModel):
     rewards: dict[str, Annotated[Choice, PluginSection("logger")]] = {}
     inner: Inner = Inner()
     many: list[Inner] = []
+    mixed: Data | None = None
 
 
 REGISTRY = Registry.of(
     {
         ("optimizer", "sgd"): PluginSpec(kind="optimizer", target="m:T", schema=f"{__name__}:Options"),
         ("source", "rows"): PluginSpec(kind="source", target="m:T"),
+        ("logger", "path"): PluginSpec(kind="logger", target="m:T", schema=f"{__name__}:PathOptions"),
         ("logger", "log"): PluginSpec(kind="logger", target="m:T", schema=f"{__name__}:Options"),
     }
 )
+
+
+MIXED = {"path": "p", "use": "path", "shuffle": True, "lr": 0.1, "deep": {"size": 1, "either": None}}
 
 
 def check(value: dict[str, Any]) -> dict[str, Any]:
@@ -67,6 +83,8 @@ def check(value: dict[str, Any]) -> dict[str, Any]:
         ({"optimizer": {"use": "json:loads", "any": 1}}, "optimizer", {"use": "json:loads", "any": 1}),
         ({"rewards": {"a": "log"}}, "rewards", {"a": {"use": "log", "lr": 0.1}}),
         ({"data": None}, "data", None),
+        ({"mixed": "p"}, "mixed", MIXED),
+        ({"mixed": {"path": "p", "lr": "3", "shuffle": False}}, "mixed", {**MIXED, "lr": 3.0, "shuffle": False}),
     ],
 )
 def test_sections(value: dict[str, Any], key: str, expected: Any) -> None:
@@ -75,7 +93,9 @@ def test_sections(value: dict[str, Any], key: str, expected: Any) -> None:
 
 
 def test_without_a_registry_options_are_taken_as_they_are() -> None:
-    typed = Config.model_validate({"optimizer": {"use": "any", "x": 1}, "data": "p"})
+    typed = Config.model_validate({"optimizer": {"use": "any", "x": 1}, "data": "p", "mixed": {"path": "p", "y": 2}})
+    assert typed.mixed is not None
+    assert typed.mixed.choice == {"use": "path", "path": "p", "y": 2}
     assert typed.optimizer == {"use": "any", "x": 1}
     assert typed.data == {"use": "rows", "path": "p"}
 
@@ -96,6 +116,13 @@ def test_without_a_registry_options_are_taken_as_they_are() -> None:
         ({"many": [{}, {"sise": 2}]}, "many.1.sise: unknown key (did you mean 'size'?)"),
         ({"many": [1]}, "many.0 = 1: expected a valid dictionary or instance of Inner"),
         ({"inner": {"size": "a" * 200}}, "…"),
+        ({"mixed": {"path": "p", "shufle": False}}, "mixed.shufle: unknown key (did you mean 'shuffle'?)"),
+        ({"mixed": {"path": "p", "lrr": 1}}, "mixed.lrr: unknown key (did you mean 'lr'?)"),
+        ({"mixed": {"path": "p", "deep": {"shuffle": 1}}}, "mixed.deep.shuffle: unknown key; keys here: either, size"),
+        ({"mixed": {"path": "p", "lr": "x"}}, "mixed.lr = 'x': expected a valid number"),
+        ({"mixed": {"path": "p", "use": "nothing"}}, "mixed: no installed plugin offers logger 'nothing'"),
+        ({"mixed": {"use": "log", "path": "p"}}, "mixed.path: unknown key"),
+        ({"mixed": {}}, "mixed.path: a value is required"),
     ],
 )
 def test_complaints(value: dict[str, Any], message: str) -> None:
@@ -127,7 +154,7 @@ def test_a_bare_path() -> None:
 @pytest.mark.parametrize(
     ("loc", "keys"),
     [
-        ([], ["data", "inner", "many", "optimizer", "rewards"]),
+        ([], ["data", "inner", "many", "mixed", "optimizer", "rewards"]),
         (["inner"], ["either", "size"]),
         (["many", 3], ["either", "size"]),
         (["inner", "size"], []),

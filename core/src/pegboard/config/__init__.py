@@ -8,11 +8,16 @@ of a plugin is annotated with `PluginSection`:
     class ModelSection(PathSection):         # a bare string is its `path`
         dtype: str = "auto"
 
+    class DataSection(OptionsSection):       # keys of its own, the rest are options of a source
+        kind = "source"
+        use: str = "jsonl"
+        shuffle: bool = True
+
     class SftConfig(BaseModel):
         model_config = ConfigDict(extra="forbid")
 
         model: ModelSection
-        data: Annotated[Choice, PluginSection("source", default="jsonl", bare="path")]
+        data: DataSection
         optimizer: Annotated[Choice, PluginSection("optimizer")]  # a bare string is its `use`
         adapter: Annotated[Choice, PluginSection("adapter")] | None = None
         loggers: list[Annotated[Choice, PluginSection("logger")]] = []
@@ -58,11 +63,12 @@ from __future__ import annotations
 
 from pegboard.config.compose import compose, list_configs
 from pegboard.config.resolve import load_config
-from pegboard.config.sections import Choice, PathSection, PluginSection
+from pegboard.config.sections import Choice, OptionsSection, PathSection, PluginSection
 from pegboard.config.text import dump_config, parse_config
 
 __all__ = [
     "Choice",
+    "OptionsSection",
     "PathSection",
     "PluginSection",
     "compose",

@@ -17,15 +17,21 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class SectionError(ValueError):
-    """Carries what is wrong inside a plugin section out through pydantic, so that all are reported together."""
+    """Carries what is wrong inside a plugin section out through pydantic, so that all are reported together.
+
+    schema: what a ValidationError is of. beside: other keys that stand in the same section.
+    """
 
     def __init__(
-        self, cause: PegboardError | ValidationError, schema: type[BaseModel] | None = None, what: str = ""
+        self,
+        cause: PegboardError | ValidationError,
+        schema: type[BaseModel] | None = None,
+        beside: Sequence[str] = (),
     ) -> None:
         super().__init__(str(cause))
         self.cause = cause
         self.schema = schema
-        self.what = what
+        self.beside = beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +71,25 @@ def config_error(
 
 
 def _problems(
-    error: ValidationError, schema: type[BaseModel], composed: Composed, prefix: Sequence[int | str]
+    error: ValidationError,
+    schema: type[BaseModel],
+    composed: Composed,
+    prefix: Sequence[int | str],
+    beside: Sequence[str] = (),
 ) -> Iterator[Problem]:
-    """Yield the problems of an error, those inside plugin sections included."""
+    """Yield the problems of an error, those inside plugin sections included. beside: keys that `schema` lacks."""
     for detail in error.errors(include_url=False):
         loc = [*prefix, *detail["loc"]]
         cause = (detail.get("ctx") or {}).get("error")
         if isinstance(cause, SectionError) and isinstance(cause.cause, ValidationError) and cause.schema is not None:
-            yield from _problems(cause.cause, cause.schema, composed, loc)
+            yield from _problems(cause.cause, cause.schema, composed, loc, cause.beside)
         elif isinstance(cause, SectionError) and isinstance(cause.cause, PegboardError):
             yield Problem(dotted(loc), cause.cause.message, composed.origin(loc), cause.cause.fix or "")
         elif detail["type"] == "missing":
             yield Problem(dotted(loc), "a value is required")
         elif detail["type"] == "extra_forbidden":
-            known = keys_at(schema, detail["loc"][:-1])
+            above = detail["loc"][:-1]
+            known = sorted({*keys_at(schema, above), *(() if above else beside)})
             keys = f"; keys here: {', '.join(known)}" if known else "; there are no keys here"
             yield Problem(dotted(loc), f"unknown key{nearest(str(loc[-1]), known) or keys}", composed.origin(loc))
         else:

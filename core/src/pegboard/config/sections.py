@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, ValidationInfo, model_validator
 from pydantic_core import CoreSchema, core_schema
@@ -55,8 +55,13 @@ class PluginSection:
         return split_choice(self.kind, section)
 
 
-def _complete(registry: Registry, kind: str, use: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a plugin with its defaults filled in. Raises SectionError."""
+def _complete(
+    registry: Registry, kind: str, use: str, options: dict[str, Any], beside: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the options of a plugin with its defaults filled in.
+
+    beside: other keys that stand in the same section. Raises SectionError.
+    """
     schema: type[BaseModel] | None
     try:
         if registry.is_custom(kind, use):
@@ -78,7 +83,7 @@ def _complete(registry: Registry, kind: str, use: str, options: dict[str, Any]) 
     try:
         return schema.model_validate(options).model_dump(mode="json")
     except ValidationError as error:
-        raise SectionError(error, schema, use) from None
+        raise SectionError(error, schema, beside) from None
 
 
 class PathSection(BaseModel):
@@ -92,3 +97,31 @@ class PathSection(BaseModel):
     @classmethod
     def _bare(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
+
+
+class OptionsSection(PathSection):
+    """Base of a section with keys of its own and, beside them, the options of the plugin that `use` names.
+
+    A subclass sets `kind`, and a default of `use` where there is one. The options, `path` among them, are validated and
+    completed by the plugin's schema when there is a registry in the validation context.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: ClassVar[str]
+
+    use: str
+
+    @property
+    def choice(self) -> Choice:
+        """The choice of the plugin: {"use": NAME, "path": …, **options}."""
+        return {"use": self.use, "path": self.path, **(self.model_extra or {})}
+
+    @model_validator(mode="after")
+    def _options(self, info: ValidationInfo) -> Self:
+        registry: Registry | None = (info.context or {}).get("registry")
+        if registry is not None:
+            options = {key: value for key, value in self.choice.items() if key != "use"}
+            completed = _complete(registry, self.kind, self.use, options, list(type(self).model_fields))
+            self.__pydantic_extra__ = {key: value for key, value in completed.items() if key != "path"}
+        return self

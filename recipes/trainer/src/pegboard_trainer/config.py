@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pegboard.config import Choice, PathSection, PluginSection
+from pegboard.config import Choice, OptionsSection, PathSection, PluginSection
 
 
 class Section(BaseModel):
@@ -25,10 +25,10 @@ class ModelSection(PathSection):
     attention: str = Field(default="auto", description="an attention plugin")
 
 
-class DataSection(PathSection):
-    """The data. Keys that are not listed here are options of the source, which checks them."""
+class DataSection(OptionsSection):
+    """The data. Keys that are not listed here are options of the source, whose schema checks them."""
 
-    model_config = ConfigDict(extra="allow")
+    kind = "source"
 
     use: str = Field(default="jsonl", description="a source plugin")
     format: Annotated[Choice, PluginSection("transform")] = Field(
@@ -43,7 +43,7 @@ class DataSection(PathSection):
 
     def source(self, path: str | None = None) -> Choice:
         """Return the choice of the source, of another `path` if one is given."""
-        return {"use": self.use, "path": path or self.path, **(self.model_extra or {})}
+        return {**self.choice, "path": path or self.path}
 
 
 class BatchSection(Section):
