@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -114,6 +115,21 @@ def test_show_the_schema(site, peg) -> None:
     plain = DOOR + "S = PluginSpec(kind='adapter', target='m:T')"
     site.add("plain-peg", {("adapter", "plain"): "plain_door:S"}, {"plain_door": plain})
     assert json.loads(peg("plugins", "show", "plain", "--schema").out) == {"adapter plain": None}
+    assert "good_impl" not in sys.modules
+
+
+def test_show_the_schema_of_a_recipe(bakery, peg) -> None:
+    schema = json.loads(peg("plugins", "show", "bake", "--kind", "recipe", "--schema").out)["recipe bake"]
+    assert schema["properties"]["optimizer"]["description"] == "a plugin of kind optimizer"
+    assert schema["required"] == ["output", "model", "optimizer"]
+
+
+def test_show_a_schema_that_cannot_be_told(site, peg) -> None:
+    odd = "from pydantic import BaseModel\nfrom typing import Callable\nclass O(BaseModel):\n    call: Callable\n"
+    site.add("odd-peg", {("adapter", "odd"): "odd_door:S"}, {"odd_door": GOOD.format(m="odd_impl"), "odd_impl": odd})
+    said = peg("plugins", "show", "odd", "--schema")
+    assert said.status == 2
+    assert "adapter odd-peg:odd: failed: PydanticInvalidForJsonSchema" in said.err
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,7 @@ def show(name: str, kind: str | None, schema: bool) -> None:
         for record, answer in zip(found, answers, strict=True):
             if answer.status != "ok":
                 raise PluginError(f"{record.kind} {record.identity}: {answer.status}: {answer.reason}", fix=answer.fix)
-            model = registry.schema(record.kind, record.identity)
-            schemas[f"{record.kind} {record.name}"] = model.model_json_schema() if model else None
+            schemas[f"{record.kind} {record.name}"] = json.loads(answer.lines[0])
         click.echo(json.dumps(schemas, indent=2))
         return
     click.echo("\n\n".join(describe(registry, *pair) for pair in zip(found, answers, strict=True)))

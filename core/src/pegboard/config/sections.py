@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic_core import CoreSchema, core_schema
 
 from pegboard.config.errors import SectionError
@@ -34,9 +42,11 @@ class PluginSection:
     bare: str = "use"
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.with_info_plain_validator_function(
-            self._validate, serialization=core_schema.to_string_ser_schema() if source is str else None
-        )
+        return core_schema.with_info_plain_validator_function(self._validate)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        section = {"type": "object", "properties": {"use": {"type": "string"}}, "additionalProperties": True}
+        return {"description": f"a plugin of kind {self.kind}", "anyOf": [{"type": "string"}, section]}
 
     def _validate(self, value: Any, info: ValidationInfo) -> Choice:
         try:

@@ -25,8 +25,9 @@ from pegboard.plugins.spec import PluginSpec
 Question = Literal["door", "schema", "import", "devices", "advice"]
 """What a plugin is asked.
 
-door: its front door is opened. schema: and the schema of its options imported. import: and its implementation, which is
-compared with its interface. devices: a platform's probe and devices. advice: what an observer's `doctor` hook says.
+door: its front door is opened. schema: and the JSON schema of its options made. import: and its implementation imported,
+which is compared with its interface. devices: a platform's probe and devices. advice: what an observer's `doctor` hook
+says.
 """
 
 MARK = "pegboard answers "
@@ -37,7 +38,7 @@ class Answer:
     """What a plugin answered.
 
     status: a record's status, "hangs", "crashes", or "absent" where a platform's probe finds nothing.
-    reason: "ok" has one where the plugin shares its name. lines: devices or advice.
+    reason: "ok" has one where the plugin shares its name. lines: what was asked for, the schema being one.
     """
 
     status: str
@@ -117,7 +118,10 @@ def answer_here(question: Question, kind: str, identity: str) -> Answer:
     try:
         spec = registry.spec(kind, identity)
         if question in ("schema", "import"):
-            registry.schema(kind, identity)
+            schema = registry.schema(kind, identity)
+            described = json.dumps(schema.model_json_schema() if schema else None)
+        if question == "schema":
+            return Answer("ok", lines=(described,))
         if question == "import" and (lacking := complaint(kind, registry.load(kind, identity))):
             return Answer("failed", lacking)
         if question == "devices":
