@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    import click
 
-type_doc = "The target of a command plugin is a click command object; its entry-point name is the sub-command's name."
-Command = "click.Command"
+class Command(Protocol):
+    """A `click.Command`; the entry point's name is the sub-command's, and a dot in it makes a group.
+
+    click's class is not imported here, so that the interface can be read without it.
+    """
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """Return a line of help."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command in click's context. Raises PegboardError for a mistake of the user's."""
