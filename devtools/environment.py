@@ -17,12 +17,30 @@ from devtools.workspace import DevError, Member, Workspace
 
 OLDEST, NEWEST = (3, 11), (3, 13)
 
+NETWORK = (
+    "Retrying (Retry(",
+    "Could not fetch URL",
+    "Failed to establish a new connection",
+    "Max retries exceeded",
+    "NameResolutionError",
+    "Read timed out",
+    "ReadTimeoutError",
+    "IncompleteRead",
+    "Connection broken",
+    "ConnectionResetError",
+    "RemoteDisconnected",
+    "DO NOT MATCH THE HASHES",
+    "Server Error:",
+)
+"""Signs in pip's output of a network that failed, or broke off in the middle of a file."""
+
+PAUSES = (5.0, 20.0)
+"""Seconds to wait before pip is tried again after the network failed."""
+
 HINTS = (
     ("No space left", "free some disk space and run the same command again"),
+    *((sign, "reach the package index: connect, or point pip at a local one (pip config)") for sign in NETWORK),
     ("No matching distribution", "this Python or platform has no such version: see `python dev.py setup --help`"),
-    ("Failed to establish a new connection", "there is no network: connect, or point pip at a local index"),
-    ("Max retries exceeded", "there is no network: connect, or point pip at a local index"),
-    ("NameResolutionError", "there is no network: connect, or point pip at a local index"),
     ("ResolutionImpossible", "a requirement and constraints.txt disagree: change one of them"),
     ("conflict", "a requirement and constraints.txt disagree: change one of them"),
 )
@@ -161,23 +179,31 @@ class Environment:
 
 
 def run_pip(python: Path, arguments: Sequence[str], log: Path) -> None:
-    """Run pip quietly, its output appended to `log`. Raises DevError with its last lines and what to do."""
+    """Run pip quietly, its output appended to `log`; again after a pause when the network failed.
+
+    Raises DevError with pip's last lines and what to do.
+    """
     command = [str(python), "-m", "pip", *arguments]
     environ = {key: value for key, value in os.environ.items() if key not in ("PIP_USER", "PIP_TARGET", "PIP_PREFIX")}
     environ |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
-    done = subprocess.run(
-        command,
-        env=environ,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-    with log.open("a", encoding="utf-8") as file:
-        file.write(f"$ {' '.join(command)}\n{done.stdout}\n")
-    if done.returncode != 0:
-        raise DevError(explain(done.stdout, log))
+    for pause in (*PAUSES, None):
+        done = subprocess.run(
+            command,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"$ {' '.join(command)}\n{done.stdout}\n")
+        if done.returncode == 0:
+            return
+        if pause is None or not any(sign in done.stdout for sign in NETWORK):
+            raise DevError(explain(done.stdout, log))
+        print(f" the network failed, again in {pause:.0f} s ...", end="", flush=True)
+        time.sleep(pause)
 
 
 def explain(output: str, log: Path) -> str:

@@ -58,8 +58,9 @@ def disagreements(member: Member, dist: metadata.Distribution | None) -> list[st
         ("Version", member.project.get("version")),
         ("Summary", member.project.get("description")),
     ):
-        if expected is not None and found.get(key) != expected:
-            lines.append(f"{member.name}: {key} is {found.get(key)!r}, pyproject.toml says {expected!r}")
+        value = found[key] if key in found else None
+        if expected is not None and value != expected:
+            lines.append(f"{member.name}: {key} is {value!r}, pyproject.toml says {expected!r}")
     wanted = {normal_requirement(text) for text in member.requirements}
     have = {normal_requirement(text) for text in dist.requires or [] if not re.search(r";.*\bextra\b", text)}
     lines += _difference(member.name, "requirement", wanted, have)
