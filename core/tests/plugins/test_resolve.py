@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pegboard.errors import ConfigError, PluginError
+from pegboard.errors import ConfigError, DeviceError, PegboardError, PluginError
 from pegboard.plugins.load import Registry
 from pegboard.plugins.resolve import ResolvedChoice
 
@@ -185,6 +185,28 @@ def test_mistakes_with_a_users_own_class(acme, choice: dict[str, Any], message: 
     with pytest.raises(ConfigError) as caught:
         Registry.discover().create("adapter", choice)
     assert message in caught.value.message
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "message"),
+    [
+        (
+            "OSError('libfast.so is missing')",
+            PluginError,
+            "adapter 'thing' of acme-peg cannot be created: OSError: libfast",
+        ),
+        ("DeviceError('no device', fix='buy one')", DeviceError, "no device"),
+    ],
+)
+def test_a_plugin_that_cannot_be_created_has_its_cause(
+    acme, raised: str, expected: type[PegboardError], message: str
+) -> None:
+    source = f"from pegboard.errors import DeviceError\nclass Thing:\n    def __init__(self, options): raise {raised}"
+    acme.module("acme.impl", source)
+    with pytest.raises(expected) as caught:
+        Registry.discover().create("adapter", "thing")
+    assert str(caught.value).startswith(message)
     assert caught.value.fix
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from typing import Any
 
-from pegboard.errors import ConfigError, PluginError, nearest
+from pegboard.errors import ConfigError, PegboardError, PluginError, nearest
 from pegboard.plugins.doors import import_custom, import_object, load_schema
 from pegboard.plugins.groups import GROUPS
 from pegboard.plugins.spec import PluginSpec
@@ -94,16 +94,25 @@ class ResolvedChoice:
         return validate_options(schema, self.options, self.what)
 
     def create(self) -> Any:
-        """Return an instance.
+        """Return an instance, made with the options model, or without argument where the plugin has no schema.
 
-        Called with the options model, without argument, or (a user's own class) as `create_custom` says.
+        A user's own class is called as `create_custom` says, and what it raises is left as it is. Raises PluginError
+        with the cause when a plugin raises anything but a PegboardError.
         """
         target = self.load()
         if not self.dist and self.name == self.target:
             return create_custom(self, target)
         model = self.options_model()
         _refuse_abstract(self.what, target)
-        return target() if model is None else target(model)
+        try:
+            return target() if model is None else target(model)
+        except PegboardError:
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"{self.what} cannot be created: {type(error).__name__}: {error}",
+                fix="`peg doctor` looks for the cause; PEGBOARD_DEBUG=1 shows the traceback for its authors",
+            ) from error
 
 
 def create_custom(choice: ResolvedChoice, target: Any) -> Any:
