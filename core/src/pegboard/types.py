@@ -151,7 +151,8 @@ class ForwardContext:
     adapter_slots: [T] int64, which loaded adapter each row uses (-1: none); None when all rows use the model as built.
     logits_indices: [M] int64 rows whose logits are wanted; None for all.
     spans: rows whose input embeddings come from outside.
-    rope: (cos, sin) pairs, each [T, 1, rotary_dim] and sin with its first half negated, one per rotary table of the model; set by the model before its first layer.
+    rope: (cos, sin) pairs, each [T, 1, rotary_dim] and sin with its first half negated, one per rotary table of the model;
+        set by the model before its first layer.
     """
 
     positions: Tensor

@@ -33,7 +33,7 @@ class Logger(ABC):
 
     def message(self, text: str) -> None:
         """Show or record a line for people."""
-        return None
+        return
 
     @abstractmethod
     def finish(self, status: str) -> None:

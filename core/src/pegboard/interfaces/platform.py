@@ -64,6 +64,7 @@ class Platform(ABC):
 
     def configure(self, *, threads: int | None = None) -> None:
         """Set process-wide knobs (threads, allocator) before a model is built. Called once by a command, never by a library."""
+        return
 
     @abstractmethod
     def synchronize(self, index: int = 0) -> None:
@@ -74,7 +75,8 @@ class Platform(ABC):
         from pegboard.errors import DeviceError
 
         raise DeviceError(
-            f"{type(self).__name__} cannot capture graphs", fix="run without graphs: this device has no capability 'graphs'"
+            f"{type(self).__name__} cannot capture graphs",
+            fix="run without graphs: this device has no capability 'graphs'",
         )
 
     def communication_backend(self) -> str:
