@@ -15,6 +15,10 @@ from importlib import metadata
 from pathlib import Path
 
 
+COMES_WITH = {"pydantic-core": "pydantic", "pyyaml": "omegaconf"}
+"""Distributions that are part of what another one offers: its errors are theirs, its files are read by them."""
+
+
 def normalise(name: str) -> str:
     """Return a distribution's name in its normalised spelling (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
@@ -67,7 +71,7 @@ def undeclared(dist: metadata.Distribution, workspace: set[str]) -> Iterator[str
             if top in sys.stdlib_module_names or top in own:
                 continue
             names = {normalise(name) for name in providers.get(top, [top])}
-            if not names & allowed:
+            if not (names | {COMES_WITH.get(name, name) for name in names}) & allowed:
                 yield f"{module}, line {line}: imports {top} of {'/'.join(sorted(names))}, which pyproject.toml does not declare"
 
 
