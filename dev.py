@@ -6,7 +6,7 @@ import sys
 
 if sys.version_info < (3, 11):
     sys.exit(
-        "error: Python 3.11 to 3.13 is needed, this is %s: try `make PYTHON=python3.12 ...`" % sys.version.split()[0]
+        "error: Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0] + ": try `make PYTHON=python3.12 ...`"
     )
 
 import argparse

@@ -44,16 +44,15 @@ def peft_step(dtype: torch.dtype, batch: int, length: int, dora: bool) -> tuple[
 
 
 def our_step(dtype: torch.dtype, batch: int, length: int, dora: bool) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    from pegboard_cpu.platform import CpuPlatform
-    from pegboard_lora import DoraAdapter, LoraAdapter
-    from pegboard_lora.options import LoraOptions
-    from pegboard_sdpa.backend import SdpaAttention
-
     from pegboard.nn import Attention, CausalLM, Decoder, DecoderLayer, GatedMLP, Rotary
     from pegboard.nn.layer import bind_kernels
     from pegboard.nn.loss import cross_entropy_sum
     from pegboard.ops import kernel_table
     from pegboard.types import AttentionInputs, AttentionSpec, ForwardContext
+    from pegboard_cpu.platform import CpuPlatform
+    from pegboard_lora import DoraAdapter, LoraAdapter
+    from pegboard_lora.options import LoraOptions
+    from pegboard_sdpa.backend import SdpaAttention
 
     hidden, heads = SHAPE["hidden_size"], SHAPE["num_attention_heads"]
     width = hidden // heads

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-
 COMES_WITH = {"pydantic-core": "pydantic", "pyyaml": "omegaconf"}
 """Distributions that are part of what another one offers: its errors are theirs, its files are read by them."""
 

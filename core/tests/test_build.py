@@ -84,7 +84,7 @@ def test_names_every_wrong_tensor_at_once(registry: Registry, toy_files: Files) 
 def test_dtype(registry: Registry, toy_files: Files) -> None:
     built = build_model(registry, toy_files(), dtype="bfloat16")
     assert {parameter.dtype for parameter in built.model.parameters()} == {torch.bfloat16}
-    with pytest.raises(ConfigError, match="int7.*") as caught:
+    with pytest.raises(ConfigError, match="int7") as caught:
         parse_dtype("int7")
     assert "bfloat16" in str(caught.value.fix)
 

@@ -25,7 +25,7 @@ def test_register_and_replace(added: str) -> None:
 
 def test_same_function_may_be_registered_again_but_no_other(added: str) -> None:
     ops.register(added, "(x) -> x")(abs)
-    with pytest.raises(ValueError, match="test_only_op.*twice"):
+    with pytest.raises(ValueError, match=r"test_only_op.*twice"):
         ops.register(added, "(x) -> x")(len)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from devtools.environment import Environment
 from devtools.workspace import Workspace
 

@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import dev
 import pytest
+
+import dev
 
 ROOT = Path(dev.__file__).parent
 COMMANDS = "setup demo test test-slow lint types wheels smoke new-plugin fuzz clean".split()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from devtools import environment as module
 from devtools.environment import Environment
 from devtools.workspace import DevError, Workspace

@@ -5,6 +5,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+
 from devtools.installed import all_disagreements, disagreements, distributions, normal_requirement
 from devtools.workspace import Member, Workspace
 

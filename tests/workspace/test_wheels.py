@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from devtools import smoke_check
 from devtools.wheels import CHECK, installed_version, link_closure, missing_files
 from devtools.workspace import Member

@@ -17,10 +17,10 @@ class Driver:
     def __init__(self, init: int = 0, count: int = 1, counting: int = 0) -> None:
         self._init, self._count, self._counting = init, count, counting
 
-    def cuInit(self, flags: int) -> int:  # noqa: N802  # the driver's name
+    def cuInit(self, flags: int) -> int:
         return self._init
 
-    def cuDeviceGetCount(self, where: Any) -> int:  # noqa: N802  # the driver's name
+    def cuDeviceGetCount(self, where: Any) -> int:
         ctypes.cast(where, ctypes.POINTER(ctypes.c_int))[0] = self._count
         return self._counting
 

@@ -124,7 +124,7 @@ class _SiluMul(torch.autograd.Function):
 @register("silu_mul", "(gate_up [T, 2 I], gate first) -> silu(gate) * up [T, I]")
 def silu_mul(gate_up: Tensor) -> Tensor:
     if torch.is_grad_enabled() and gate_up.requires_grad:
-        result: Tensor = _SiluMul.apply(gate_up)
+        result: Tensor = _SiluMul.apply(gate_up)  # type: ignore[no-untyped-call]
         return result
     gate, up = gate_up.chunk(2, -1)
     return F.silu(gate).mul_(up)

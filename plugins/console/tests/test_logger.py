@@ -4,12 +4,12 @@ import io
 from pathlib import Path
 
 import pytest
-from pegboard_console.logger import ConsoleLogger
-from pegboard_console.options import ConsoleOptions
-from pegboard_console.show import number, summary
 from rich.console import Console
 
 from pegboard.interfaces.logger import RunInfo
+from pegboard_console.logger import ConsoleLogger
+from pegboard_console.options import ConsoleOptions
+from pegboard_console.show import number, summary
 
 
 def shown(style: str, *, terminal: bool, every: int = 10, steps: int = 25) -> str:

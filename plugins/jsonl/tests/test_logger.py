@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from pegboard_jsonl.logger import JsonlLogger
 
 from pegboard.interfaces.logger import RunInfo
+from pegboard_jsonl.logger import JsonlLogger
 
 
 def run(folder: Path, start_step: int = 0) -> RunInfo:

@@ -52,7 +52,7 @@ def _cgroup_folders(root: Path) -> list[Path]:
     except OSError:
         return []
     for line in lines:
-        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
         for hierarchy in (
             [base] if not controllers else [base / c for c in ("memory", "cpu") if c in controllers.split(",")]
         ):

@@ -89,7 +89,7 @@ class CausalLM(Layer):
 
     def embed(self, input_ids: Tensor, ctx: ForwardContext) -> Tensor:
         """[T] ids -> [T, H], with the context's embedding spans laid over them."""
-        x = self.model.embed_tokens(input_ids)
+        x: Tensor = self.model.embed_tokens(input_ids)
         for span in ctx.spans:
             x = x.slice_scatter(span.embeds.to(x.dtype), 0, span.start, span.start + span.embeds.shape[0])
         return x

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,8 @@ class LinearGroup(Layer):
     def bases(self) -> list[Linear] | None:
         """The plain Linear of each member, or None when one of them is something else (quantised, say)."""
         found = [getattr(member, "base", member) for member in self.members]
-        return found if all(type(base) is Linear for base in found) else None
+        plain = [base for base in found if type(base) is Linear]
+        return plain if len(plain) == len(found) else None
 
     @property
     def fused(self) -> bool:
@@ -124,7 +125,7 @@ class LinearGroup(Layer):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LinearGroup:
         # A cast or move gives each member a storage of its own.
         self.unfuse()
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
@@ -145,7 +146,7 @@ class LinearGroup(Layer):
             wanted = [start for member, start in zip(members, starts, strict=True) if hasattr(member, "base")]
             added: Tensor = group_add(adapted, x, out, wanted, ctx)
             return added
-        deltas = iter([member.delta(x, ctx) for member in adapted])
+        deltas = iter([cast(Any, member).delta(x, ctx) for member in adapted])
         parts = []
         for member, part in zip(members, out.split([self._out(member) for member in members], -1), strict=True):
             delta = next(deltas) if hasattr(member, "base") else None
@@ -154,7 +155,7 @@ class LinearGroup(Layer):
 
     @staticmethod
     def _out(member: nn.Module) -> int:
-        base = getattr(member, "base", member)
+        base: Any = getattr(member, "base", member)
         out: int = base.out_features
         return out
 
@@ -163,7 +164,7 @@ class LinearGroup(Layer):
             bases = self.bases() or []
             if any(base.weight.requires_grad for base in bases):
                 views = [base.weight for base in bases] + [base.bias for base in bases if base.bias is not None]
-                out: Tensor = _FusedLinear.apply(self.kernels.linear, x, weight, self._bias, *views)
+                out: Tensor = _FusedLinear.apply(self.kernels.linear, x, weight, self._bias, *views)  # type: ignore[no-untyped-call]
                 return out
         out = self.kernels.linear(x, weight, self._bias)
         return out

@@ -69,7 +69,7 @@ def cross_entropy_sum(hidden: Tensor, head: Head, targets: Tensor, rows: Tensor,
     """
     selected = hidden.index_select(0, rows)
     wanted = targets.index_select(0, rows)
-    out: Tensor = _CrossEntropySum.apply(selected, head.matrix, wanted, head.kernels.linear, chunk)
+    out: Tensor = _CrossEntropySum.apply(selected, head.matrix, wanted, head.kernels.linear, chunk)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -80,7 +80,7 @@ def token_logps(hidden: Tensor, head: Head, targets: Tensor, rows: Tensor, *, ch
     """
 
     def logps(chunk_hidden: Tensor, wanted: Tensor) -> Tensor:
-        logits = head(chunk_hidden)
+        logits: Tensor = head(chunk_hidden)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return logits.gather(1, wanted[:, None]).squeeze(1) - logits.logsumexp(-1)
 

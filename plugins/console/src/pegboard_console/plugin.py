@@ -2,4 +2,6 @@
 
 from pegboard.plugins.spec import PluginSpec
 
-SPEC = PluginSpec(kind="logger", target="pegboard_console.logger:ConsoleLogger", schema="pegboard_console.options:ConsoleOptions")
+SPEC = PluginSpec(
+    kind="logger", target="pegboard_console.logger:ConsoleLogger", schema="pegboard_console.options:ConsoleOptions"
+)

@@ -19,7 +19,9 @@ def number(value: float) -> str:
 
 def describe(metrics: Mapping[str, float], *, prefixed: bool = False) -> str:
     """Return "loss 2.345  lr 0.0002 …"; `prefixed` keeps the names as they are."""
-    return "  ".join(f"{name if prefixed else SHORT.get(name, name)} {number(value)}" for name, value in metrics.items())
+    return "  ".join(
+        f"{name if prefixed else SHORT.get(name, name)} {number(value)}" for name, value in metrics.items()
+    )
 
 
 def summary(metrics: Mapping[str, float]) -> str:

@@ -28,7 +28,9 @@ class Chat(Transform):
             Message(m["role"], m["content"], {k: v for k, v in m.items() if k not in ("role", "content")}) for m in raw
         ]
         if self._options.learn != "all" and not any(m.role == "assistant" for m in messages):
-            raise DataError("no message has the role 'assistant', so there is nothing to learn", fix="set data.format.learn=all")
+            raise DataError(
+                "no message has the role 'assistant', so there is nothing to learn", fix="set data.format.learn=all"
+            )
         return [_example(messages, self._options.learn, tokenizer, tools=row.get(self._options.tools) or None)]
 
 
@@ -54,6 +56,8 @@ def _example(
     messages: Sequence[Message], learn: str, tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]] | None = None
 ) -> Row:
     if not tokenizer.has_chat_template:
-        raise DataError("the model's tokenizer has no chat template", fix="use data.format=text, or a model made for chat")
+        raise DataError(
+            "the model's tokenizer has no chat template", fix="use data.format=text, or a model made for chat"
+        )
     input_ids, mask = tokenizer.chat_with_mask(messages, roles=learn, tools=tools)
     return Row(input_ids, mask)

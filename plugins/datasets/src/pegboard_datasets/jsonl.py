@@ -45,17 +45,29 @@ class JsonlSource(IndexedSource):
         try:
             row = json.loads(line.decode("utf-8-sig" if index == 0 else "utf-8"))
         except UnicodeDecodeError as error:
-            raise DataError(f"{self.describe(index)}: byte {error.start + 1} is not UTF-8", fix="save the file as UTF-8") from None
+            raise DataError(
+                f"{self.describe(index)}: byte {error.start + 1} is not UTF-8", fix="save the file as UTF-8"
+            ) from None
         except (ValueError, RecursionError) as error:
             reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-            raise DataError(f"{self.describe(index)}: not valid JSON: {reason}", fix="each line is one JSON object") from None
+            raise DataError(
+                f"{self.describe(index)}: not valid JSON: {reason}", fix="each line is one JSON object"
+            ) from None
         if not isinstance(row, dict):
             raise DataError(
-                f"{self.describe(index)}: a JSON object was expected, found {_kind(row)}", fix="each line is one JSON object"
+                f"{self.describe(index)}: a JSON object was expected, found {_kind(row)}",
+                fix="each line is one JSON object",
             )
         return row
 
 
 def _kind(value: object) -> str:
-    names = {list: "a list", str: "a string", int: "a number", float: "a number", bool: "true or false", type(None): "null"}
+    names = {
+        list: "a list",
+        str: "a string",
+        int: "a number",
+        float: "a number",
+        bool: "true or false",
+        type(None): "null",
+    }
     return names.get(type(value), type(value).__name__)

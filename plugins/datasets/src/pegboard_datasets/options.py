@@ -24,7 +24,8 @@ class TextOptions(Options):
 
     path: str = Field(description="the file, UTF-8")
     split: Literal["paragraph", "line", "file"] = Field(
-        default="paragraph", description="where a row ends: at an empty line, at every line, or only at the end of the file"
+        default="paragraph",
+        description="where a row ends: at an empty line, at every line, or only at the end of the file",
     )
     characters: int = Field(
         default=4000, ge=1, description="rows are cut here at the latest, at the end of a line where there is one"

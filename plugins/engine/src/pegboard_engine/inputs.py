@@ -39,5 +39,7 @@ def build_plan(step: int, schedule: Schedule, page_size: int) -> tuple[StepPlan,
         start = stop
     tensors = torch.from_numpy(arrays)
     attention = AttentionInputs(schedule.counts, seq_lens, table, tensors[2], schedule.num_decodes)
-    plan = StepPlan(step, tensors[0], tensors[1], attention, torch.tensor(rows, dtype=torch.int64), sampling_batch(sampled))
+    plan = StepPlan(
+        step, tensors[0], tensors[1], attention, torch.tensor(rows, dtype=torch.int64), sampling_batch(sampled)
+    )
     return plan, sampled

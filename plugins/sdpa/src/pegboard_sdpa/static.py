@@ -31,7 +31,8 @@ class StaticDecodePlan:
         assert inputs.block_table is not None and inputs.slot_mapping is not None
         count, (rows, width) = len(inputs.seq_lens), self._table.shape
         used = [
-            pages[: -(-length // self._layout.page_size)] for pages, length in zip(inputs.block_table, inputs.seq_lens)
+            pages[: -(-length // self._layout.page_size)]
+            for pages, length in zip(inputs.block_table, inputs.seq_lens, strict=True)
         ]
         if any(length != 1 for length in inputs.query_lens):
             raise ValueError("a static plan takes decode batches only: one new token a sequence")

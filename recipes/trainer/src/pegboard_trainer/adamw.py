@@ -60,7 +60,9 @@ class AdamW(Optimizer):
         states = [self._state(p) for p in parameters]
         # The moments are wide; so must be the weights and gradients beside them in one fused call.
         wide: list[Tensor] = [
-            s["master"] if "master" in s else (p.data if p.dtype == s["exp_avg"].dtype else p.data.to(s["exp_avg"].dtype))
+            s["master"]
+            if "master" in s
+            else (p.data if p.dtype == s["exp_avg"].dtype else p.data.to(s["exp_avg"].dtype))
             for p, s in zip(parameters, states, strict=True)
         ]
         gradients = [p.grad.to(w.dtype) for p, w in zip(parameters, wide, strict=True) if p.grad is not None]

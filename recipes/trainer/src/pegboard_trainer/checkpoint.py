@@ -59,7 +59,9 @@ def load_step(folder: Path, named: Sequence[tuple[str, Parameter]], optimizer: O
     trainer = folder / "trainer"
     weights = {k: t.load() for k, t in read_safetensors(trainer / "weights.safetensors").items()}
     if {n: tuple(p.shape) for n, p in named} != {n: tuple(t.shape) for n, t in weights.items()}:
-        raise ModelError(f"{folder} holds other trained weights than this run", fix="resume with the model and adapter of that run")
+        raise ModelError(
+            f"{folder} holds other trained weights than this run", fix="resume with the model and adapter of that run"
+        )
     states: dict[str, dict[str, Tensor]] = {}
     for key, lazy in read_safetensors(trainer / "optimizer.safetensors").items():
         name, _, field = key.rpartition("/")
@@ -111,11 +113,15 @@ def find_resume(resume: str | None, output: Path) -> Path | None:
     named = output if resume == "auto" else Path(resume).expanduser()
     if STEP.fullmatch(named.name):
         if not (named / "trainer" / "state.json").is_file():
-            raise ConfigError(f"resume={resume} is no complete step folder", fix="name a step folder, its run folder, or auto")
+            raise ConfigError(
+                f"resume={resume} is no complete step folder", fix="name a step folder, its run folder, or auto"
+            )
         return named
     folders = step_folders(named)
     if not folders and resume != "auto":
-        raise ConfigError(f"there is no step to resume from in {resume}", fix="name a run folder with a step-… folder, or auto")
+        raise ConfigError(
+            f"there is no step to resume from in {resume}", fix="name a run folder with a step-… folder, or auto"
+        )
     return folders[-1] if folders else None
 
 

@@ -39,7 +39,9 @@ class DataSection(OptionsSection):
     validation: float | str | None = Field(
         default=None, description="a share of the rows (0.05), a number of rows (200), or the path of another file"
     )
-    shuffle: bool = Field(default=True, description="a new order in every epoch, where the source can be read in any order")
+    shuffle: bool = Field(
+        default=True, description="a new order in every epoch, where the source can be read in any order"
+    )
 
     def source(self, path: str | None = None) -> Choice:
         """Return the choice of the source, of another `path` if one is given."""
@@ -52,9 +54,13 @@ class BatchSection(Section):
     size: int = Field(default=4, ge=1, description="sequences of `length` tokens in one forward pass")
     length: int = Field(default=512, ge=2, description="longest example, in tokens")
     accumulate: int = Field(default=1, ge=1, description="forward passes an optimizer step")
-    pack: bool = Field(default=True, description="fill size x length tokens with as many examples as fit, instead of `size` examples")
+    pack: bool = Field(
+        default=True, description="fill size x length tokens with as many examples as fit, instead of `size` examples"
+    )
     window: int = Field(default=8, ge=1, description="batches that are filled at the same time while packing")
-    overlong: Literal["truncate", "drop", "error"] = Field(default="truncate", description="what becomes of longer examples")
+    overlong: Literal["truncate", "drop", "error"] = Field(
+        default="truncate", description="what becomes of longer examples"
+    )
 
 
 class ValidationSection(Section):
@@ -77,10 +83,14 @@ class TrainConfig(Section):
 
     name: str = Field(default="run", description="what loggers call it")
     output: str = Field(description="run folder; must not exist, unless the run is resumed")
-    resume: str | None = Field(default=None, description="`auto` (continue in `output` if it has a step), or a run or step folder")
+    resume: str | None = Field(
+        default=None, description="`auto` (continue in `output` if it has a step), or a run or step folder"
+    )
     seed: int = 0
     steps: int | None = Field(default=None, ge=1, description="optimizer steps")
-    epochs: float | None = Field(default=None, gt=0, description="passes over the data, where `steps` is not given (default 1)")
+    epochs: float | None = Field(
+        default=None, gt=0, description="passes over the data, where `steps` is not given (default 1)"
+    )
     clip: float | None = Field(default=1.0, gt=0, description="largest norm of the gradient")
     log_every: int = Field(default=1, ge=1, description="steps from one line of metrics to the next")
     model: ModelSection

@@ -41,7 +41,9 @@ def open_data(config: TrainConfig, registry: Registry, tokenizer: Tokenizer) -> 
     held_out = _number(section.validation)
     if isinstance(held_out, float):
         if not isinstance(source, IndexedSource):
-            raise ConfigError("data.validation is a share, but this source can only be read in order", fix="give a path instead")
+            raise ConfigError(
+                "data.validation is a share, but this source can only be read in order", fix="give a path instead"
+            )
         indices, held = split_rows(len(source), held_out, config.seed)
         validation = source, held
     elif held_out is not None:

@@ -29,7 +29,9 @@ def whole_folder(target: Path) -> Iterator[Path]:
         flush(target.parent)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise PegboardError(f"{target} cannot be written: {error.strerror or error}", fix="free some space or choose another output") from error
+        raise PegboardError(
+            f"{target} cannot be written: {error.strerror or error}", fix="free some space or choose another output"
+        ) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -56,7 +56,10 @@ def split_rows(count: int, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
     """
     wanted = round(count * held_out) if held_out < 1 else int(held_out)
     if wanted < 1 or wanted >= count:
-        raise DataError(f"data.validation={held_out:g} of {count} rows leaves one part empty", fix="choose a share between, or a path")
+        raise DataError(
+            f"data.validation={held_out:g} of {count} rows leaves one part empty",
+            fix="choose a share between, or a path",
+        )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[wanted:].sort().values, order[:wanted].sort().values
 
@@ -91,7 +94,8 @@ class Examples:
                 self.next_key = (epoch, at + 1, 0)
             if not found and position == 0:
                 raise DataError(
-                    f"no row of the data can be used: {self.counts.line()}", fix="check batch.length, batch.overlong and data.format"
+                    f"no row of the data can be used: {self.counts.line()}",
+                    fix="check batch.length, batch.overlong and data.format",
                 )
             self.next_key = (epoch + 1, 0, 0)
             if self.epochs is not None and epoch + 1 >= self.epochs:
@@ -108,7 +112,11 @@ class Examples:
         return self.source.describe(self._index(key[0], key[1]))
 
     def _index(self, epoch: int, position: int) -> int:
-        return position if self.indices is None else int(epoch_order(self.indices, epoch, self.seed, shuffle=self.shuffle)[position])
+        return (
+            position
+            if self.indices is None
+            else int(epoch_order(self.indices, epoch, self.seed, shuffle=self.shuffle)[position])
+        )
 
     def _epoch(self, epoch: int, start: int) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
         """Yield (position, row index, raw row) of an epoch, the last one cut where `epochs` is not whole."""
@@ -130,7 +138,11 @@ class Examples:
         except DataError as error:
             raise DataError(f"{self.source.describe(index)}: {error.message}", fix=error.fix) from error
         counts = self.counts if count else Counts()
-        return [row for row in (fit(example, self.limits, counts, self.source, index) for example in examples) if row is not None]
+        return [
+            row
+            for row in (fit(example, self.limits, counts, self.source, index) for example in examples)
+            if row is not None
+        ]
 
 
 def fit(row: Row, limits: Limits, counts: Counts, source: Source, index: int) -> Row | None:

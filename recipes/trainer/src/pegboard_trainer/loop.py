@@ -24,7 +24,9 @@ class NotFinite(PegboardError):
     """The loss or the gradient became infinite or not a number at `step`, on the examples `keys`."""
 
     def __init__(self, step: int, keys: Sequence[Key]) -> None:
-        super().__init__(f"the gradient of step {step} is not finite", fix="lower optimizer.lr, or look at the rows of that step")
+        super().__init__(
+            f"the gradient of step {step} is not finite", fix="lower optimizer.lr, or look at the rows of that step"
+        )
         self.step, self.keys = step, list(keys)
 
 

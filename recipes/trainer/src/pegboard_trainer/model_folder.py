@@ -64,7 +64,9 @@ def portable_base(files: ModelFiles) -> str:
         folder.parent.mkdir(parents=True, exist_ok=True)
         config = {**files.config, "dtype": "float32", "torch_dtype": "float32"}
         try:
-            write_model(folder, config, files.tensors.items(), files.files, generation_config=files.generation_config or None)
+            write_model(
+                folder, config, files.tensors.items(), files.files, generation_config=files.generation_config or None
+            )
         except PegboardError:
             if not (folder / "config.json").is_file():  # else another run has written it meanwhile
                 raise

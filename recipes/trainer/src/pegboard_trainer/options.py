@@ -19,7 +19,9 @@ class AdamWOptions(Options):
     lr: float = Field(gt=0, description="peak learning rate")
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="decay of the first and second moment")
     eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0, description="of matrices; vectors (norms, biases) are never decayed")
+    weight_decay: float = Field(
+        default=0.01, ge=0, description="of matrices; vectors (norms, biases) are never decayed"
+    )
     rounding: Literal["master", "stochastic", "nearest"] = Field(
         default="master",
         description="for 16-bit weights: keep a float32 copy, round at random in proportion, or lose small updates; "
@@ -31,7 +33,9 @@ class AdamWOptions(Options):
 class ConstantOptions(Options):
     """The peak rate after a warm-up."""
 
-    warmup: float = Field(default=0.0, ge=0, description="steps of linear warm-up; a value below 1 is a share of all steps")
+    warmup: float = Field(
+        default=0.0, ge=0, description="steps of linear warm-up; a value below 1 is a share of all steps"
+    )
 
 
 class DecayOptions(ConstantOptions):
@@ -43,4 +47,6 @@ class DecayOptions(ConstantOptions):
 class WsdOptions(DecayOptions):
     """Warm-up, a stable phase, and a linear decay at the end (arXiv:2404.06395)."""
 
-    decay: float = Field(default=0.1, ge=0, description="steps of decay at the end; a value below 1 is a share of all steps")
+    decay: float = Field(
+        default=0.1, ge=0, description="steps of decay at the end; a value below 1 is a share of all steps"
+    )

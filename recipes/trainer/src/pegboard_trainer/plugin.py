@@ -2,11 +2,19 @@
 
 from pegboard.plugins.spec import PluginSpec
 
-ADAMW = PluginSpec(kind="optimizer", target="pegboard_trainer.adamw:AdamWFactory", schema="pegboard_trainer.options:AdamWOptions")
+ADAMW = PluginSpec(
+    kind="optimizer", target="pegboard_trainer.adamw:AdamWFactory", schema="pegboard_trainer.options:AdamWOptions"
+)
 
 CONSTANT = PluginSpec(
     kind="schedule", target="pegboard_trainer.schedules:Constant", schema="pegboard_trainer.options:ConstantOptions"
 )
-COSINE = PluginSpec(kind="schedule", target="pegboard_trainer.schedules:Cosine", schema="pegboard_trainer.options:DecayOptions")
-LINEAR = PluginSpec(kind="schedule", target="pegboard_trainer.schedules:Linear", schema="pegboard_trainer.options:DecayOptions")
-WSD = PluginSpec(kind="schedule", target="pegboard_trainer.schedules:WarmupStableDecay", schema="pegboard_trainer.options:WsdOptions")
+COSINE = PluginSpec(
+    kind="schedule", target="pegboard_trainer.schedules:Cosine", schema="pegboard_trainer.options:DecayOptions"
+)
+LINEAR = PluginSpec(
+    kind="schedule", target="pegboard_trainer.schedules:Linear", schema="pegboard_trainer.options:DecayOptions"
+)
+WSD = PluginSpec(
+    kind="schedule", target="pegboard_trainer.schedules:WarmupStableDecay", schema="pegboard_trainer.options:WsdOptions"
+)

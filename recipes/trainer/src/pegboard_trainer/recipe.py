@@ -46,7 +46,10 @@ class Train(Recipe):
         The first Ctrl-C or SIGTERM finishes the step, saves it and raises SystemExit(128 + signal); the second ends the process at
         once, and the last complete step folder stays usable. Raises ConfigError for an output folder that exists.
         """
-        typed = cast(TrainConfig, import_object(spec.schema or "pegboard_trainer.config:TrainConfig").model_validate(dict(config)))
+        typed = cast(
+            TrainConfig,
+            import_object(spec.schema or "pegboard_trainer.config:TrainConfig").model_validate(dict(config)),
+        )
         folder = Path(typed.output).expanduser()
         resumed = _claim(folder, typed)
         registry.hooks.call("configure", config=config)
@@ -108,7 +111,9 @@ class Train(Recipe):
         return folder
 
 
-def evaluate(objective: Objective, roles: Mapping[str, Role], batches: Any, device: torch.device, limit: int | None = None) -> dict[str, float]:
+def evaluate(
+    objective: Objective, roles: Mapping[str, Role], batches: Any, device: torch.device, limit: int | None = None
+) -> dict[str, float]:
     """Return the means of an objective's metrics, and its `loss`, over batches; no gradients."""
     meter = Meter(device, Single())
     with torch.no_grad():
@@ -143,7 +148,9 @@ def _drive(run: Run, trainer: Trainer, *, validate_first: bool) -> None:
         run.finish(status)
 
 
-def _evaluation(trainer: Trainer, data: Data, built: BuiltModel, limit: int | None) -> Callable[[], dict[str, float]] | None:
+def _evaluation(
+    trainer: Trainer, data: Data, built: BuiltModel, limit: int | None
+) -> Callable[[], dict[str, float]] | None:
     """Return a function that measures the held-out data, or None when there is none."""
     held_out = data.held_out
     if held_out is None:
@@ -168,7 +175,9 @@ def _claim(folder: Path, config: TrainConfig) -> Path | None:
     # `auto` also takes over a folder in which a run died before its first step folder.
     unborn = config.resume == "auto" and resumed is None and (folder / "config.yaml").is_file()
     if occupied and not continues and not unborn:
-        raise ConfigError(f"the output folder {folder} exists", fix="choose another output, or resume=auto to continue the run in it")
+        raise ConfigError(
+            f"the output folder {folder} exists", fix="choose another output, or resume=auto to continue the run in it"
+        )
     return resumed
 
 
@@ -192,7 +201,12 @@ def _build(config: TrainConfig, registry: Registry, files: Any, adapter: Adapter
 
 
 def _roles(
-    spec: RecipeSpec, config: TrainConfig, raw: Mapping[str, Any], registry: Registry, built: BuiltModel, adapter: Adapter | None
+    spec: RecipeSpec,
+    config: TrainConfig,
+    raw: Mapping[str, Any],
+    registry: Registry,
+    built: BuiltModel,
+    adapter: Adapter | None,
 ) -> dict[str, Role]:
     """Return the roles of a recipe: the first is trained; a reference is the policy with its adapter off, if it has one."""
     trained, *others = spec.roles
@@ -203,7 +217,12 @@ def _roles(
             roles[name] = reference_of(built, adapter)
             continue
         frozen_config = config.model if section is None else type(config.model).model_validate(section)
-        frozen = _build(config.model_copy(update={"model": frozen_config, "adapter": None}), registry, open_model(registry, frozen_config.path, frozen_config.revision), None)
+        frozen = _build(
+            config.model_copy(update={"model": frozen_config, "adapter": None}),
+            registry,
+            open_model(registry, frozen_config.path, frozen_config.revision),
+            None,
+        )
         frozen.model.eval().requires_grad_(False)
         roles[name] = ModelRole(frozen, trained=False)
     return roles

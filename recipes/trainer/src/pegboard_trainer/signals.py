@@ -22,7 +22,9 @@ class StopRequest:
             self._before = {number: signal.signal(number, self._first) for number in WATCHED}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._put_back()
 
     def _first(self, number: int, frame: FrameType | None) -> None:
