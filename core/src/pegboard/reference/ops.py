@@ -1,0 +1,61 @@
+"""The ops of `pegboard.ops`, one output element's formula at a time where that is bearable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[T, K] x [N, K] -> [T, N]: each output is the sum over k of x[t, k] * weight[n, k]."""
+    out = (x.double()[:, None, :] * weight.double()[None, :, :]).sum(-1)
+    return out if bias is None else out + bias.double()
+
+
+def embedding(ids: Tensor, weight: Tensor) -> Tensor:
+    """[T] int64 x [V, H] -> [T, H]: row ids[t] of the weight."""
+    rows = [weight[int(i)].double() for i in ids]
+    return torch.stack(rows) if rows else weight.double()[:0]
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """[..., H] -> [..., H]: x / sqrt(mean(x^2) + eps) * weight (arXiv:1910.07467, equation 4)."""
+    wide = x.double()
+    return wide / (wide.square().mean(-1, keepdim=True) + eps).sqrt() * weight.double()
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """[T, H] twice -> (norm of the sum, the sum).
+
+    The sum is rounded to the dtype of x before it is normed, as the residual stream holds it.
+    """
+    total = x + residual
+    return rms_norm(total, weight, eps), total.double()
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """[T, h, D] -> [T, h, D]: dimensions i and i + R/2 are one plane, turned by its angle (arXiv:2104.09864, equation 15).
+
+    cos, sin: [T, 1, R], sin with its first half negated; dimensions from R on stay as they are.
+    """
+    half = cos.shape[-1] // 2
+    a, b, kept = x[..., :half].double(), x[..., half : 2 * half].double(), x[..., 2 * half :].double()
+    cosine, sine = cos[..., half:].double(), sin[..., half:].double()
+    return torch.cat((a * cosine - b * sine, b * cosine + a * sine, kept), -1)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """[T, 2 I] -> [T, I]: gate / (1 + exp(-gate)) * up, gate being the first half (arXiv:2002.05202, equation 6)."""
+    half = gate_up.shape[-1] // 2
+    gate, up = gate_up[..., :half].double(), gate_up[..., half:].double()
+    return gate / (1 + (-gate).exp()) * up
+
+
+OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {function.__name__: function for function in (linear, embedding, rms_norm, add_rms_norm, rotary, silu_mul)}
+)
+"""Oracle of each op of the core, by name."""
