@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,8 +14,32 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterFiles:
+    """An adapter folder that was opened. base: id or folder of the model that it belongs to. tensors: for `Adapter.load`."""
+
+    adapter: Adapter
+    base: str
+    tensors: Mapping[str, Tensor]
+
+
 class Adapter(ABC):
-    """An adapter method with its options; constructed with the validated options of its schema."""
+    """An adapter method with its options; constructed with the validated options of its schema.
+
+    The front door of one that reads folders says in its capabilities how they are recognised: {"markers": ["adapter_config.json"]}.
+    """
+
+    @classmethod
+    def open(cls, folder: Path) -> AdapterFiles:
+        """Read a folder that this adapter's `config` and `tensors` were written to; the instance may be of a sibling class.
+
+        Raises ModelError naming the file that is missing or damaged, or the setting that is not supported.
+        """
+        from pegboard.errors import ModelError
+
+        raise ModelError(
+            f"{cls.__name__} cannot read adapter folders", fix="merge the adapter with the tool that wrote it"
+        )
 
     @abstractmethod
     def attach(self, model: nn.Module) -> list[str]:

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from pegboard.build import BuiltModel
+    from pegboard.interfaces.tokenizer import Tokenizer
+    from pegboard.plugins.load import Registry
     from pegboard.types import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "timeout", "error"]
@@ -31,7 +34,16 @@ class RequestOutput:
 
 
 class Engine(ABC):
-    """Requests in, tokens out. Driven by calling `step` from one thread."""
+    """Requests in, tokens out. Constructed with the validated options of its schema; driven by calling `step` from one thread."""
+
+    @abstractmethod
+    def load(self, built: BuiltModel, tokenizer: Tokenizer | None, registry: Registry) -> None:
+        """Take a model and allocate the cache; called once, before anything else.
+
+        The model may be one that is trained in the same process. tokenizer: None where prompts are ids and no text is wanted.
+        registry: where the engine finds its executor, and the observers of its requests. Raises ConfigError when the memory
+        does not suffice, saying what would fit.
+        """
 
     @abstractmethod
     def add_request(self, request_id: str, prompt: str | Sequence[int], params: SamplingParams) -> None:

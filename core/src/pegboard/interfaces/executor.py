@@ -6,13 +6,18 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pegboard.types import StepPlan, StepResult
+    from pegboard.build import BuiltModel
+    from pegboard.types import KVLayout, StepPlan, StepResult
 
 
 class Executor(ABC):
     """Runs steps in the order in which they were submitted. `depth` steps may be in flight at once (1 or 2)."""
 
     depth: int
+
+    @abstractmethod
+    def load(self, built: BuiltModel, layout: KVLayout, num_pages: int) -> None:
+        """Take a model and allocate a cache of `num_pages` pages, the reserved page 0 included; called once, first."""
 
     @abstractmethod
     def submit(self, plan: StepPlan) -> int:

@@ -13,14 +13,17 @@ class UniprocExecutor(Executor):
 
     depth = 1
 
-    def __init__(self, built: BuiltModel, layout: KVLayout, num_pages: int) -> None:
-        self._runner: Runner | None = Runner(built, layout, num_pages)
+    def __init__(self) -> None:
+        self._runner: Runner | None = None
         self._last_handle = 0
         self._result: StepResult | Exception | None = None
 
+    def load(self, built: BuiltModel, layout: KVLayout, num_pages: int) -> None:
+        self._runner = Runner(built, layout, num_pages)
+
     def submit(self, plan: StepPlan) -> int:
         if self._runner is None:
-            raise RuntimeError("the executor is closed")
+            raise RuntimeError("the executor has no model: it is not loaded, or closed")
         if self._result is not None:
             raise RuntimeError("a step is in flight already: collect it first")
         self._last_handle += 1
@@ -41,7 +44,7 @@ class UniprocExecutor(Executor):
 
     def update_weights(self, version: int) -> None:
         if self._runner is None:
-            raise RuntimeError("the executor is closed")
+            raise RuntimeError("the executor has no model: it is not loaded, or closed")
         self._runner.update_weights(version)
 
     def close(self) -> None:

@@ -58,14 +58,13 @@ class Scheduler:
         """Choose the next step and give its requests the pages they need."""
         self.pages.expire_leases()
         step, budget, preempted = Schedule(), self.max_num_tokens, self.num_preemptions
-        order = sorted(self.running, key=_is_prefill)
+        order = deque(sorted(self.running, key=_is_prefill))
         while order and budget:
-            request = order.pop(0) if len(order) == 1 else order[0]
+            request = order[0]
             count = min(request.confirmed - request.scheduled, budget)
             if not self._make_room(request, request.scheduled + count, order):
                 break
-            if order and order[0] is request:
-                order.pop(0)
+            order.popleft()
             budget -= self._enter(step, request, count)
         if self.num_preemptions == preempted:
             self._admit(step, budget)
@@ -104,13 +103,16 @@ class Scheduler:
             self._grow(request, request.confirmed)
             budget -= self._enter(step, request, min(request.confirmed, budget))
 
-    def _make_room(self, request: Request, length: int, order: list[Request]) -> bool:
-        """Get the pages for `length` tokens, preempting from the end of `order`. False when `request` itself had to go."""
+    def _make_room(self, request: Request, length: int, order: deque[Request]) -> bool:
+        """Get the pages for `length` tokens, preempting from the end of `order`, whose first is `request`.
+
+        False when `request` itself had to go.
+        """
         missing = self._missing(request, length)
         if missing <= 0:
             return True
         while missing > self.pages.num_free:
-            victim = order.pop() if order else request
+            victim = order.pop()
             self._preempt(victim)
             if victim is request:
                 return False

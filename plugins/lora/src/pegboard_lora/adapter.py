@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pegboard.errors import ConfigError, ModelError
-from pegboard.interfaces.adapter import Adapter
-from pegboard_lora.files import peft_config, peft_names
+from pegboard.interfaces.adapter import Adapter, AdapterFiles
+from pegboard_lora.files import CONFIG_FILE, open_adapter, peft_config, peft_names, read_settings
 from pegboard_lora.layers import DoraLinear, LoraLinear
 from pegboard_lora.options import LoraOptions
 from pegboard_lora.targets import adaptable, select
@@ -25,6 +26,18 @@ class LoraAdapter(Adapter):
     def __init__(self, options: LoraOptions | None = None) -> None:
         self.options = options or LoraOptions()
         self._names: list[str] = []
+
+    @classmethod
+    def open(cls, folder: Path) -> AdapterFiles:
+        """Read a folder of PEFT's or ours, of LoRA or DoRA."""
+        base = read_settings(folder).get("base_model_name_or_path")
+        if not isinstance(base, str) or not base:
+            raise ModelError(
+                f"{folder / CONFIG_FILE} names no base model: base_model_name_or_path is {base!r}",
+                fix="write the id or folder of its base model there",
+            )
+        adapter, tensors = open_adapter(folder)
+        return AdapterFiles(adapter, base, tensors)
 
     def attach(self, model: nn.Module) -> list[str]:
         """Swap the targeted linear layers for adapted ones, freeze the rest, and return the adapted modules' names."""

@@ -82,6 +82,17 @@ def open_adapter(folder: str | Path) -> tuple[LoraAdapter, dict[str, Tensor]]:
     from pegboard_lora.adapter import DoraAdapter, LoraAdapter
 
     folder = Path(folder)
+    settings = read_settings(folder)
+    try:
+        tensors = load_file(folder / TENSOR_FILE)
+    except SafetensorError as error:
+        raise ModelError(f"{folder / TENSOR_FILE} is damaged: {error}", fix="fetch or save the adapter again") from None
+    kind = DoraAdapter if settings.get("use_dora") else LoraAdapter
+    return kind(_options(settings, folder / CONFIG_FILE)), tensors
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Return the content of adapter_config.json. Raises ModelError naming the file that is missing or damaged."""
     for name in (CONFIG_FILE, TENSOR_FILE):
         if not (folder / name).is_file():
             raise ModelError(
@@ -93,12 +104,7 @@ def open_adapter(folder: str | Path) -> tuple[LoraAdapter, dict[str, Tensor]]:
         raise ModelError(f"{folder / CONFIG_FILE} is damaged: {error}", fix="fetch or save the adapter again") from None
     if not isinstance(settings, dict):
         raise ModelError(f"{folder / CONFIG_FILE} holds no JSON object", fix="fetch or save the adapter again")
-    try:
-        tensors = load_file(folder / TENSOR_FILE)
-    except SafetensorError as error:
-        raise ModelError(f"{folder / TENSOR_FILE} is damaged: {error}", fix="fetch or save the adapter again") from None
-    kind = DoraAdapter if settings.get("use_dora") else LoraAdapter
-    return kind(_options(settings, folder / CONFIG_FILE)), tensors
+    return settings
 
 
 def _options(settings: Mapping[str, Any], path: Path) -> LoraOptions:

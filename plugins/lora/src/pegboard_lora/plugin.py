@@ -6,11 +6,12 @@ LORA = PluginSpec(
     kind="adapter",
     target="pegboard_lora.adapter:LoraAdapter",
     schema="pegboard_lora.options:LoraOptions",
-    capabilities={"peft_types": ["LORA"], "fused_groups": True},
+    # Its `open` reads the folders of both.
+    capabilities={"markers": ["adapter_config.json"], "fused_groups": True},
 )
 DORA = PluginSpec(
     kind="adapter",
     target="pegboard_lora.adapter:DoraAdapter",
     schema="pegboard_lora.options:LoraOptions",
-    capabilities={"peft_types": ["LORA"], "fused_groups": False},
+    capabilities={"fused_groups": False},
 )

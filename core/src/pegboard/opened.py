@@ -1,0 +1,136 @@
+"""What a user names as a model: a complete one, or an adapter folder with the base that it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pegboard.build import BuiltModel, build_model, load_tokenizer, open_model
+from pegboard.errors import ModelError
+from pegboard.interfaces.adapter import AdapterFiles
+from pegboard.interfaces.format import LazyTensor, ModelFiles
+
+if TYPE_CHECKING:
+    from pegboard.interfaces.tokenizer import Tokenizer
+    from pegboard.plugins.load import Registry
+
+TEXT_FILES = ("tokenizer", "chat_template", "special_tokens", "added_tokens", "vocab", "merges")
+"""Beginnings of the names of files that make a tokenizer; those beside an adapter count more than its base's."""
+
+
+class AdaptedFiles(ModelFiles):
+    """The files of a base model, with the tokenizer that stands beside the adapter."""
+
+    def __init__(self, folder: Path, base: ModelFiles) -> None:
+        self.location = str(folder)
+        self._base = base
+        beside = [p for p in folder.iterdir() if p.is_file() and p.name.startswith(TEXT_FILES)]
+        own = {path.name: path.read_bytes() for path in beside}
+        has_tokenizer = any(name.startswith("tokenizer") for name in own)
+        kept = {n: c for n, c in base.files.items() if not (has_tokenizer and n.startswith(TEXT_FILES))}
+        self._files = {**kept, **own}
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The base's."""
+        return self._base.config
+
+    @property
+    def generation_config(self) -> Mapping[str, Any]:
+        """The base's."""
+        return self._base.generation_config
+
+    @property
+    def tensors(self) -> Mapping[str, LazyTensor]:
+        """The base's."""
+        return self._base.tensors
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """The base's, its tokenizer replaced by the adapter's where there is one."""
+        return self._files
+
+    @property
+    def portable(self) -> bool:
+        """False: the folder holds no whole model."""
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """files: of the model, or of the base. adapted: the adapter that belongs on it, None for a complete model."""
+
+    files: ModelFiles
+    adapted: AdapterFiles | None = None
+
+    def build(self, registry: Registry, **options: Any) -> BuiltModel:
+        """Return the model with its adapter merged in; `options` as for `build_model`.
+
+        Merged, since a merged model computes exactly what a plain one does, at its speed, and can be written as one.
+        """
+        if self.adapted is None:
+            return build_model(registry, self.files, **options)
+        built = build_model(registry, self.files, adapter=self.adapted.adapter, **options)
+        self.adapted.adapter.load(built.model, self.adapted.tensors)
+        with torch.no_grad():
+            self.adapted.adapter.merge(built.model)
+        built.adapted = ()
+        built.model.requires_grad_(False)
+        return built
+
+    def tokenizer(self, registry: Registry, name: str = "auto") -> Tokenizer:
+        """Return the tokenizer. Raises ModelError when the model has none."""
+        return load_tokenizer(registry, self.files, name)
+
+
+def open_any(registry: Registry, location: str, revision: str | None = None) -> OpenedModel:
+    """Open a file, a folder (of a model or of an adapter) or a hub id.
+
+    Raises ModelError naming what is missing, the base model of an adapter included.
+    """
+    folder = Path(location).expanduser()
+    names = adapter_plugins(registry, folder)
+    if not names:
+        return OpenedModel(open_model(registry, location, revision))
+    adapted = _open_adapter(registry, folder, names)
+    beside = folder / adapted.base
+    base = str(beside) if beside.exists() else adapted.base
+    try:
+        files = open_model(registry, base, revision)
+    except ModelError as error:
+        raise ModelError(
+            f"the base model of the adapter in {location} cannot be opened: {error.message}",
+            fix=f"bring {base} back, or correct the name of the base in the adapter's config",
+        ) from error
+    return OpenedModel(AdaptedFiles(folder, files), adapted)
+
+
+def adapter_plugins(registry: Registry, folder: Path) -> list[str]:
+    """Return the plugins of kind `adapter` that claim a folder by one of their marker files."""
+    if not folder.is_dir():
+        return []
+    return [
+        record.name
+        for record, spec in registry.candidates("adapter")
+        if any((folder / str(marker)).is_file() for marker in _markers(spec.capabilities.get("markers")))
+    ]
+
+
+def _open_adapter(registry: Registry, folder: Path, names: list[str]) -> AdapterFiles:
+    """Several methods share a marker file: the first that can read the folder does, else the first one's error counts."""
+    refusals: list[ModelError] = []
+    for name in names:
+        try:
+            opened: AdapterFiles = registry.load("adapter", name).open(folder)
+            return opened
+        except ModelError as error:
+            refusals.append(error)
+    raise refusals[0]
+
+
+def _markers(value: object) -> list[object]:
+    return list(value) if isinstance(value, (list, tuple)) else []
