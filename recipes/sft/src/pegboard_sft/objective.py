@@ -17,7 +17,8 @@ class SupervisedObjective(Objective):
 
     def denominator(self, batch: Batch) -> Tensor:
         """Return the number of tokens to be learned, a float64 scalar; known from a shape, so no device has to count."""
-        return torch.tensor(float(batch.target_rows.numel()), dtype=torch.float64, device=batch.target_rows.device)
+        rows = batch.target_rows
+        return torch.full((), float(rows.numel()), dtype=torch.float64, device=rows.device)
 
     def __call__(self, roles: Mapping[str, Role], batch: Batch) -> LossOutput:
         """Return the summed loss of the role "policy"."""

@@ -15,6 +15,7 @@ from pegboard.interfaces.optimizer import OptimizerFactory
 from pegboard_trainer.options import AdamWOptions
 
 FUSED = ("cpu", "cuda", "xpu", "mps")
+_WORD = 2**64 - 1
 
 
 class AdamWFactory(OptimizerFactory):
@@ -43,14 +44,16 @@ class AdamW(Optimizer):
     """AdamW through torch's fused update where the device has one. Moments are float32 (float64 for float64 weights)."""
 
     def __init__(self, groups: list[dict[str, Any]], options: AdamWOptions) -> None:
-        super().__init__(groups, {"lr": options.lr, "betas": tuple(options.betas), "eps": options.eps})
+        super().__init__(groups, {"lr": options.lr, "betas": tuple(options.betas), "eps": options.eps, "updates": 0})
         self._rounding = options.rounding
         self._seed = options.seed
+        self._places = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient. Gradients stay as they are."""
         for group in self.param_groups:
+            group["updates"] += 1
             for device in {p.device for p in group["params"]}:
                 self._update(group, [p for p in group["params"] if p.grad is not None and p.device == device], device)
 
@@ -84,11 +87,12 @@ class AdamW(Optimizer):
             eps=group["eps"],
             maximize=False,
         )
-        for parameter, value, state in zip(parameters, wide, states, strict=True):
+        for parameter, value in zip(parameters, wide, strict=True):
             if value.data_ptr() == parameter.data_ptr():
                 continue
             if self._rounding == "stochastic" and parameter.dtype == torch.bfloat16:
-                _round_stochastically(parameter, value, state["generator"])
+                # Seeded by step and place, so that a resumed run draws the same numbers without a generator being stored.
+                _round_stochastically(parameter, value, mix(self._seed, group["updates"], self._places[parameter]))
             else:
                 parameter.copy_(value)
 
@@ -102,23 +106,26 @@ class AdamW(Optimizer):
             state["exp_avg_sq"] = torch.zeros_like(state["exp_avg"])
             if dtype != parameter.dtype and self._rounding == "master":
                 state["master"] = parameter.detach().to(dtype, copy=True)
-        if self._rounding == "stochastic" and "generator" not in state:
-            # Seeded by step and place, so that a resumed run draws the same numbers without any generator being stored.
-            state["generator"] = (self._seed, self._place(parameter), state["step"])
         return state
 
-    def _place(self, parameter: Parameter) -> int:
-        every = [id(p) for group in self.param_groups for p in group["params"]]
-        return every.index(id(parameter))
+
+def mix(*values: int) -> int:
+    """Return 63 bits in which every bit of every value counts (the finaliser of SplitMix64, value after value)."""
+    state = 0
+    for value in values:
+        state = (state + value + 0x9E3779B97F4A7C15) & _WORD
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _WORD
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & _WORD
+        state ^= state >> 31
+    return state >> 1
 
 
-def _round_stochastically(target: Tensor, value: Tensor, key: tuple[int, int, Tensor]) -> None:
+def _round_stochastically(target: Tensor, value: Tensor, seed: int) -> None:
     """Write float32 `value` into bfloat16 `target`, up or down with the probability that makes the mean exact.
 
     A bfloat16 is the upper half of a float32: adding a uniform 16-bit number to the bits and cutting the lower half does it.
     """
-    seed, place, step = key
-    generator = torch.Generator(device=value.device).manual_seed(hash((seed, place, int(step))) & (2**63 - 1))
+    generator = torch.Generator(device=value.device).manual_seed(seed)
     noise = torch.randint(0, 1 << 16, value.shape, dtype=torch.int32, device=value.device, generator=generator)
     bits = value.contiguous().view(torch.int32)
     rounded = (bits + noise).bitwise_and_(-65536).view(torch.float32)

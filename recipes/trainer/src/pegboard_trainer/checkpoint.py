@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +36,19 @@ def save_step(
 ) -> Path:
     """Write one step folder. `state` is what the loop needs beside optimizer and random numbers, as JSON values."""
     target = run / f"step-{step:08d}"
-    if target.exists():
-        return target
     with whole_folder(target) as folder:
         write_model(folder / "model")
         trainer = folder / "trainer"
         trainer.mkdir()
-        tensors = {f"{n}/{k}": v for n, p in named for k, v in optimizer.state[p].items() if isinstance(v, Tensor)}
-        write_safetensors(trainer / "optimizer.safetensors", {k: v.detach().cpu() for k, v in tensors.items()})
-        write_safetensors(trainer / "weights.safetensors", {n: p.detach().cpu() for n, p in named})
-        write_safetensors(trainer / "random.safetensors", random_state(named))
+        held = [(n, k, v) for n, p in named for k, v in optimizer.state[p].items()]
+        tensors = ((f"{n}/{k}", v.detach()) for n, k, v in held if isinstance(v, Tensor))
+        write_safetensors(trainer / "optimizer.safetensors", tensors)
+        write_safetensors(trainer / "weights.safetensors", ((n, p.detach()) for n, p in named))
+        write_safetensors(trainer / "random.safetensors", random_state(named).items())
         groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-        (trainer / "state.json").write_text(json.dumps({"step": step, "groups": groups, **state}, indent=1) + "\n")
+        values = [(n, k, v) for n, k, v in held if not isinstance(v, Tensor)]
+        content = {"step": step, "groups": groups, "values": values, **state}
+        (trainer / "state.json").write_text(json.dumps(content, indent=1) + "\n")
     return target
 
 
@@ -62,7 +63,7 @@ def load_step(folder: Path, named: Sequence[tuple[str, Parameter]], optimizer: O
         raise ModelError(
             f"{folder} holds other trained weights than this run", fix="resume with the model and adapter of that run"
         )
-    states: dict[str, dict[str, Tensor]] = {}
+    states: dict[str, dict[str, Any]] = {}
     for key, lazy in read_safetensors(trainer / "optimizer.safetensors").items():
         name, _, field = key.rpartition("/")
         states.setdefault(name, {})[field] = lazy.load()
@@ -73,6 +74,9 @@ def load_step(folder: Path, named: Sequence[tuple[str, Parameter]], optimizer: O
             # Not optimizer.load_state_dict: that would round float32 moments to the type of a 16-bit parameter.
             optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in states[name].items()}
     saved: dict[str, Any] = json.loads((trainer / "state.json").read_text())
+    parameters = dict(named)
+    for name, field, value in saved["values"]:
+        optimizer.state[parameters[name]][field] = value
     for group, values in zip(optimizer.param_groups, saved["groups"], strict=True):
         group.update({k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
     restore_random({k: t.load() for k, t in read_safetensors(trainer / "random.safetensors").items()}, named)
@@ -125,11 +129,21 @@ def find_resume(resume: str | None, output: Path) -> Path | None:
     return folders[-1] if folders else None
 
 
-def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> None:
+def check_same(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise ConfigError naming the keys in which a resumed run differs from the one that it continues."""
-    different = [prefix + key for key in sorted({*saved, *now}) if saved.get(key) != now.get(key)]
+    different = list(differences(saved, now))
     if different:
         raise ConfigError(
             f"the resumed run had other values of {', '.join(different)}, so it cannot be continued exactly",
             fix="give the values of its config.yaml, or start a new run from its model/",
         )
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of the keys that two nested mappings do not share."""
+    for key in sorted({*one, *other}):
+        left, right = one.get(key), other.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            yield from differences(left, right, f"{prefix}{key}.")
+        elif left != right:
+            yield prefix + key

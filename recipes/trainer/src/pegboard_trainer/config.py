@@ -32,7 +32,7 @@ class DataSection(OptionsSection):
 
     use: str = Field(default="jsonl", description="a source plugin")
     format: Annotated[Choice, PluginSection("transform")] = Field(
-        default="chat",  # type: ignore[assignment]
+        default="chat",
         validate_default=True,
         description="a transform plugin",
     )
@@ -100,14 +100,17 @@ class TrainConfig(Section):
     batch: BatchSection = Field(default_factory=BatchSection)
     optimizer: Annotated[Choice, PluginSection("optimizer")]
     schedule: Annotated[Choice, PluginSection("schedule")] = Field(
-        default="constant",  # type: ignore[assignment]
+        default="constant",
         validate_default=True,
     )
     validation: ValidationSection = Field(default_factory=ValidationSection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
     loggers: list[Annotated[Choice, PluginSection("logger")]] = Field(default_factory=list)
 
-    def order(self) -> dict[str, Any]:
-        """Return the part that decides which example is trained on at which step: what a resumed run must share."""
+    def identity(self) -> dict[str, Any]:
+        """Return what a resumed run must share with the one that it continues: all that decides a step but the paths of model
+        and data, which may have moved, and the number of steps, which may be raised.
+        """
+        shared = {"seed", "clip", "adapter", "quantizer", "batch", "optimizer", "schedule"}
         data = self.data.model_dump(mode="json", exclude={"path"})
-        return {"seed": self.seed, "data": data, "batch": self.batch.model_dump(mode="json")}
+        return {**self.model_dump(mode="json", include=shared), "data": data}

@@ -17,16 +17,20 @@ UNFINISHED = ".unfinished-"
 def whole_folder(target: Path) -> Iterator[Path]:
     """Give an empty folder beside `target` to write into; on leaving it is flushed to disk and renamed to `target`.
 
-    When writing fails nothing stays behind. Raises PegboardError for a full disk or a folder that cannot be written.
+    An older folder of that name goes when the new one is whole. When writing fails nothing stays behind. Raises PegboardError for a full disk or a folder that cannot be written.
     """
     temporary = target.parent / f"{UNFINISHED}{target.name}-{os.getpid()}"
+    older = target.parent / f"{UNFINISHED}{target.name}-older"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
         flush_tree(temporary)
+        if target.exists():
+            os.rename(target, older)
         os.rename(temporary, target)
         flush(target.parent)
+        shutil.rmtree(older, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise PegboardError(

@@ -101,6 +101,11 @@ class Examples:
             if self.epochs is not None and epoch + 1 >= self.epochs:
                 return
 
+    @property
+    def rows(self) -> int | None:
+        """The number of rows of an epoch, None where the source does not know it."""
+        return None if self.indices is None else len(self.indices)
+
     def at(self, key: Key) -> Row:
         """Return one example again; counts are not touched."""
         epoch, position, sub = key

@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from pegboard.errors import PegboardError
+from pegboard.errors import DataError, PegboardError
 from pegboard.interfaces.objective import Objective, Role
 from pegboard.interfaces.schedule import Schedule
 from pegboard.types import Batch
+from pegboard_trainer.examples import Key
 from pegboard_trainer.meter import Meter, Reducer
-from pegboard_trainer.packer import Batches, Key
+from pegboard_trainer.packer import Batches
 from pegboard_trainer.run import Run
 
 
@@ -57,8 +58,9 @@ class Trainer:
             output = self.objective(self.roles, batch)
             (output.sum * scale.to(output.sum.dtype)).backward()
             meter.add({"loss": (output.sum, self.objective.denominator(batch)), **output.metrics})
-        limit = float("inf") if self.clip is None else self.clip
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if self.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
         for param_group in self.optimizer.param_groups:
             param_group["lr"] = param_group.setdefault("peak_lr", param_group["lr"]) * factor
         self.optimizer.step()
@@ -74,7 +76,7 @@ def train(trainer: Trainer, run: Run) -> None:
     for step in range(run.first_step, run.total_steps + 1):
         taken = [pair for _, pair in zip(range(trainer.accumulate), trainer.batches, strict=False)]
         if not taken:
-            break
+            raise DataError(f"the data ended before step {step}", fix="leave the files alone while a run reads them")
         factor = trainer.schedule.factor(step - 1, run.total_steps)
         norm = trainer.step([batch for _, batch in taken], factor, meter)
         norms.append((step, norm, [key for keys, _ in taken for key in keys]))

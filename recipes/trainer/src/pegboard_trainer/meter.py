@@ -47,4 +47,7 @@ class Meter:
         return {name: total / count if count else 0.0 for name, (total, count) in zip(names, table, strict=True)}
 
     def _scalar(self, value: Any) -> Tensor:
-        return torch.as_tensor(value, dtype=torch.float64, device=self._device).detach()
+        if isinstance(value, Tensor):
+            return value.detach().to(self._device, torch.float64)
+        # Filled on the device: a copy from the host would wait for it.
+        return torch.full((), value, dtype=torch.float64, device=self._device)

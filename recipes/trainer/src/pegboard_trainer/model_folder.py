@@ -34,8 +34,7 @@ class ModelWriter:
             for name, content in self.tokenizer.files().items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)  # additional_chat_templates/…
                 (folder / name).write_bytes(content)
-            tensors = {n: t.detach().cpu() for n, t in self.adapter.tensors(self.built.model).items()}
-            write_safetensors(folder / "adapter_model.safetensors", tensors, metadata={"format": "pt"})
+            write_safetensors(folder / "adapter_model.safetensors", self.adapter.tensors(self.built.model).items())
             config = json.dumps(dict(self.adapter.config(self.base)), indent=2) + "\n"
             (folder / "adapter_config.json").write_text(config)
             return

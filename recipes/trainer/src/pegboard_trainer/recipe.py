@@ -74,10 +74,11 @@ class Train(Recipe):
             accumulate=typed.batch.accumulate,
             clip=typed.clip,
         )
+        identity = {**typed.identity(), "rows": data.train.examples.rows}
         first = 0
         if resumed is not None:
             saved = load_step(resumed, named, optimizer)
-            check_same(saved["order"], typed.order())
+            check_same(saved["identity"], identity)
             data.train.restore(saved["data"])
             first = int(saved["step"])
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,8 +88,9 @@ class Train(Recipe):
         writer = ModelWriter(built, tokenizer, adapter, portable_base(files) if adapter is not None else "")
 
         def write(step: int) -> Path:
-            state = {"order": typed.order(), "data": data.train.state()}
+            state = {"identity": identity, "data": data.train.state()}
             target = save_step(folder, step, writer, named, optimizer, state)
+            mark_final(folder, step)
             prune(folder, typed.checkpoint.keep)
             return target
 
@@ -135,9 +137,9 @@ def _drive(run: Run, trainer: Trainer, *, validate_first: bool) -> None:
             run.validate(0)
         train(trainer, run)
         status = "stopped" if run.stop_requested() and run.saved != run.total_steps else "finished"
-        if run.saved is not None:
-            mark_final(run.info.folder, run.saved)
         run.message(f"data: {trainer.batches.examples.counts.line()}")
+        if run.saved is not None:
+            run.message(f"model: {run.info.folder / 'final'}")
     except NotFinite as error:
         rows = save_rows(run.info.folder, error.step, error.keys, trainer.batches.examples)
         raise PegboardError(f"{error.message}; its rows are in {rows}", fix=error.fix) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,6 @@ class Run:
     validate_every: int | None = None
     save_every: int | None = None
     saved: int | None = None
-    best: dict[str, float] = field(default_factory=dict)
 
     @property
     def first_step(self) -> int:
@@ -79,7 +78,7 @@ class Run:
     def validate(self, step: int) -> None:
         """Measure the held-out loss, if there is held-out data."""
         if self.evaluate is not None:
-            self._tell("log", step, dict(self.evaluate()))
+            self.log(step, dict(self.evaluate()))
 
     def save(self, step: int) -> None:
         """Write the step folder, unless it is there already."""
