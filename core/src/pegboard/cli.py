@@ -28,6 +28,7 @@ BUILT_IN: Mapping[str, tuple[str, str]] = {
     "plugins": ("pegboard.commands.plugins:plugins", "List, show and check plugins."),
     "doctor": ("pegboard.commands.doctor:doctor", "Say what is wrong with this installation and how to mend it."),
     "convert": ("pegboard.commands.convert:convert", "Write a model in another format."),
+    "merge": ("pegboard.commands.merge:merge", "Write a self-contained model from an adapter and its base."),
 }
 
 OS_ERRORS: Mapping[int, tuple[str, str]] = {

@@ -30,10 +30,7 @@ if TYPE_CHECKING:
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
 def convert(source: str, target: Path, format_name: str, dtype: str, revision: str | None) -> None:
     """Read the model SOURCE (file, folder or hub id) and write it to TARGET, one tensor in memory at a time."""
-    if os.path.lexists(target):
-        raise ConfigError(f"{target} exists", fix="name a new folder, or remove that one first")
-    if not target.absolute().parent.is_dir():
-        raise ConfigError(f"the folder {target.absolute().parent} does not exist", fix="make it first")
+    refuse_taken(target)
     from pegboard.build import open_model, parse_dtype
     from pegboard.plugins.load import Registry
 
@@ -54,6 +51,14 @@ def convert(source: str, target: Path, format_name: str, dtype: str, revision: s
             generation_config=files.generation_config or None,
         )
     click.echo(f"{target}: {len(files.tensors)} tensors")
+
+
+def refuse_taken(target: Path) -> None:
+    """Raise ConfigError when a folder `target` exists already, or cannot be made where it should be."""
+    if os.path.lexists(target):
+        raise ConfigError(f"{target} exists", fix="name a new folder, or remove that one first")
+    if not target.absolute().parent.is_dir():
+        raise ConfigError(f"the folder {target.absolute().parent} does not exist", fix="make it first")
 
 
 def _tensors(tensors: Mapping[str, LazyTensor], dtype: torch.dtype | None, bar: Any) -> Iterator[tuple[str, Tensor]]:

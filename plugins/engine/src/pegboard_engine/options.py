@@ -44,10 +44,10 @@ class EngineOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    page_size: int = Field(16, ge=1, le=1024)
-    max_num_tokens: int = Field(2048, ge=1)
-    max_num_seqs: int = Field(256, ge=1)
-    max_model_len: int | None = Field(None, ge=2)
+    page_size: int = Field(default=16, ge=1, le=1024)
+    max_num_tokens: int = Field(default=2048, ge=1)
+    max_num_seqs: int = Field(default=256, ge=1)
+    max_model_len: int | None = Field(default=None, ge=2)
     kv_memory: int | float | str | None = None
     executor: str = "uniproc"
 

@@ -115,7 +115,7 @@ def _draw(logits: Tensor, rows: Tensor, batch: SamplingBatch) -> Tensor:
         # The most probable id weighs exp(0) = 1, so min_p is a threshold on the weights themselves.
         weights = weights * (weights >= min_p[:, None].to(device))
     cumulative = weights.cumsum(-1, dtype=torch.float64)
-    total = cumulative[:, -1:]
+    total = cumulative[:, -1:].contiguous()
     target = batch.uniform[rows, None].to(device) * total
     drawn = torch.searchsorted(cumulative, target, right=True)
     # Rounding may carry the target up to the total: stay at the last id that has any weight.

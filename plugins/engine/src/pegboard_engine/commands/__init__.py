@@ -1,0 +1,1 @@
+"""The commands of the engine. Torch is imported when one of them runs."""
