@@ -68,7 +68,10 @@ class AdamW(Optimizer):
             else (p.data if p.dtype == s["exp_avg"].dtype else p.data.to(s["exp_avg"].dtype))
             for p, s in zip(parameters, states, strict=True)
         ]
-        gradients = [p.grad.to(w.dtype) for p, w in zip(parameters, wide, strict=True) if p.grad is not None]
+        # The fused kernel reads gradients as they lie in memory.
+        gradients = [
+            p.grad.to(w.dtype).contiguous() for p, w in zip(parameters, wide, strict=True) if p.grad is not None
+        ]
         fused = device.type in FUSED
         adamw(
             wide,

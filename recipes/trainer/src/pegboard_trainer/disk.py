@@ -17,7 +17,8 @@ UNFINISHED = ".unfinished-"
 def whole_folder(target: Path) -> Iterator[Path]:
     """Give an empty folder beside `target` to write into; on leaving it is flushed to disk and renamed to `target`.
 
-    An older folder of that name goes when the new one is whole. When writing fails nothing stays behind. Raises PegboardError for a full disk or a folder that cannot be written.
+    An older folder of that name goes when the new one is whole. When writing fails nothing stays behind.
+    Raises PegboardError for a full disk or a folder that cannot be written.
     """
     temporary = target.parent / f"{UNFINISHED}{target.name}-{os.getpid()}"
     older = target.parent / f"{UNFINISHED}{target.name}-older"

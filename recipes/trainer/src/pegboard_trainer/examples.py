@@ -80,26 +80,25 @@ class Examples:
     next_key: Key = (0, 0, 0)
 
     def __iter__(self) -> Iterator[tuple[Key, Row]]:
-        """Yield (key, example) from `next_key` until `epochs` are over. Raises DataError when an epoch holds no example."""
-        while True:
+        """Yield (key, example) from `next_key` until `epochs` are over. Raises DataError when the first epoch holds no example."""
+        while self.epochs is None or self.next_key[0] < self.epochs:
             epoch, position, sub = self.next_key
-            found = 0
+            found = (epoch, position, sub) != (0, 0, 0)
             for at, index, raw in self._epoch(epoch, position):
-                examples = self._examples(index, raw)
+                # A row that a restored position lies in was counted before.
+                examples = self._examples(index, raw, count=not sub)
                 for number, row in list(enumerate(examples))[sub:]:
                     self.next_key = (epoch, at, number + 1)
-                    found += 1
+                    found = True
                     yield (epoch, at, number), row
                 sub = 0
                 self.next_key = (epoch, at + 1, 0)
-            if not found and position == 0:
+            if not found:
                 raise DataError(
                     f"no row of the data can be used: {self.counts.line()}",
                     fix="check batch.length, batch.overlong and data.format",
                 )
             self.next_key = (epoch + 1, 0, 0)
-            if self.epochs is not None and epoch + 1 >= self.epochs:
-                return
 
     @property
     def rows(self) -> int | None:

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pegboard.errors import DataError
+from pegboard_trainer.examples import Examples, Limits, epoch_order, split_rows
+
+Make = Callable[..., Examples]
+
+
+def rows_of(examples: Examples, count: int | None = None) -> list[int]:
+    return [row.input_ids[0] // 1000 for _, row in islice(examples, count)]
+
+
+@given(st.integers(1, 60), st.integers(0, 5), st.integers(0, 2**31))
+def test_an_epoch_is_a_permutation_that_its_number_and_the_seed_decide(count: int, epoch: int, seed: int) -> None:
+    indices = torch.arange(count)
+    order = epoch_order(indices, epoch, seed, shuffle=True)
+    assert sorted(order.tolist()) == indices.tolist()
+    assert order.equal(epoch_order(indices, epoch, seed, shuffle=True))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    indices = torch.arange(50)
+    orders = [
+        tuple(epoch_order(indices, epoch, seed, shuffle=True).tolist())
+        for epoch, seed in [(0, 0), (1, 0), (0, 1), (2, 5)]
+    ]
+    assert len(set(orders)) == 4
+    assert epoch_order(indices, 3, 9, shuffle=False).equal(indices)
+
+
+@pytest.mark.parametrize(("held_out", "size"), [(0.25, 5), (3.0, 3)])
+def test_the_split_is_disjoint_and_complete(held_out: float, size: int) -> None:
+    train, held = split_rows(20, held_out, seed=1)
+    assert len(held) == size
+    assert sorted([*train.tolist(), *held.tolist()]) == list(range(20))
+    assert not split_rows(20, held_out, seed=2)[1].equal(held)
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.01, 20.0, 25.0])
+def test_a_split_that_leaves_a_part_empty_is_refused(held_out: float) -> None:
+    with pytest.raises(DataError, match=r"data\.validation=.* of 20 rows leaves one part empty"):
+        split_rows(20, held_out, seed=1)
+
+
+def test_a_row_may_give_several_examples_and_none(examples: Make) -> None:
+    made = list(examples([[3, 2], [], [4]], shuffle=False, epochs=1))
+    assert [key for key, _ in made] == [(0, 0, 0), (0, 0, 1), (0, 2, 0)]
+    assert [row.input_ids for _, row in made] == [[0] * 3, [1] * 2, [2000] * 4]
+
+
+def test_without_a_number_of_epochs_the_data_begins_again(examples: Make) -> None:
+    assert rows_of(examples([[2], [2], [2]], shuffle=False), 8) == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert rows_of(examples([[2], [2]], streamed=True), 5) == [0, 1, 0, 1, 0]
+
+
+def test_part_of_an_epoch(examples: Make) -> None:
+    assert len(rows_of(examples([[2]] * 10, epochs=1.5))) == 15
+    assert len(rows_of(examples([[2]] * 10, epochs=0.3))) == 3
+    assert len(rows_of(examples([[2]], epochs=1.3))) == 1
+
+
+@given(
+    lengths=st.lists(st.lists(st.integers(2, 5), max_size=3), min_size=1, max_size=8).filter(any),
+    taken=st.integers(0, 30),
+    streamed=st.booleans(),
+)
+def test_setting_the_next_key_continues(examples: Make, lengths: list[list[int]], taken: int, streamed: bool) -> None:
+    whole = list(islice(examples(lengths, seed=3, streamed=streamed), taken + 12))
+    first = examples(lengths, seed=3, streamed=streamed)
+    assert list(islice(first, taken)) == whole[:taken]
+    second = examples(lengths, seed=3, streamed=streamed)
+    second.next_key = first.next_key
+    assert list(islice(second, 12)) == whole[taken:]
+    for key, row in whole:
+        assert second.at(key) == row
+
+
+def test_longer_examples_are_cut_dropped_or_refused(examples: Make) -> None:
+    cut = examples([[5], [9]], shuffle=False, epochs=1, limits=Limits(6, "truncate"))
+    assert [len(row.input_ids) for _, row in cut] == [5, 6]
+    assert cut.counts.line() == "2 examples, 11 tokens, 1 cut to length, 0 left out"
+    dropped = examples([[5], [9]], shuffle=False, epochs=1, limits=Limits(6, "drop"))
+    assert [len(row.input_ids) for _, row in dropped] == [5]
+    assert dropped.counts.dropped == 1
+    with pytest.raises(DataError, match=r"row 1: 9 tokens, batch\.length is 6"):
+        list(examples([[5], [9]], shuffle=False, epochs=1, limits=Limits(6, "error")))
+
+
+def test_an_example_without_anything_to_learn_is_left_out(examples: Make) -> None:
+    made = examples([[1], [3]], shuffle=False, epochs=1)
+    assert rows_of(made) == [1]
+    assert made.counts.dropped == 1
+
+
+def test_data_of_which_nothing_can_be_used_is_an_error(examples: Make) -> None:
+    with pytest.raises(DataError, match=r"no row of the data can be used: 0 examples.* 2 left out"):
+        list(examples([[1], [1]]))
+
+
+def test_a_bad_row_is_named(examples: Make) -> None:
+    with pytest.raises(DataError, match="row 1: a negative length") as caught:
+        list(examples([[2], [-1]], shuffle=False, epochs=1))
+    assert caught.value.fix == "count again"
+
+
+def test_a_key_leads_back_to_the_row_in_its_file(examples: Make) -> None:
+    made = examples([[2]] * 9, seed=4, epochs=2)
+    for key, row in made:
+        assert made.describe(key) == f"row {row.input_ids[0] // 1000}"
