@@ -94,8 +94,9 @@ class LLM:
         conversations = list(messages)
         if conversations and isinstance(conversations[0], (Message, Mapping)):
             conversations = [messages]  # type: ignore[list-item]
-        texts = [self.tokenizer.chat_text(as_messages(c), variables=template) for c in conversations]  # type: ignore[arg-type]
-        return self._run([self.tokenizer.encode(text, special=False) for text in texts], texts, params)
+        turns = [as_messages(conversation) for conversation in conversations]  # type: ignore[arg-type]
+        tokens = [self.tokenizer.chat(messages, variables=template) for messages in turns]
+        return self._run(tokens, [self.tokenizer.chat_text(m, variables=template) for m in turns], params)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[RequestOutput]:
         """Yield what each step adds to one answer; leaving the loop early ends the request."""
