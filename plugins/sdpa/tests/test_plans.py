@@ -118,7 +118,7 @@ def test_static_plan_is_refilled_in_place(window: int | None) -> None:
         out = BACKEND.attend(q, k, v, spec(window), plan, batch.cache)
         torch.testing.assert_close(out[: len(batch.query_lens)], batch.wanted(window))
         assert out.isfinite().all()
-        addresses = [t.data_ptr() for t in (plan._table, plan._lens, plan._slots, *plan._masks.values())]  # type: ignore[union-attr]
+        addresses = [t.data_ptr() for t in (plan._reads, plan._lens, plan._slots, *plan._masks.values())]  # type: ignore[union-attr]
         assert buffers in (None, addresses)
         buffers = addresses
 
@@ -131,6 +131,15 @@ def test_padded_rows_touch_only_the_reserved_page() -> None:
     BACKEND.attend(q, k, v, spec(), plan, batch.cache)
     changed = (batch.cache.k[0] != before).any(-1).any(-1).nonzero().tolist()
     assert changed == [[0, 0], [batch.table[0][1], 1]]
+
+
+def test_static_plan_reads_nothing_that_an_earlier_owner_left() -> None:
+    batch = Paged([1, 1], [6, 1], 1, False)
+    for tensor in (*batch.cache.k, *batch.cache.v):
+        tensor[tensor == 0] = float("nan")
+    plan = BACKEND.plan(batch.inputs(pad_to=3, pad_pages=3), CPU, batch.layout)
+    q, k, v = (torch.cat([x, torch.ones_like(x[:1])]) for x in batch.new())
+    torch.testing.assert_close(BACKEND.attend(q, k, v, spec(), plan, batch.cache)[:2], batch.wanted(None))
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,76 @@
-"""The pytest plugin: fixtures for tests of plugins."""
+"""The pytest plugin: fixtures for tests of plugins. Importing it imports neither torch nor the core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pegboard.build import BuiltModel
+    from pegboard.interfaces.platform import Platform
+    from pegboard.plugins.load import Registry
+    from pegboard.plugins.spec import PluginSpec
+    from pegboard_sdk.site import Site
+    from pegboard_sdk.toys.tokenizer import TinyTokenizer
+
+# Assertions of the suites explain themselves as those of a test file do.
+pytest.register_assert_rewrite("pegboard_sdk.conformance")
+
+
+@pytest.fixture
+def no_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Block every installed plugin, in this process and in those that it starts."""
+    monkeypatch.delenv("PEGBOARD_DISABLE_PLUGINS", raising=False)
+    monkeypatch.setenv("PEGBOARD_PLUGINS", "")
+
+
+@pytest.fixture
+def plugin_registry(no_plugins: None) -> Callable[[Mapping[tuple[str, str], PluginSpec]], Registry]:
+    """Return a function that makes a registry of front doors by (kind, name); nothing else is in it."""
+    from pegboard.plugins.load import Registry
+
+    return Registry.of
+
+
+@pytest.fixture
+def plugin_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_plugins: None) -> Iterator[Site]:
+    """A place to install distributions that only this test sees; all others are blocked."""
+    from pegboard_sdk.site import Site
+
+    place = Site(tmp_path / "site", monkeypatch)
+    yield place
+    place.forget()
+
+
+@pytest.fixture
+def tiny_model() -> BuiltModel:
+    """A model of two layers with random float64 weights, built for training on the host."""
+    from pegboard_sdk.toys.model import random_model
+
+    return random_model()
+
+
+@pytest.fixture
+def tiny_tokenizer() -> TinyTokenizer:
+    """A tokenizer of bytes with the vocabulary of the tiny model."""
+    from pegboard_sdk.toys.tokenizer import TinyTokenizer
+
+    return TinyTokenizer()
+
+
+@pytest.fixture
+def host_platform() -> Platform:
+    """The host as a platform."""
+    from pegboard_sdk.toys.platform import HostPlatform
+
+    return HostPlatform()
+
+
+def pytest_generate_tests(metafunc: Any) -> None:
+    """Give a standard test that asks for `case` one run for each case that its class names in `cases`."""
+    cases = getattr(metafunc.cls, "cases", None)
+    if "case" in metafunc.fixturenames and callable(cases):
+        metafunc.parametrize("case", cases())

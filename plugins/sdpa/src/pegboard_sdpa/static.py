@@ -12,14 +12,16 @@ from pegboard.types import AttentionInputs, AttentionSpec, KVCache, KVLayout
 class StaticDecodePlan:
     """Up to `pad_to` sequences of up to `pad_pages` pages, one new token each; everything that changes is in buffers.
 
-    Rows without a sequence read and write page 0, which no sequence owns.
+    Rows without a sequence read and write page 0, which no sequence owns. Places behind a sequence's last token are never
+    read: what an earlier owner of the page left there may be NaN, which a weight of zero does not silence.
     """
 
     def __init__(self, inputs: AttentionInputs, device: torch.device, layout: KVLayout) -> None:
         if inputs.pad_to is None or inputs.pad_pages is None:
             raise ValueError("a static plan needs pad_to and pad_pages")
         self._layout = layout
-        self._table = torch.zeros(inputs.pad_to, inputs.pad_pages, dtype=torch.int64, device=device)
+        self._size = (inputs.pad_to, inputs.pad_pages)
+        self._reads = torch.zeros(inputs.pad_to, inputs.pad_pages * layout.page_size, dtype=torch.int64, device=device)
         self._lens = torch.ones(inputs.pad_to, dtype=torch.int64, device=device)
         self._slots = torch.zeros(inputs.pad_to, dtype=torch.int64, device=device)
         self._keys = torch.arange(inputs.pad_pages * layout.page_size, device=device)
@@ -29,7 +31,7 @@ class StaticDecodePlan:
     def update_(self, inputs: AttentionInputs) -> None:
         """Refill the buffers in place. Raises ValueError when the batch does not fit or is not a pure decode batch."""
         assert inputs.block_table is not None and inputs.slot_mapping is not None
-        count, (rows, width) = len(inputs.seq_lens), self._table.shape
+        count, (rows, width) = len(inputs.seq_lens), self._size
         used = [
             pages[: -(-length // self._layout.page_size)]
             for pages, length in zip(inputs.block_table, inputs.seq_lens, strict=True)
@@ -47,7 +49,7 @@ class StaticDecodePlan:
         lens[:count] = torch.tensor(list(inputs.seq_lens))
         slots = torch.zeros(rows, dtype=torch.int64)
         slots[:count] = inputs.slot_mapping
-        for buffer, value in ((self._table, table), (self._lens, lens), (self._slots, slots)):
+        for buffer, value in ((self._reads, self._read_slots(table, lens)), (self._lens, lens), (self._slots, slots)):
             buffer.copy_(value)
         for window, mask in self._masks.items():
             mask.copy_(self._mask(window))
@@ -67,11 +69,18 @@ class StaticDecodePlan:
         )
         return out.reshape(q.shape)
 
+    def _read_slots(self, table: Tensor, lens: Tensor) -> Tensor:
+        """Return [pad_to, pad_pages * page_size] slots to read; a place without a token stands for the first token's."""
+        size = self._layout.page_size
+        slots = (table[:, :, None] * size + torch.arange(size)).flatten(1)
+        return torch.where(torch.arange(slots.shape[1]) < lens[:, None], slots, slots[:, :1])
+
     def _mask(self, window: int | None) -> Tensor:
         lens = self._lens[:, None, None, None]
         mask = self._keys < lens
         return mask if window is None else mask & (self._keys >= lens - window)
 
     def _write_and_read(self, pages: Tensor, new: Tensor, dtype: torch.dtype) -> Tensor:
-        pages.flatten(0, 1).index_copy_(0, self._slots, new.to(pages.dtype))
-        return pages[self._table].flatten(1, 2).transpose(1, 2).to(dtype)
+        flat = pages.flatten(0, 1)
+        flat.index_copy_(0, self._slots, new.to(pages.dtype))
+        return flat[self._reads].transpose(1, 2).to(dtype)

@@ -1,0 +1,10 @@
+from __future__ import annotations
+
+from pegboard_sdk.conformance import AttentionSuite
+from pegboard_sdpa.plugin import SPEC
+
+
+class TestSdpa(AttentionSuite):
+    spec = SPEC
+    softcap = False
+    bidirectional = False

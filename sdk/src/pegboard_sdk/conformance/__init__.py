@@ -1,0 +1,37 @@
+"""Conformance suites: one class per interface, which a plugin's tests subclass.
+
+Each is imported from here when it is first used, so that a suite brings no more than it needs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pegboard_sdk.conformance.adapter import AdapterSuite
+    from pegboard_sdk.conformance.attention import AttentionSuite
+    from pegboard_sdk.conformance.logger import LoggerSuite
+    from pegboard_sdk.conformance.model import ModelSuite
+    from pegboard_sdk.conformance.objective import ObjectiveSuite
+    from pegboard_sdk.conformance.platform import PlatformSuite
+    from pegboard_sdk.conformance.suite import PluginSuite
+
+__all__ = [
+    "AdapterSuite",
+    "AttentionSuite",
+    "LoggerSuite",
+    "ModelSuite",
+    "ObjectiveSuite",
+    "PlatformSuite",
+    "PluginSuite",
+]
+
+_HOMES = {name: "suite" if name == "PluginSuite" else name.removesuffix("Suite").lower() for name in __all__}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

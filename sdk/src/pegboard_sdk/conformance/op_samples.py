@@ -1,0 +1,80 @@
+"""Inputs for each op of the core, on which a platform's kernels are compared with the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Sample = tuple[Any, ...]
+
+
+class Draw:
+    """Random tensors of one dtype on one device, drawn on the host so that every device gets the same."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, seed: int = 0) -> None:
+        self._dtype, self._device = dtype, device
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def tensor(self, *shape: int, scale: float = 1.0) -> Tensor:
+        """Return normal values times `scale`."""
+        return (torch.randn(shape, generator=self._generator) * scale).to(self._device, self._dtype)
+
+    def ids(self, count: int, high: int) -> Tensor:
+        """Return int64 ids below `high`."""
+        return torch.randint(high, (count,), generator=self._generator).to(self._device)
+
+    def angles(self, count: int, width: int) -> tuple[Tensor, Tensor]:
+        """Return cos and sin, [count, 1, width], as the op `rotary` takes them."""
+        half = torch.randn(count, 1, width // 2, generator=self._generator) * 3
+        cos, sin = half.cos(), half.sin()
+        pair = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+        return pair[0].to(self._device, self._dtype), pair[1].to(self._device, self._dtype)
+
+
+def _linear(draw: Draw) -> list[Sample]:
+    samples: list[Sample] = []
+    for rows in (1, 3, 8, 33):
+        samples += [(draw.tensor(rows, 48), draw.tensor(40, 48, scale=0.1), bias) for bias in (None, draw.tensor(40))]
+    # What backward passes and fused groups give: transposed weights, and rows that do not lie side by side.
+    samples.append((draw.tensor(8, 40), draw.tensor(40, 48, scale=0.1).t(), None))
+    samples.append((draw.tensor(8, 96)[:, :48], draw.tensor(40, 48, scale=0.1), None))
+    samples.append((draw.tensor(0, 48), draw.tensor(40, 48), None))
+    return samples
+
+
+def _rotary(draw: Draw) -> list[Sample]:
+    whole = [(draw.tensor(rows, 6, 16), *draw.angles(rows, 16)) for rows in (1, 7)]
+    part = (draw.tensor(7, 6, 16), *draw.angles(7, 8))
+    strided = (draw.tensor(7, 9, 16)[:, :6], *draw.angles(7, 16))
+    return [*whole, part, strided]
+
+
+def _norms(draw: Draw) -> list[Sample]:
+    weight = draw.tensor(48).abs()
+    return [(draw.tensor(*shape), weight, 1e-5) for shape in ((1, 48), (7, 48), (5, 4, 48))]
+
+
+def _added(draw: Draw) -> list[Sample]:
+    return [(draw.tensor(rows, 48), draw.tensor(rows, 48), draw.tensor(48).abs(), 1e-5) for rows in (1, 7)]
+
+
+def _embedding(draw: Draw) -> list[Sample]:
+    return [(draw.ids(count, 11), draw.tensor(11, 48)) for count in (0, 1, 9)]
+
+
+def _silu_mul(draw: Draw) -> list[Sample]:
+    return [(draw.tensor(1, 80),), (draw.tensor(7, 80, scale=4.0),)]
+
+
+SAMPLES: Mapping[str, Callable[[Draw], list[Sample]]] = {
+    "linear": _linear,
+    "embedding": _embedding,
+    "rms_norm": _norms,
+    "add_rms_norm": _added,
+    "rotary": _rotary,
+    "silu_mul": _silu_mul,
+}
+"""Op name -> its samples."""

@@ -1,0 +1,216 @@
+"""The suite of kind `platform`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from pegboard import reference
+from pegboard.build import DTYPES
+from pegboard.errors import DeviceError
+from pegboard.interfaces.platform import Phase, Platform
+from pegboard.ops import registered
+from pegboard.types import AttentionSpec
+from pegboard_sdk.conformance.guard import standard
+from pegboard_sdk.conformance.op_samples import SAMPLES, Draw, Sample
+from pegboard_sdk.conformance.suite import PluginSuite
+
+CAPABILITIES = frozenset({"bf16", "fp8", "graphs", "p2p", "pinned"})
+PHASES: tuple[Phase, ...] = get_args(Phase)
+TOLERANCES: Mapping[torch.dtype, float] = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+
+@standard
+class PlatformSuite(PluginSuite):
+    """The devices of a platform, and its kernels against `pegboard.reference`. At least one device must be there.
+
+    extra_capabilities: words of this platform's own, beside those of the interface.
+    tolerances: dtype in which kernels are tested -> absolute and relative tolerance on values of order 1.
+    configures: whether `configure` may be called in the process that tests.
+    """
+
+    kind = "platform"
+    extra_capabilities: ClassVar[frozenset[str]] = frozenset()
+    tolerances: ClassVar[Mapping[torch.dtype, float]] = TOLERANCES
+    configures: ClassVar[bool] = True
+
+    def samples(self, op: str, draw: Draw) -> Sequence[Sample]:
+        """Return inputs for an op; override it for ops that your distribution registers."""
+        assert op in SAMPLES, f"{type(self).__name__} needs samples() for the op {op!r}"
+        return SAMPLES[op](draw)
+
+    def indices(self) -> list[int]:
+        """Return the indices of the devices."""
+        return [device.index for device in self.create().devices()]
+
+    def replaced(self, phases: Sequence[Phase] = PHASES) -> Iterator[tuple[str, Callable[..., Any], Draw, float]]:
+        """Yield (op, kernel, draw, tolerance) of everything that the first device replaces. Skip when that is nothing."""
+        platform: Platform = self.create()
+        found = False
+        for phase in phases:
+            for dtype, tolerance in self.tolerances.items():
+                for op, kernel in platform.kernels(phase, dtype).items():
+                    found = True
+                    yield op, kernel, Draw(dtype, platform.device()), tolerance
+        if not found:
+            self.skip("kernels() replaces nothing here")
+
+    def test_devices_are_listed(self) -> None:
+        """Devices are numbered from 0 and have names."""
+        devices = self.create().devices()
+        assert devices, "devices() is empty: run this suite where the hardware is"
+        assert [device.index for device in devices] == list(range(len(devices)))
+        assert all(device.name.strip() for device in devices)
+
+    def test_memory_is_within_bounds(self) -> None:
+        """Bytes: something is free, and no more than there is."""
+        for device in self.create().devices():
+            assert 0 < device.available_memory <= device.total_memory
+            assert 1 << 20 < device.total_memory < 1 << 50, "memory is in bytes"
+
+    def test_devices_compute(self) -> None:
+        """Tensors can be made on each device, in its default dtype, and multiplied."""
+        platform = self.create()
+        for index in self.indices():
+            x = torch.arange(6.0).reshape(2, 3).to(platform.device(index), platform.default_dtype(index))
+            product = x @ x.t()
+            platform.synchronize(index)
+            assert product.tolist() == [[5.0, 14.0], [14.0, 50.0]]
+
+    def test_absent_device_is_named(self) -> None:
+        """An index that does not exist raises DeviceError with a fix."""
+        for index in (len(self.indices()), -1):
+            with pytest.raises(DeviceError, match=str(index)) as caught:
+                self.create().device(index)
+            assert caught.value.fix
+
+    def test_capabilities_are_known_words(self) -> None:
+        """A misspelt capability would be one that nobody asks for."""
+        for index in self.indices():
+            assert self.create().capabilities(index) <= CAPABILITIES | self.extra_capabilities
+
+    def test_default_dtype(self) -> None:
+        """A dtype that models can have; bfloat16 only where it is fast."""
+        platform = self.create()
+        for index in self.indices():
+            dtype = platform.default_dtype(index)
+            assert str(dtype).removeprefix("torch.") in DTYPES
+            assert dtype != torch.bfloat16 or "bf16" in platform.capabilities(index)
+
+    def test_attention_preference(self) -> None:
+        """Names of attention plugins, each once, for every phase and kind of layer."""
+        layers = [AttentionSpec(0, 4, 2, 64, 0.125), AttentionSpec(0, 4, 4, 64, 0.125, window=8, softcap=30.0)]
+        for phase in PHASES:
+            for layer in layers:
+                names = self.create().attention_preference(phase, layer)
+                assert isinstance(names, tuple) and len(set(names)) == len(names) > 0
+                assert all(isinstance(name, str) and name.strip() for name in names)
+
+    def test_kernels_replace_known_ops(self) -> None:
+        """An op that nothing registers cannot be replaced."""
+        for op, _, _, _ in self.replaced():
+            assert op in registered()
+
+    def test_kernels_equal_the_reference(self) -> None:
+        """Every kernel, in every phase and dtype, on every sample; dtype and shape as the replaced function's."""
+        for op, kernel, draw, tolerance in self.replaced():
+            for sample in self.samples(op, draw):
+                with torch.no_grad():
+                    out, plain = _tuple(kernel(*sample)), _tuple(registered()[op].function(*sample))
+                    wanted = _tuple(_oracle(op)(*sample))
+                for mine, same, right in zip(out, plain, wanted, strict=True):
+                    assert (mine.dtype, mine.shape, mine.device) == (same.dtype, same.shape, same.device), op
+                    _close(op, mine, right, tolerance)
+
+    def test_training_kernels_have_right_gradients(self) -> None:
+        """Kernels of the phase "train" are differentiable in each input, and in each input alone."""
+        for op, kernel, draw, tolerance in self.replaced(("train",)):
+            for sample in self.samples(op, draw):
+                count = sum(isinstance(x, Tensor) and x.is_floating_point() for x in sample)
+                for chosen in (range(count), *([i] for i in range(count))):
+                    inputs, leaves = _leaves(sample, set(chosen))
+                    out, wanted = _tuple(kernel(*inputs)), _tuple(_oracle(op)(*inputs))
+                    upstream = [draw.tensor(*x.shape) for x in out]
+                    got = torch.autograd.grad(out, leaves, upstream)
+                    right = torch.autograd.grad(
+                        wanted, leaves, [x.to(y.dtype) for x, y in zip(upstream, wanted, strict=True)]
+                    )
+                    for mine, exact in zip(got, right, strict=True):
+                        # A gradient sums over rows: its error grows with what is summed.
+                        _close(
+                            f"the gradient of {op}",
+                            mine,
+                            exact,
+                            tolerance * max([1.0, *exact.abs().flatten().tolist()]),
+                        )
+
+    def test_configure_can_be_repeated(self) -> None:
+        """Setting knobs once more changes nothing and breaks nothing."""
+        self.needs("configures")
+        before = torch.get_num_threads()
+        try:
+            self.create().configure(threads=1)
+            self.create().configure(threads=1)
+            self.test_devices_compute()
+        finally:
+            torch.set_num_threads(before)
+
+    def test_graphs(self) -> None:
+        """Work is captured where "graphs" is a capability, and replayed on the same buffers; else DeviceError."""
+        platform = self.create()
+        if "graphs" not in platform.capabilities():
+            with pytest.raises(DeviceError) as caught:
+                platform.capture(lambda: None)
+            assert caught.value.fix
+            return
+        x = torch.ones(4, device=platform.device())
+        total = torch.zeros_like(x)
+
+        def work() -> None:
+            total.copy_(x * 3)
+
+        graph = platform.capture(work)
+        x.fill_(5)
+        graph.replay()
+        platform.synchronize()
+        assert total.tolist() == [15.0] * 4
+
+    def test_communication_backend(self) -> None:
+        """One that torch.distributed knows."""
+        if not torch.distributed.is_available():
+            self.skip("this torch has no distributed package")
+        assert self.create().communication_backend() in torch.distributed.Backend.backend_list
+
+
+def _oracle(op: str) -> Callable[..., Any]:
+    """The reference of the core's ops; what was replaced, in its own dtype, for those of other distributions."""
+    return reference.OPS.get(op) or registered()[op].function
+
+
+def _tuple(value: Any) -> tuple[Tensor, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _leaves(sample: Sample, chosen: set[int]) -> tuple[Sample, list[Tensor]]:
+    """Return the sample with gradients asked for the floating-point tensors numbered in `chosen`, and those tensors."""
+    inputs, leaves, number = [], [], 0
+    for value in sample:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            value = value.detach()
+            if number in chosen:
+                value = value.requires_grad_()
+                leaves.append(value)
+            number += 1
+        inputs.append(value)
+    return tuple(inputs), leaves
+
+
+def _close(what: str, mine: Tensor, right: Tensor, tolerance: float) -> None:
+    text = f"{what} of {mine.dtype}"
+    torch.testing.assert_close(
+        mine.double(), right.double(), rtol=tolerance, atol=tolerance, msg=lambda message: f"{text}: {message}"
+    )

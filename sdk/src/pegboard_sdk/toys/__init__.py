@@ -1,0 +1,1 @@
+"""The tiny model, tokenizer and host platform that tests of plugins stand on. They compute exactly, and slowly."""
