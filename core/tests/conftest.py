@@ -1,16 +1,8 @@
-"""A toy platform, attention backend and family: what the core needs around it to build a model.
-
-And distributions written to a temporary folder, which are discovered and imported like any that pip installed.
-"""
+"""A toy platform, attention backend and family: what the core needs around it to build a model; and a recipe, installed."""
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -26,6 +18,7 @@ from pegboard.nn import CausalLM, dense_causal_lm, dense_parallel_plan
 from pegboard.plugins.load import Registry
 from pegboard.plugins.spec import PluginSpec
 from pegboard.types import AttentionInputs, AttentionSpec, KVCache, KVLayout, ParallelRule
+from pegboard_sdk.site import Site
 
 # Other work on the machine must not fail a test.
 settings.register_profile("core", deadline=None)
@@ -168,80 +161,10 @@ def toy_files() -> Callable[..., ToyFiles]:
     return ToyFiles
 
 
-class Site:
-    """A folder on the path that distributions are written to. Their modules note it when they are imported."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder = folder
-        self.modules: set[str] = set()
-        self._monkeypatch = monkeypatch
-        self._log = folder / "imported.log"
-        folder.mkdir()
-        monkeypatch.syspath_prepend(str(folder))
-        monkeypatch.setenv("PYTHONPATH", str(folder))
-        monkeypatch.delenv("PEGBOARD_DISABLE_PLUGINS", raising=False)
-        monkeypatch.setenv("PEGBOARD_PLUGINS", "")
-
-    def add(
-        self,
-        dist: str,
-        plugins: Mapping[tuple[str, str], str],
-        modules: Mapping[str, str] | None = None,
-        *,
-        version: str = "1.0",
-        requires: Sequence[str] = (),
-        files: Mapping[str, str] | None = None,
-    ) -> None:
-        """Install a distribution and put it on the allow-list, on which nothing else is.
-
-        plugins: (kind, name) -> entry point. modules: dotted name -> source. files: path -> text.
-        """
-        info = self.folder / f"{dist.replace('-', '_')}-{version}.dist-info"
-        info.mkdir(exist_ok=True)
-        needs = [f"Requires-Dist: {line}" for line in requires]
-        head = [
-            "Metadata-Version: 2.1",
-            f"Name: {dist}",
-            f"Version: {version}",
-            f"Summary: The {dist} of a test",
-            *needs,
-        ]
-        (info / "METADATA").write_text("\n".join(head) + "\n\nSummary: not this line\n")
-        groups: dict[str, list[str]] = {}
-        for (kind, name), value in plugins.items():
-            groups.setdefault(f"[pegboard.{kind}]", []).append(f"{name} = {value}")
-        lines = [line for group, entries in groups.items() for line in (group, *entries)]
-        (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
-        for name, source in (modules or {}).items():
-            self.module(name, source)
-        for path, text in (files or {}).items():
-            (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (self.folder / path).write_text(text)
-        self._monkeypatch.setenv("PEGBOARD_PLUGINS", f"{os.environ['PEGBOARD_PLUGINS']},{dist}")
-
-    def module(self, name: str, source: str) -> None:
-        """Write a module, and the packages that it is in."""
-        parts = name.split(".")
-        path = self.folder.joinpath(*parts[:-1], f"{parts[-1]}.py")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for parent in [p for p in path.parents if p != self.folder and self.folder in p.parents]:
-            (parent / "__init__.py").touch()
-        note = f"with open({str(self._log)!r}, 'a') as _log:\n    print(__name__, file=_log)\n"
-        path.write_text(note + source)
-        self.modules.add(parts[0])
-
-    def imported(self) -> list[str]:
-        """Return the modules that were imported, in this process or another, in order."""
-        return self._log.read_text().split() if self._log.exists() else []
-
-
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+def site(plugin_site: Site) -> Site:
     """A place to install distributions that only this test sees; all others are blocked."""
-    place = Site(tmp_path / "site", monkeypatch)
-    yield place
-    for name in [name for name in sys.modules if name.partition(".")[0] in place.modules]:
-        del sys.modules[name]
+    return plugin_site
 
 
 RECIPE = """
@@ -317,32 +240,3 @@ def bakery(site: Site) -> Site:
         files={f"bake_door/configs/{name}.yaml": text for name, text in RECIPE_CONFIGS.items()},
     )
     return site
-
-
-@dataclass(frozen=True)
-class Said:
-    """What `peg` answered. err: what it printed to standard error, logged lines included."""
-
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def peg(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    """Run `peg` in this process."""
-    from pegboard.cli import run_cli
-
-    def run(*args: str) -> Said:
-        capsys.readouterr()
-        logger = logging.getLogger("pegboard")
-        before = logger.handlers, logger.level, logger.propagate
-        logger.handlers = []
-        try:
-            status = run_cli(list(args))
-        finally:
-            logger.handlers, logger.level, logger.propagate = before
-        captured = capsys.readouterr()
-        return Said(status, captured.out, captured.err)
-
-    return run

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pegboard.interfaces.platform import Platform
     from pegboard.plugins.load import Registry
     from pegboard.plugins.spec import PluginSpec
+    from pegboard_sdk.peg import Said
     from pegboard_sdk.site import Site
     from pegboard_sdk.toys.tokenizer import TinyTokenizer
 
@@ -67,6 +68,14 @@ def host_platform() -> Platform:
     from pegboard_sdk.toys.platform import HostPlatform
 
     return HostPlatform()
+
+
+@pytest.fixture
+def peg(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """Run `peg` in this process."""
+    from pegboard_sdk.peg import runner
+
+    return runner(capsys)
 
 
 def pytest_generate_tests(metafunc: Any) -> None:

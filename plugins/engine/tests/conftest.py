@@ -1,0 +1,119 @@
+"""A tiny engine over exact arithmetic, and a tiny Hugging Face folder for what starts from a path."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from pegboard.build import BuiltModel, find_family
+from pegboard.plugins.hooks import hookimpl
+from pegboard.plugins.load import Registry
+from pegboard.plugins.spec import PluginSpec
+from pegboard.weights import write_safetensors
+from pegboard_engine import EngineOptions, PagedEngine
+from pegboard_engine.plugin import UNIPROC
+from pegboard_sdk.toys.model import random_model
+from pegboard_sdk.toys.tokenizer import TinyTokenizer
+
+SHAPE: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": True,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+}
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+class Watcher:
+    """An observer that keeps what ended."""
+
+    ended: list[Any] = []  # noqa: RUF012  # the registry makes the instance
+
+    @hookimpl
+    def request_finished(self, output: Any) -> None:
+        self.ended.append(output)
+
+
+@pytest.fixture
+def ended() -> list[Any]:
+    """Outputs that the observer of `executors` heard of."""
+    Watcher.ended.clear()
+    return Watcher.ended
+
+
+@pytest.fixture
+def executors() -> Registry:
+    watcher = PluginSpec(kind="hooks", target=f"{__name__}:Watcher")
+    return Registry.of({("executor", "uniproc"): UNIPROC, ("hooks", "watcher"): watcher})
+
+
+@pytest.fixture(scope="session")
+def built() -> BuiltModel:
+    return random_model(phase="decode", seed=3)
+
+
+@pytest.fixture
+def start(built: BuiltModel, executors: Registry) -> Iterator[Callable[..., PagedEngine]]:
+    """Return a function that makes an engine over the tiny model; afterwards none of them may hold a page."""
+    made = []
+
+    def make(*, tokenizer: TinyTokenizer | None = None, model: BuiltModel | None = None, **options: Any) -> PagedEngine:
+        engine = PagedEngine(EngineOptions(**{"page_size": 4, "max_model_len": 64, **options}))
+        engine.load(model or built, tokenizer, executors)
+        made.append(engine)
+        return engine
+
+    yield make
+    for engine in made:
+        engine.close()
+        assert engine.num_held_pages == 0
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random llama, a byte-level tokenizer and a chat template."""
+    path = tmp_path_factory.mktemp("models") / "toy"
+    path.mkdir()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    special = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=270, initial_alphabet=alphabet, special_tokens=special, show_progress=False
+    )
+    tokenizer.train_from_iterator(["hello world, hello there"], trainer)
+    tokenizer.save(str(path / "tokenizer.json"))
+    settings = {"eos_token": "<|end|>", "chat_template": TEMPLATE, "tokenizer_class": "PreTrainedTokenizerFast"}
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    config = {**SHAPE, "vocab_size": tokenizer.get_vocab_size(), "eos_token_id": 0, "dtype": "float32"}
+    (path / "config.json").write_text(json.dumps(config))
+    write_weights(path, config)
+    return path
+
+
+def write_weights(path: Path, config: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        model = find_family(Registry.discover(), config).build(config)
+    generator = torch.Generator().manual_seed(11)
+    weights = [
+        (name, torch.randn(parameter.shape, generator=generator) * 0.3 + name.endswith("norm.weight"))
+        for name, parameter in model.named_parameters()
+    ]
+    write_safetensors(path / "model.safetensors", weights)
