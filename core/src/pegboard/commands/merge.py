@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pegboard.commands.convert import refuse_taken
 from pegboard.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @click.command()
@@ -23,6 +28,8 @@ def merge(source: str, target: Path, dtype: str, revision: str | None) -> None:
     The folder is complete: it needs neither the adapter nor the base. Sums are made in float32 before they are rounded.
     """
     refuse_taken(target)
+    import torch
+
     from pegboard.build import parse_dtype
     from pegboard.opened import open_any
     from pegboard.plugins.load import Registry
@@ -33,11 +40,19 @@ def merge(source: str, target: Path, dtype: str, revision: str | None) -> None:
     opened = open_any(registry, source, revision)
     if opened.adapted is None:
         raise ModelError(f"{source} is a complete model: there is nothing to merge", fix="name an adapter's folder")
-    name = str(wanted or max((t.dtype for t in opened.files.tensors.values()), key=lambda d: d.itemsize))
-    name = name.removeprefix("torch.")
-    built = opened.build(registry, dtype=name)
-    weights = ((key, parameter.detach().cpu()) for key, parameter in built.model.named_parameters())
-    config = {**built.config, "dtype": name, "torch_dtype": name}
+    own = {tensor.dtype for tensor in opened.files.tensors.values() if tensor.dtype.is_floating_point}
+    if not own:
+        raise ModelError(f"the base of {source} holds no tensors", fix="name an adapter of a whole model")
+    widest = reduce(torch.promote_types, own)
+    written = wanted or widest
+    # Built as wide as either: narrowing the base before the sum would round twice.
+    built = opened.build(registry, dtype=_name(torch.promote_types(widest, written)))
+    weights = ((name, weight.detach().to("cpu", written)) for name, weight in built.model.named_parameters())
+    config = {**built.config, "dtype": _name(written), "torch_dtype": _name(written)}
     generation_config = opened.files.generation_config or None
     write_model(target, config, weights, opened.files.files, generation_config=generation_config)
-    click.echo(f"{target}: a complete model in {name}")
+    click.echo(f"{target}: a complete model in {_name(written)}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,130 @@
+"""Greedy tokens of the engine against transformers' `generate`, and of an adapter folder against PEFT."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pegboard.opened import open_any
+from pegboard.plugins.load import Registry
+from pegboard.types import SamplingParams
+from pegboard_engine import EngineOptions, PagedEngine
+
+pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("default")]
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "mistral-window": ("mistral", {"sliding_window": 7}),
+    "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {"head_dim": 16}),
+}
+LENGTHS, NEW = (1, 40, 7, 23), 24
+OPTIONS: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "chunks": {"max_num_tokens": 9, "max_num_seqs": 3, "page_size": 4},
+}
+
+
+def prompts() -> list[list[int]]:
+    source = random.Random(2)
+    return [[source.randrange(1, 97) for _ in range(length)] for length in LENGTHS]
+
+
+def peer(name: str) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model_type, options = CASES[name]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SIZES, **options)).float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def theirs(model: Any, **options: Any) -> list[list[int]]:
+    """One prompt at a time, so that no padding takes part."""
+    found = []
+    for prompt in prompts():
+        out = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=NEW,
+            do_sample=False,
+            **options,
+        )
+        found.append(out[0, len(prompt) :].tolist())
+    return found
+
+
+def ours(folder: Path, *, penalty: float = 1.0, **options: Any) -> list[list[int]]:
+    """All prompts together."""
+    registry = Registry.discover()
+    built = open_any(registry, str(folder)).build(registry, platform="cpu", dtype="float32")
+    engine = PagedEngine(EngineOptions(**options))
+    engine.load(built, None, registry)
+    params = SamplingParams(max_tokens=NEW, temperature=0.0, repetition_penalty=penalty)
+    for number, prompt in enumerate(prompts()):
+        engine.add_request(str(number), prompt, params)
+    tokens: dict[str, list[int]] = {}
+    while engine.has_unfinished():
+        for output in engine.step():
+            tokens.setdefault(output.request_id, []).extend(output.token_ids)
+    engine.close()
+    return [tokens[str(number)] for number in range(len(LENGTHS))]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_greedy_tokens_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    model = peer(name)
+    model.save_pretrained(tmp_path)
+    wanted = theirs(model)
+    assert len({tuple(tokens) for tokens in wanted}) == len(wanted)
+    for options in OPTIONS.values():
+        assert ours(tmp_path, **options) == wanted, options
+
+
+def test_repetition_penalty_is_that_of_transformers(tmp_path: Path) -> None:
+    model = peer("llama")
+    model.save_pretrained(tmp_path)
+    wanted = theirs(model, repetition_penalty=1.3)
+    assert wanted != theirs(model)
+    assert ours(tmp_path, penalty=1.3) == wanted
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_an_adapter_folder_gives_the_tokens_of_peft(dora: bool, tmp_path: Path) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = peer("llama")
+    model.save_pretrained(tmp_path / "base")
+    plain = theirs(model)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "up_proj"], use_dora=dora)
+    adapted = get_peft_model(base, config)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.3)
+    adapted.save_pretrained(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
+    wanted = theirs(loaded.eval())
+    assert wanted != plain
+    assert ours(tmp_path / "adapter") == wanted
