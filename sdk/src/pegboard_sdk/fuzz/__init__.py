@@ -1,0 +1,5 @@
+"""Hostile input for what reads files: `python -m pegboard_sdk.fuzz --inputs N | --seconds S`.
+
+An input follows from its target and seed alone. A finding is whatever a reader raises beside a PegboardError, a reader that does not
+come to an end, one that takes much more memory than the input is large, and a process that dies.
+"""
