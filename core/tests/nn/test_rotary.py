@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -36,10 +38,22 @@ def test_both_styles_of_config(config: dict[str, object], theta: float, scaling:
 
 def test_unknown_scaling_names_the_known_ones() -> None:
     with pytest.raises(ModelError, match="'longrope'") as caught:
-        Rotary(4, 100.0, {"rope_type": "longrope"})
-    assert "llama3" in str(caught.value.fix)
+        Rotary(4, 100.0, {"rope_type": "longrope"}, scalings={"halved": halved})
+    assert "yarn" in str(caught.value.fix)
+    assert "halved" in str(caught.value.fix)
 
 
 def test_missing_key_is_named() -> None:
-    with pytest.raises(ModelError, match="'llama3' lacks the key 'factor'"):
-        Rotary(4, 100.0, {"rope_type": "llama3"})
+    for kind in ("linear", "halved"):
+        with pytest.raises(ModelError, match=f"'{kind}' lacks the key 'factor'"):
+            Rotary(4, 100.0, {"rope_type": kind}, scalings={"halved": halved})
+
+
+def halved(base: list[float], scaling: Mapping[str, Any]) -> list[float]:
+    return [f / 2 / scaling["factor"] for f in base]
+
+
+def test_a_familys_own_scaling() -> None:
+    rotary = Rotary(4, 100.0, {"rope_type": "halved", "factor": 2.0}, scalings={"halved": halved})
+    rotary.materialise(torch.device("cpu"))
+    torch.testing.assert_close(rotary.inv_freq, torch.tensor([0.25, 0.025]))

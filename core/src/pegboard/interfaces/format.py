@@ -55,7 +55,7 @@ class ModelFiles(ABC):
     @property
     @abstractmethod
     def portable(self) -> bool:
-        """Whether other tools can load `location` as it is by path or id (true of an HF folder and a hub id, false of a GGUF file)."""
+        """Whether other tools can load `location` as it is, by path or id (true of an HF folder and of a hub id)."""
 
     def fingerprint(self) -> str:
         """Return a short hash that changes when the weights may have changed; made from sizes and names unless a format does better."""
@@ -71,7 +71,7 @@ class ModelFormat(ABC):
     """Opens and, where it can, writes one format.
 
     The front door says in its capabilities how a location is recognised without importing the implementation:
-    {"suffixes": [".gguf"]} for files, {"markers": ["config.json"]} for folders that hold such a file, {"ids": true} for hub ids.
+    {"suffixes": [".acme"]} for files, {"markers": ["config.json"]} for folders that hold such a file, {"ids": true} for hub ids.
     """
 
     @abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from pegboard.errors import ModelError
@@ -10,7 +11,7 @@ from pegboard.nn.attention import Attention
 from pegboard.nn.causal_lm import CausalLM, Decoder, DecoderLayer
 from pegboard.nn.mlp import GatedMLP
 from pegboard.nn.norm import RMSNorm
-from pegboard.nn.rotary import Rotary, rope_settings
+from pegboard.nn.rotary import Rotary, Scaling, rope_settings
 from pegboard.types import AttentionSpec, ParallelRule
 
 
@@ -22,11 +23,12 @@ def dense_causal_lm(
     mlp_bias: bool = False,
     qk_norm: bool = False,
     window: Callable[[int], int | None] = lambda layer: None,
+    scalings: Mapping[str, Scaling] = MappingProxyType({}),
 ) -> CausalLM:
     """Return an empty decoder of RMS norms, grouped-query rotary attention and gated SiLU layers.
 
     qkv_bias, out_bias, mlp_bias: which projections have a bias. qk_norm: RMS norms over the heads of q and k.
-    window: layer index -> its sliding window, None for full attention.
+    window: layer index -> its sliding window, None for full attention. scalings: rotary ones of the family, by `rope_type`.
     Raises ModelError naming the key of `config` that is missing, ill-typed or asks for something else.
     """
     activation = config.get("hidden_act", "silu")
@@ -56,7 +58,7 @@ def dense_causal_lm(
     theta, scaling = rope_settings(config)
     layers = [layer(index) for index in range(positive(config, "num_hidden_layers"))]
     decoder = Decoder(positive(config, "vocab_size"), hidden, layers, RMSNorm(hidden, eps))
-    rotary = Rotary(head_dim, theta, scaling, max_positions)
+    rotary = Rotary(head_dim, theta, scaling, max_positions, scalings)
     return CausalLM(decoder, [rotary], tied=bool(config.get("tie_word_embeddings", False)), max_positions=max_positions)
 
 

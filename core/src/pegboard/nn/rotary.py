@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,24 +12,34 @@ from torch import Tensor, nn
 
 from pegboard.errors import ModelError
 
-_KNOWN = ("default", "linear", "llama3", "yarn")
+_KNOWN = ("default", "linear", "yarn")
+
+Scaling = Callable[[list[float], Mapping[str, Any]], list[float]]
+"""A family's own scaling: (inverse frequencies, `rope_scaling` of the config) -> inverse frequencies. Raises KeyError for a missing key."""
+
+_NONE: Mapping[str, Scaling] = MappingProxyType({})
 
 
 class Rotary(nn.Module):
     """Angles of rotary positions (arXiv:2104.09864), computed for the positions at hand.
 
     dim: dimensions of a head that are turned, even. theta: base. scaling: the `rope_scaling` of a Hugging Face config, or None.
-    max_positions: `max_position_embeddings`, which some scalings need.
+    max_positions: `max_position_embeddings`, which some scalings need. scalings: further ones by their `rope_type`.
     """
 
     inv_freq: Tensor
 
     def __init__(
-        self, dim: int, theta: float, scaling: Mapping[str, Any] | None = None, max_positions: int = 2048
+        self,
+        dim: int,
+        theta: float,
+        scaling: Mapping[str, Any] | None = None,
+        max_positions: int = 2048,
+        scalings: Mapping[str, Scaling] = _NONE,
     ) -> None:
         super().__init__()
         self.dim = dim
-        self._frequencies, self.factor = _frequencies(dim, theta, dict(scaling or {}), max_positions)
+        self._frequencies, self.factor = _frequencies(dim, theta, dict(scaling or {}), max_positions, scalings)
         self.register_buffer("inv_freq", torch.empty(dim // 2), persistent=False)
 
     def materialise(self, device: torch.device) -> None:
@@ -49,39 +60,30 @@ def rope_settings(config: Mapping[str, Any], default_theta: float = 10000.0) -> 
     return float(theta), parameters
 
 
-def _frequencies(dim: int, theta: float, scaling: dict[str, Any], max_positions: int) -> tuple[list[float], float]:
+def _frequencies(
+    dim: int, theta: float, scaling: dict[str, Any], max_positions: int, scalings: Mapping[str, Scaling]
+) -> tuple[list[float], float]:
     """Return the dim / 2 inverse frequencies and the factor on cos and sin."""
     base = [theta ** (-2 * i / dim) for i in range(dim // 2)]
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind not in _KNOWN:
+    if kind not in (*_KNOWN, *scalings):
         raise ModelError(
-            f"the config asks for rope_type {kind!r}, which is not supported", fix=f"supported: {', '.join(_KNOWN)}"
+            f"the config asks for rope_type {kind!r}, which is not supported",
+            fix=f"supported: {', '.join((*_KNOWN, *scalings))}",
         )
     if kind == "default":
         return base, 1.0
     try:
+        if kind in scalings:
+            return scalings[kind](base, scaling), 1.0
         factor = float(scaling["factor"])
         if kind == "linear":
             return [f / factor for f in base], 1.0
-        if kind == "llama3":
-            return _llama3(base, factor, scaling), 1.0
         return _yarn(base, dim, theta, factor, scaling, max_positions)
     except KeyError as missing:
         raise ModelError(
             f"rope_scaling of type {kind!r} lacks the key {missing}", fix="complete the model's config.json"
         ) from None
-
-
-def _llama3(base: list[float], factor: float, scaling: Mapping[str, Any]) -> list[float]:
-    """Llama 3.1: long waves are slowed by `factor`, short ones kept, those between blended."""
-    low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
-    original = float(scaling["original_max_position_embeddings"])
-    out = []
-    for f in base:
-        turns = original * f / (2 * math.pi)
-        blend = min(max((turns - low) / (high - low), 0.0), 1.0)
-        out.append((1 - blend) * f / factor + blend * f)
-    return out
 
 
 def _yarn(

@@ -34,7 +34,7 @@ class PluginSpec:
     probe: "module:function" that returns a `Probe` and does not import torch; None means always present and usable.
     priority: higher is tried first by an automatic choice.
     capabilities: facts that a choice is made by before the implementation is imported, JSON values only, such as
-        {"architectures": ["LlamaForCausalLM"]} for a model family or {"suffixes": [".gguf"]} for a format.
+        {"architectures": ["AcmeForCausalLM"]} for a model family or {"suffixes": [".acme"]} for a format.
     """
 
     kind: str

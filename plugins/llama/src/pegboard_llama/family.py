@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ class Llama(ModelFamily):
             out_bias=bias,
             mlp_bias=bool(config.get("mlp_bias", False)),
             window=lambda layer: window,
+            scalings={"llama3": llama3},
         )
 
     def parallel_plan(self, config: Mapping[str, Any]) -> Sequence[ParallelRule]:
@@ -30,3 +32,16 @@ class Llama(ModelFamily):
     def rename(self, name: str) -> str | None:
         # Old checkpoints carry the rotary frequencies, which follow from the config.
         return None if name.endswith("rotary_emb.inv_freq") else name
+
+
+def llama3(base: list[float], scaling: Mapping[str, Any]) -> list[float]:
+    """Scale the inverse frequencies as Llama 3.1 does: long waves are slowed by `factor`, short ones kept, those between blended."""
+    factor = float(scaling["factor"])
+    low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+    original = float(scaling["original_max_position_embeddings"])
+    out = []
+    for f in base:
+        turns = original * f / (2 * math.pi)
+        blend = min(max((turns - low) / (high - low), 0.0), 1.0)
+        out.append((1 - blend) * f / factor + blend * f)
+    return out
