@@ -3,12 +3,12 @@ PYTHON ?= python3
 N ?= 10000
 DEV = $(PYTHON) dev.py
 
-.PHONY: help setup demo test test-slow lint types wheels smoke new-plugin fuzz clean
+.PHONY: help setup demo test test-slow lint types wheels smoke new-plugin fuzz known clean
 
 help:
 	@$(DEV)
 
-setup demo test test-slow lint types wheels smoke clean:
+setup demo test test-slow lint types wheels smoke known clean:
 	@$(DEV) $@ $(ARGS)
 
 new-plugin:

@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     new.add_argument("name", help="the plugin's short name")
     new.add_argument("--kind", required=True, help="what it is, such as model, objective or logger")
     command("fuzz", tasks.fuzz, "Arguments: --seconds S or --inputs N.")
+    command("known", tasks.known)
     clean = command("clean", tasks.clean)
     clean.add_argument("--all", action="store_true", help="remove .venv and .venv-peers too")
     return top

@@ -12,6 +12,7 @@ from pathlib import Path
 from devtools import wheels
 from devtools.environment import Environment
 from devtools.installed import distributions
+from devtools.known import KNOWN, known_text
 from devtools.wheels import run
 from devtools.workspace import DevError, Workspace, normalise
 
@@ -133,6 +134,12 @@ def fuzz(workspace: Workspace, args: Namespace) -> int:
     """Feed hostile input to the readers and the config loader."""
     python = str(ready(main_environment(workspace)).python)
     return run([python, "-m", "pegboard_sdk.fuzz", *args.rest], workspace)
+
+
+def known(workspace: Workspace, args: Namespace) -> int:
+    """Write the core's list of which distribution offers which plugin."""
+    (workspace.root / KNOWN).write_text(known_text(workspace), encoding="utf-8")
+    return 0
 
 
 def clean(workspace: Workspace, args: Namespace) -> int:

@@ -11,7 +11,7 @@ import pytest
 import dev
 
 ROOT = Path(dev.__file__).parent
-COMMANDS = "setup demo test test-slow lint types wheels smoke new-plugin fuzz clean".split()
+COMMANDS = "setup demo test test-slow lint types wheels smoke new-plugin fuzz known clean".split()
 
 
 def run(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -13,7 +13,7 @@ of a plugin is annotated with `PluginSection`:
         use: str = "jsonl"
         shuffle: bool = True
 
-    class SftConfig(BaseModel):
+    class RunConfig(BaseModel):
         model_config = ConfigDict(extra="forbid")
 
         model: ModelSection
@@ -28,7 +28,7 @@ of a plugin is annotated with `PluginSection`:
 
     registry.create("optimizer", config["optimizer"])
 
-needs nothing else, and so that the dumped file re-runs exactly. `SftConfig.model_validate(config)` on the returned value
+needs nothing else, and so that the dumped file re-runs exactly. `RunConfig.model_validate(config)` on the returned value
 gives the typed form back; plugin sections are then dicts that are taken as they are. A default of a plugin section is
 validated only with `Field(validate_default=True)`; better to put it into `configs/default.yaml`.
 
