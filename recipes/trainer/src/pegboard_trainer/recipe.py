@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -197,6 +198,8 @@ def _build(config: TrainConfig, registry: Registry, files: Any, adapter: Adapter
         phase="train",
         seed=config.seed,
     )
+    if "OMP_NUM_THREADS" not in os.environ:  # the user's own choice of threads counts
+        built.platform.configure()
     built.model.train()
     registry.hooks.call("model_built", role="policy", model=built.model)
     return built
