@@ -222,6 +222,28 @@ def test_decode_step_in_a_graph(models: dict[str, BuiltModel]) -> None:
         assert Decoding(models["cuda"], [9, 14]).captured(12) == wanted
 
 
+def test_the_engine_generates(models: dict[str, BuiltModel]) -> None:
+    """Greedy tokens of a ragged batch in chunks, on the device as on the host in float64."""
+    from pegboard.types import SamplingParams
+    from pegboard_engine import EngineOptions, PagedEngine
+
+    def answers(built: BuiltModel) -> dict[str, list[int]]:
+        engine = PagedEngine(EngineOptions(page_size=PAGE, max_num_tokens=16, max_num_seqs=4, max_model_len=64))
+        engine.load(built, None, Registry.discover())
+        for number, length in enumerate((3, 17, 30)):
+            prompt = ids()[:length].tolist()
+            engine.add_request(str(number), prompt, SamplingParams(max_tokens=10, temperature=0))
+        found: dict[str, list[int]] = {}
+        while engine.has_unfinished():
+            for output in engine.step():
+                found.setdefault(output.request_id, []).extend(output.token_ids)
+        assert engine.num_held_pages == 0
+        engine.close()
+        return found
+
+    assert answers(models["cuda"]) == answers(models["cpu"])
+
+
 def test_platform(models: dict[str, BuiltModel]) -> None:
     platform = models["cuda"].platform
     info = platform.devices()[0]
