@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -277,11 +277,10 @@ def rows(seed: int, train: int, validation: int, held_out: int) -> tuple[list[di
         known, unseen = wish.phrasings[:-2], wish.phrasings[-2:]
         # Two places for every phrasing are never trained.
         places = {phrasing: draw.sample(ROOMS, 2) for phrasing in known}
-        trained += _drawn(
-            draw, wish, known, lambda p, places=places: [r for r in ROOMS if r not in places[p]], 60 * wish.weight
-        )  # type: ignore[misc]
-        kept_out += _drawn(draw, wish, unseen, lambda _: list(ROOMS), 4)
-        kept_out += _drawn(draw, wish, known, lambda p, places=places: places[p], 4)  # type: ignore[misc]
+        others = {phrasing: [room for room in ROOMS if room not in places[phrasing]] for phrasing in known}
+        trained += _drawn(draw, wish, others, 60 * wish.weight)
+        kept_out += _drawn(draw, wish, {phrasing: list(ROOMS) for phrasing in unseen}, 4)
+        kept_out += _drawn(draw, wish, places, 4)
     draw.shuffle(trained)
     draw.shuffle(kept_out)
     parts = trained[:train], kept_out[held_out : held_out + validation], kept_out[:held_out]
@@ -290,12 +289,10 @@ def rows(seed: int, train: int, validation: int, held_out: int) -> tuple[list[di
     return parts
 
 
-def _drawn(
-    draw: random.Random, wish: Wish, phrasings: tuple[str, ...], rooms: Callable[[str], list[str]], count: int
-) -> list[dict[str, str]]:
-    """Return up to `count` different rows."""
+def _drawn(draw: random.Random, wish: Wish, rooms: Mapping[str, list[str]], count: int) -> list[dict[str, str]]:
+    """Return up to `count` different rows. rooms: the places that each phrasing may speak of."""
     every = [
-        row(wish, phrasing, room, value) for phrasing in phrasings for room in rooms(phrasing) for value in wish.values
+        row(wish, phrasing, room, value) for phrasing in rooms for room in rooms[phrasing] for value in wish.values
     ]
     return draw.sample(every, min(count, len(every)))
 
