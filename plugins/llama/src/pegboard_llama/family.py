@@ -8,6 +8,7 @@ from typing import Any
 
 from pegboard.interfaces.model import ModelFamily
 from pegboard.nn import CausalLM, dense_causal_lm, dense_parallel_plan
+from pegboard.nn.dense import positive
 from pegboard.types import ParallelRule
 
 
@@ -16,7 +17,7 @@ class Llama(ModelFamily):
 
     def build(self, config: Mapping[str, Any]) -> CausalLM:
         bias = bool(config.get("attention_bias", False))
-        window = config.get("sliding_window")
+        window = None if config.get("sliding_window") is None else positive(config, "sliding_window")
         return dense_causal_lm(
             config,
             qkv_bias=bias,

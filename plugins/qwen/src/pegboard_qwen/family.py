@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pegboard.errors import ModelError
 from pegboard.interfaces.model import ModelFamily
 from pegboard.nn import CausalLM, dense_causal_lm, dense_parallel_plan
+from pegboard.nn.dense import positive
 from pegboard.types import ParallelRule
+
+_LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 class Qwen(ModelFamily):
@@ -44,9 +48,21 @@ def _with_head_dim(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _window(config: Mapping[str, Any], layer: int) -> int | None:
-    """Return the layer's sliding window: by `layer_types` where given, else from `max_window_layers` on."""
-    if not config.get("use_sliding_window") or not config.get("sliding_window"):
+    """Return the layer's sliding window: by `layer_types` where given, else from `max_window_layers` on.
+
+    Raises ModelError naming the key that is wrong.
+    """
+    if not config.get("use_sliding_window") or config.get("sliding_window") is None:
         return None
     types = config.get("layer_types")
-    slides = types[layer] == "sliding_attention" if types else layer >= int(config.get("max_window_layers", 28))
-    return int(config["sliding_window"]) if slides else None
+    if types is None:
+        slides = layer >= int(config.get("max_window_layers", 28))
+    elif layer < len(types) and types[layer] in _LAYER_TYPES:
+        slides = types[layer] == "sliding_attention"
+    else:
+        found = repr(types[layer]) if layer < len(types) else "missing"
+        raise ModelError(
+            f"the config's layer_types[{layer}] is {found}; {' or '.join(_LAYER_TYPES)} is needed",
+            fix="mend the model's config.json, or use a model of a family that has such layers",
+        )
+    return positive(config, "sliding_window") if slides else None
