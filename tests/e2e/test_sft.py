@@ -111,3 +111,8 @@ def test_16_bit_weights_keep_a_float32_copy(tmp_path: Path, train: Train, losses
     assert {str(t.dtype) for name, t in held.items() if name.endswith("/master")} == {"torch.float32"}
     assert {str(t.dtype) for t in read_folder(run / "final").values()} == {"torch.bfloat16"}
     assert json.loads((run / "final" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_plugins_may_be_disabled_in_a_config(tmp_path: Path, train: Train) -> None:
+    run = train(tmp_path / "run", "steps=1", "plugins.disabled=[pegboard-cuda]")
+    assert "pegboard-cuda" in (run / "config.yaml").read_text()

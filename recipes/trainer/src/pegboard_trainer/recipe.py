@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
     from pegboard.plugins.load import Registry
     from pegboard.plugins.spec import RecipeSpec
 
-log = logging.getLogger("pegboard.train")
-
 
 class Train(Recipe):
     """Trains the first role of a recipe with the recipe's objective."""
@@ -47,10 +44,7 @@ class Train(Recipe):
         The first Ctrl-C or SIGTERM finishes the step, saves it and raises SystemExit(128 + signal); the second ends the process at
         once, and the last complete step folder stays usable. Raises ConfigError for an output folder that exists.
         """
-        typed = cast(
-            TrainConfig,
-            import_object(spec.schema or "pegboard_trainer.config:TrainConfig").model_validate(dict(config)),
-        )
+        typed = _typed(spec, config)
         folder = Path(typed.output).expanduser()
         resumed = _claim(folder, typed)
         registry.hooks.call("configure", config=config)
@@ -168,6 +162,12 @@ def _evaluation(
         return {f"validation/{name}": value for name, value in metrics.items()}
 
     return measure
+
+
+def _typed(spec: RecipeSpec, config: Mapping[str, Any]) -> TrainConfig:
+    """Return the config as the recipe's schema has it; `plugins` is the core's own key."""
+    schema = import_object(spec.schema or "pegboard_trainer.config:TrainConfig")
+    return cast(TrainConfig, schema.model_validate({key: value for key, value in config.items() if key != "plugins"}))
 
 
 def _claim(folder: Path, config: TrainConfig) -> Path | None:

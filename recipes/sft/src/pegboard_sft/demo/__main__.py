@@ -10,7 +10,7 @@ from pegboard_sft.demo.tour import TOKENS, tour
 
 
 def main(args: list[str] | None = None) -> int:
-    """Return an exit status: 0, or 2 for what the user can mend."""
+    """Return an exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m pegboard_sft.demo", description=__doc__.partition(": ")[2])
     parser.add_argument("--model", required=True, help="the model to tune: a GGUF file, a folder or a hub id")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens to train on (default: %(default)s)")
@@ -22,6 +22,9 @@ def main(args: list[str] | None = None) -> int:
     except PegboardError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
