@@ -8,6 +8,7 @@ import resource
 import shlex
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,7 +93,7 @@ def show(answers: Sequence[str], wishes: Sequence[Wish]) -> None:
     for wish, answer in zip(wishes, answers, strict=True):
         if wish.said in SHOWN:
             say(f"   {wish.said}")
-            say(f"   > {' '.join(answer.split())}")
+            say(f"   > {textwrap.shorten(answer, 120, placeholder=' …')}")
     right = count_right(answers, wishes)
     say(f"   held-out score: {right} of {len(wishes)} commands exactly right ({right / len(wishes):.0%})")
 
