@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -76,10 +76,3 @@ def peg(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
     from pegboard_sdk.peg import runner
 
     return runner(capsys)
-
-
-def pytest_generate_tests(metafunc: Any) -> None:
-    """Give a standard test that asks for `case` one run for each case that its class names in `cases`."""
-    cases = getattr(metafunc.cls, "cases", None)
-    if "case" in metafunc.fixturenames and callable(cases):
-        metafunc.parametrize("case", cases())

@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What a logger is told when a run starts. start_step is not 0 when the run is resumed."""
+    """What a logger is told when a run starts. `folder` is there. start_step is not 0 when the run is resumed."""
 
     name: str
     folder: Path

@@ -39,10 +39,10 @@ class ModelSuite(PluginSuite):
     configs: ClassVar[Mapping[str, Mapping[str, Any]]]
     required_keys: ClassVar[Iterable[str]] = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
-    @classmethod
-    def cases(cls) -> list[str]:
-        """Return the names of the configs; every test that takes `case` runs once for each."""
-        return list(cls.configs)
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Run each test that takes `case` once for each config."""
+        if "case" in metafunc.fixturenames:
+            metafunc.parametrize("case", list(self.configs))
 
     def empty(self, case: str) -> CausalLM:
         """Return the model of a config as the family builds it, without weights."""
