@@ -49,6 +49,13 @@ def test_missing_key_is_named() -> None:
             Rotary(4, 100.0, {"rope_type": kind}, scalings={"halved": halved})
 
 
+@pytest.mark.parametrize("factor", ["much", None, 0, [2]])
+def test_a_factor_that_is_no_number_is_named(factor: object) -> None:
+    with pytest.raises(ModelError, match="'linear' cannot be computed from") as caught:
+        Rotary(4, 100.0, {"rope_type": "linear", "factor": factor})
+    assert caught.value.fix
+
+
 def halved(base: list[float], scaling: Mapping[str, Any]) -> list[float]:
     return [f / 2 / scaling["factor"] for f in base]
 

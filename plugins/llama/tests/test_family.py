@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from pegboard.errors import ModelError
 from pegboard.nn import CausalLM
 from pegboard.plugins.load import Registry
-from pegboard_llama.family import Llama
+from pegboard_llama.family import Llama, llama3
 from pegboard_llama.plugin import SPEC
 
 CONFIG: dict[str, Any] = {
@@ -20,6 +21,14 @@ CONFIG: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 3,
     "num_key_value_heads": 1,
+}
+MISTRAL = {"architectures": ["MistralForCausalLM"]}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
 }
 
 
@@ -66,15 +75,25 @@ def test_head_size_may_differ_from_its_share_of_the_hidden_size() -> None:
     assert found["model.layers.0.self_attn.o_proj.weight"] == [12, 18]
 
 
-def test_mistral_slides_in_every_layer() -> None:
-    assert [spec.window for spec in build(sliding_window=7).attention_specs] == [7, 7]
-    assert [spec.window for spec in build(sliding_window=None).attention_specs] == [None, None]
+@pytest.mark.parametrize(
+    ("changes", "window"),
+    [
+        ({**MISTRAL, "sliding_window": 7}, 7),
+        ({**MISTRAL, "sliding_window": None}, None),
+        (MISTRAL, 4096),
+        ({"architectures": None, "model_type": "mistral"}, 4096),
+        ({}, None),
+        ({"sliding_window": 7}, None),
+    ],
+)
+def test_mistral_alone_slides_and_in_every_layer(changes: dict[str, Any], window: int | None) -> None:
+    assert [spec.window for spec in build(**changes).attention_specs] == [window, window]
 
 
 @pytest.mark.parametrize("window", [0, -1, "4096", 1.5, True])
 def test_window_must_be_a_positive_integer(window: object) -> None:
     with pytest.raises(ModelError, match="sliding_window"):
-        build(sliding_window=window)
+        build(**MISTRAL, sliding_window=window)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +102,8 @@ def test_window_must_be_a_positive_integer(window: object) -> None:
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"rope_scaling": {"rope_type": "mystery", "factor": 2.0}}, "rope_type 'mystery'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
+        ({"rope_scaling": {**LLAMA3, "factor": "eight"}}, "could not convert string to float: 'eight'"),
+        ({"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, "division by zero"),
         ({"num_key_value_heads": 2}, "num_key_value_heads"),
         ({"intermediate_size": None}, "intermediate_size is missing"),
     ],
@@ -108,6 +129,14 @@ def test_what_is_not_done_is_refused_by_name(changes: dict[str, Any], message: s
 def test_parallel_plan_keeps_heads_whole(name: str, style: str, unit: int) -> None:
     rule = next(rule for rule in Llama().parallel_plan(CONFIG) if fnmatchcase(name, rule.pattern))
     assert (rule.style, rule.unit) == (style, unit)
+
+
+def test_llama3_slows_long_waves_and_keeps_short_ones() -> None:
+    # Waves of so many positions; the blend is between 8192 / 4 and 8192 / 1.
+    base = [2 * math.pi / length for length in (100, 2048, 4096, 8192, 20000)]
+    # 4096 makes 2 turns of 8192 positions: (2 - 1) / (4 - 1) of the way from slowed to kept.
+    wanted = [1, 1, (2 / 3) / 8 + 1 / 3, 1 / 8, 1 / 8]
+    assert [s / b for s, b in zip(llama3(base, LLAMA3), base, strict=True)] == pytest.approx(wanted)
 
 
 def test_stale_frequencies_of_old_checkpoints_are_dropped() -> None:

@@ -79,6 +79,7 @@ def test_model_type_decides_where_no_architecture_is_named() -> None:
         ({"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0}, [None, None, None]),
         (SLIDING, [None, None, None]),
         ({**SLIDING, "max_window_layers": 1}, [None, 5, 5]),
+        ({"use_sliding_window": True, "max_window_layers": 2}, [None, None, 4096]),
         ({**SLIDING, "max_window_layers": 0}, [5, 5, 5]),
         ({**SLIDING, "max_window_layers": 0, "layer_types": [FULL, SLIDES, FULL]}, [None, 5, None]),
     ],

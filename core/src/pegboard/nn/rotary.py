@@ -84,6 +84,11 @@ def _frequencies(
         raise ModelError(
             f"rope_scaling of type {kind!r} lacks the key {missing}", fix="complete the model's config.json"
         ) from None
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ModelError(
+            f"rope_scaling of type {kind!r} cannot be computed from {scaling}: {error}",
+            fix="mend the model's config.json",
+        ) from None
 
 
 def _yarn(

@@ -17,7 +17,7 @@ class Llama(ModelFamily):
 
     def build(self, config: Mapping[str, Any]) -> CausalLM:
         bias = bool(config.get("attention_bias", False))
-        window = None if config.get("sliding_window") is None else positive(config, "sliding_window")
+        window = _window(config)
         return dense_causal_lm(
             config,
             qkv_bias=bias,
@@ -33,6 +33,15 @@ class Llama(ModelFamily):
     def rename(self, name: str) -> str | None:
         # Old checkpoints carry the rotary frequencies, which follow from the config.
         return None if name.endswith("rotary_emb.inv_freq") else name
+
+
+def _window(config: Mapping[str, Any]) -> int | None:
+    """Return the sliding window, which Mistral alone has: 4096 where config.json is silent, none where it says null."""
+    architectures = config.get("architectures") or []
+    mistral = "MistralForCausalLM" in architectures or (not architectures and config.get("model_type") == "mistral")
+    if not mistral or config.get("sliding_window", 4096) is None:
+        return None
+    return positive(config, "sliding_window", 4096)
 
 
 def llama3(base: list[float], scaling: Mapping[str, Any]) -> list[float]:

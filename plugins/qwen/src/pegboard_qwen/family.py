@@ -50,9 +50,10 @@ def _with_head_dim(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _window(config: Mapping[str, Any], layer: int) -> int | None:
     """Return the layer's sliding window: by `layer_types` where given, else from `max_window_layers` on.
 
+    Where config.json is silent, transformers' defaults count: windows of 4096, from layer 28 on.
     Raises ModelError naming the key that is wrong.
     """
-    if not config.get("use_sliding_window") or config.get("sliding_window") is None:
+    if not config.get("use_sliding_window") or config.get("sliding_window", 4096) is None:
         return None
     types = config.get("layer_types")
     if types is None:
@@ -65,4 +66,4 @@ def _window(config: Mapping[str, Any], layer: int) -> int | None:
             f"the config's layer_types[{layer}] is {found}; {' or '.join(_LAYER_TYPES)} is needed",
             fix="mend the model's config.json, or use a model of a family that has such layers",
         )
-    return positive(config, "sliding_window") if slides else None
+    return positive(config, "sliding_window", 4096) if slides else None
