@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -93,17 +92,15 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path: Path, arg
     """The system refuses to let a file grow beyond 20 kB, which the weights would."""
     run = tmp_path / "run"
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    done = subprocess.run(
-        [sys.executable, "-B", "-m", "pegboard", *arguments(run, "steps=2")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=limit,
-        capture_output=True,
-        text=True,
-        timeout=240,
+    code = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "from pegboard.cli import run_cli\n"
+        "sys.exit(run_cli(sys.argv[1:]))\n"
     )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-B", "-c", code, *arguments(run, "steps=2")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 2, done.stderr
     assert "error: no space left to write" in done.stderr
     assert "fix: free some space" in done.stderr
