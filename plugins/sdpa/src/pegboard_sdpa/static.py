@@ -20,18 +20,18 @@ class StaticDecodePlan:
         if inputs.pad_to is None or inputs.pad_pages is None:
             raise ValueError("a static plan needs pad_to and pad_pages")
         self._layout = layout
-        self._size = (inputs.pad_to, inputs.pad_pages)
-        self._reads = torch.zeros(inputs.pad_to, inputs.pad_pages * layout.page_size, dtype=torch.int64, device=device)
+        self._table = torch.zeros(inputs.pad_to, inputs.pad_pages, dtype=torch.int64, device=device)
         self._lens = torch.ones(inputs.pad_to, dtype=torch.int64, device=device)
         self._slots = torch.zeros(inputs.pad_to, dtype=torch.int64, device=device)
         self._keys = torch.arange(inputs.pad_pages * layout.page_size, device=device)
+        self._reads = torch.zeros(inputs.pad_to, len(self._keys), dtype=torch.int64, device=device)
         self._masks: dict[int | None, Tensor] = {}
         self.update_(inputs)
 
     def update_(self, inputs: AttentionInputs) -> None:
         """Refill the buffers in place. Raises ValueError when the batch does not fit or is not a pure decode batch."""
         assert inputs.block_table is not None and inputs.slot_mapping is not None
-        count, (rows, width) = len(inputs.seq_lens), self._size
+        count, (rows, width) = len(inputs.seq_lens), self._table.shape
         used = [
             pages[: -(-length // self._layout.page_size)]
             for pages, length in zip(inputs.block_table, inputs.seq_lens, strict=True)
@@ -49,8 +49,9 @@ class StaticDecodePlan:
         lens[:count] = torch.tensor(list(inputs.seq_lens))
         slots = torch.zeros(rows, dtype=torch.int64)
         slots[:count] = inputs.slot_mapping
-        for buffer, value in ((self._reads, self._read_slots(table, lens)), (self._lens, lens), (self._slots, slots)):
+        for buffer, value in ((self._table, table), (self._lens, lens), (self._slots, slots)):
             buffer.copy_(value)
+        self._reads.copy_(self._read_slots())
         for window, mask in self._masks.items():
             mask.copy_(self._mask(window))
 
@@ -69,11 +70,11 @@ class StaticDecodePlan:
         )
         return out.reshape(q.shape)
 
-    def _read_slots(self, table: Tensor, lens: Tensor) -> Tensor:
+    def _read_slots(self) -> Tensor:
         """Return [pad_to, pad_pages * page_size] slots to read; a place without a token stands for the first token's."""
         size = self._layout.page_size
-        slots = (table[:, :, None] * size + torch.arange(size)).flatten(1)
-        return torch.where(torch.arange(slots.shape[1]) < lens[:, None], slots, slots[:, :1])
+        slots = self._table.repeat_interleave(size, 1) * size + self._keys % size
+        return torch.where(self._keys < self._lens[:, None], slots, slots[:, :1])
 
     def _mask(self, window: int | None) -> Tensor:
         lens = self._lens[:, None, None, None]
