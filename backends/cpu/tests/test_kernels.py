@@ -37,3 +37,31 @@ def test_frozen_weight_keeps_no_input() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append((t.shape, t.dtype)) or t, lambda t: t):
         kernels.linear(x, weight)
     assert kept == [((5, 6), torch.bfloat16)]
+
+
+@pytest.mark.parametrize("shape", [(1, 48), (48,), (5, 48), (1, 3, 16), (0, 48)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_norms(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(len(shape))
+    x, residual = torch.randn(shape, dtype=torch.float64).to(dtype), torch.randn(shape, dtype=torch.float64).to(dtype)
+    weight = torch.randn(shape[-1], dtype=torch.float64).to(dtype)
+    total = x + residual
+    wide = total.double()
+    wanted = wide * (wide.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight.double()
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}[dtype]
+    normed, kept = kernels.add_rms_norm(x, residual, weight, 1e-5)
+    assert torch.equal(kept, total)
+    for out in (normed, kernels.rms_norm(total, weight, 1e-5)):
+        assert out.dtype == dtype
+        torch.testing.assert_close(out.double(), wanted, rtol=tolerance, atol=tolerance)
+
+
+def test_a_norm_of_one_row_spreads_what_is_not_finite() -> None:
+    for wrong in (float("nan"), float("inf")):
+        assert not kernels.rms_norm(torch.tensor([[1.0, wrong]]), torch.ones(2), 1e-5).isfinite().all()
+
+
+def test_one_row_with_a_gradient() -> None:
+    x = torch.randn(1, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(8, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda t: kernels.rms_norm(t, weight, 1e-5), (x,))

@@ -1,4 +1,4 @@
-"""Replacements for ops on processors without fast half-precision products."""
+"""Replacements for ops: products on processors without fast half-precision ones, and norms of one row."""
 
 from __future__ import annotations
 
@@ -27,6 +27,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _wide(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """[..., H] -> [..., H]: as torch's, which takes eight small kernels a call; one row, a decode step's, takes three."""
+    if x.numel() != weight.numel() or x.requires_grad:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    norm = torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32)).item()
+    return x.mul((norm * norm / weight.numel() + eps) ** -0.5).mul_(weight)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """[T, H] each -> (norm(x + residual), x + residual)."""
+    total = x + residual
+    return rms_norm(total, weight, eps), total
 
 
 class _WideLinear(torch.autograd.Function):

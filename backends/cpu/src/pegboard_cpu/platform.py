@@ -36,7 +36,10 @@ class CpuPlatform(Platform):
 
     def kernels(self, phase: Phase, dtype: torch.dtype, index: int = 0) -> Mapping[str, Callable[..., Any]]:
         wide = dtype == torch.float16 or (dtype == torch.bfloat16 and not _fast_bfloat16())
-        return {"linear": kernels.linear} if wide else {}
+        replaced: dict[str, Callable[..., Any]] = {"linear": kernels.linear} if wide else {}
+        if phase != "train":
+            replaced |= {"rms_norm": kernels.rms_norm, "add_rms_norm": kernels.add_rms_norm}
+        return replaced
 
     def configure(self, *, threads: int | None = None) -> None:
         torch.set_num_threads(threads or limits.usable_cpus())

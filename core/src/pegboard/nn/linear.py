@@ -84,8 +84,8 @@ class LinearGroup(Layer):
     @property
     def members(self) -> list[nn.Module]:
         """The members as they stand now, adapted or not."""
-        owner = self._owner[0]
-        return [getattr(owner, name) for name in self.names]
+        modules = self._owner[0]._modules
+        return [cast(nn.Module, modules[name]) for name in self.names]
 
     def bases(self) -> list[Linear] | None:
         """The plain Linear of each member, or None when one of them is something else (quantised, say)."""
@@ -131,12 +131,12 @@ class LinearGroup(Layer):
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
         """[T, in_features] -> [T, sum of out_features], the members' outputs side by side."""
         members = self.members
+        if self._weight is not None and all(type(member) is Linear for member in members):
+            return self._base(x, self._weight)
         adapted = [member for member in members if hasattr(member, "base")]
         if self._weight is None or any(not member.additive for member in adapted):
             return torch.cat([member(x, ctx) for member in members], -1)
         out = self._base(x, self._weight)
-        if not adapted:
-            return out
         group_add = getattr(type(adapted[0]), "group_add", None)
         if group_add is not None and len({type(member) for member in adapted}) == 1:
             starts, start = [], 0
