@@ -52,7 +52,8 @@ def test_link_closure_holds_what_metadata_requires_and_nothing_else(tmp_path: Pa
 
 
 def check(site: Path, name: str, *workspace: str) -> subprocess.CompletedProcess[str]:
-    code = f"import sys, runpy; sys.path.insert(0, {str(site)!r}); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    path = f"import sys, runpy; sys.path.insert(0, {str(site)!r}); sys.argv = sys.argv[1:]; "
+    code = path + "runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-I", "-S", "-c", code, str(CHECK), name, *workspace]
     return subprocess.run(command, capture_output=True, text=True)
 
