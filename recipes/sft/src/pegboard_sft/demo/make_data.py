@@ -93,7 +93,7 @@ WISHES: dict[str, Wish] = {
             "Make the {room} {value}.",
             "Turn the lights in the {room} {value}.",
             "Give me {value} light in the {room}.",
-            "I am in the mood for a {value} {room}.",
+            "I am in the mood for a lot of {value} in the {room}.",
             "Paint the {room} {value} with the lamps.",
             "Let the {room} glow in {value}.",
         ),

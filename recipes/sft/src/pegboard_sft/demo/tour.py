@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pegboard.errors import PluginError
-from pegboard_sft.demo.answers import Wish, ask, count_right, read_wishes
+from pegboard_sft.demo.answers import Wish, ask, count_right, is_right, read_wishes
 
 TOKENS = 40_000
 TOKENS_A_STEP = 225
@@ -23,10 +23,10 @@ DATA = Path(__file__).parent
 NEEDED = ("engine", "gguf", "llama", "tokenizers", "cpu", "sdpa")
 SHOWN = (
     "The carpet in the bathroom is full of dust.",
-    "Let some sunshine into the garage.",
-    "Popcorn is ready, start the cinema in the attic.",
+    "The baby is falling asleep in the nursery.",
+    "Sweet dreams in the den.",
 )
-"""Held-out wishes whose answers are printed."""
+"""Held-out wishes whose answers are printed: a small model learns most of them, and stumbles over the last more often than not."""
 
 
 def tour(model: str, tokens: int) -> None:
@@ -93,7 +93,8 @@ def show(answers: Sequence[str], wishes: Sequence[Wish]) -> None:
     for wish, answer in zip(wishes, answers, strict=True):
         if wish.said in SHOWN:
             say(f"   {wish.said}")
-            say(f"   > {textwrap.shorten(answer, 120, placeholder=' …')}")
+            mark = "right" if is_right(answer, wish) else "wrong"
+            say(f"   > {textwrap.shorten(answer, 110, placeholder=' …')}   ({mark})")
     right = count_right(answers, wishes)
     say(f"   held-out score: {right} of {len(wishes)} commands exactly right ({right / len(wishes):.0%})")
 
