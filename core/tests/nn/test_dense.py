@@ -26,6 +26,7 @@ CONFIG: dict[str, Any] = {
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"hidden_size": "16"}, "hidden_size is '16'"),
         ({"num_attention_heads": True}, "num_attention_heads is True"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps is 'small'; a positive number is needed"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"num_key_value_heads": 3}, "num_attention_heads is 4, no multiple of its num_key_value_heads, 3"),
         ({"hidden_size": 18}, "hidden_size is 18, no multiple of its num_attention_heads, 4"),

@@ -11,7 +11,7 @@ from pegboard.nn.attention import Attention
 from pegboard.nn.causal_lm import CausalLM, Decoder, DecoderLayer
 from pegboard.nn.mlp import GatedMLP
 from pegboard.nn.norm import RMSNorm
-from pegboard.nn.rotary import Rotary, Scaling, rope_settings
+from pegboard.nn.rotary import Rotary, Scaling, positive_number, rope_settings
 from pegboard.types import AttentionSpec, ParallelRule
 
 
@@ -38,7 +38,7 @@ def dense_causal_lm(
     heads = positive(config, "num_attention_heads")
     kv_heads = positive(config, "num_key_value_heads", heads)
     head_dim = head_size(config)
-    eps = float(config.get("rms_norm_eps", 1e-6))
+    eps = positive_number(config.get("rms_norm_eps", 1e-6), "rms_norm_eps")
     if heads % kv_heads:
         raise ModelError(
             f"the config's num_attention_heads is {heads}, no multiple of its num_key_value_heads, {kv_heads}",

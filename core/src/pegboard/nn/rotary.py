@@ -57,7 +57,16 @@ def rope_settings(config: Mapping[str, Any], default_theta: float = 10000.0) -> 
     """Return theta and the scaling of a Hugging Face config, written in either of its styles (`rope_scaling` or `rope_parameters`)."""
     parameters = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     theta = parameters.pop("rope_theta", None) or config.get("rope_theta") or default_theta
-    return float(theta), parameters
+    return positive_number(theta, "rope_theta"), parameters
+
+
+def positive_number(value: Any, key: str) -> float:
+    """Return a finite number above zero, as it stands under `key` of a config. Raises ModelError naming key and value."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf:
+        return float(value)
+    raise ModelError(
+        f"the config's {key} is {value!r}; a positive number is needed", fix="mend the model's config.json"
+    )
 
 
 def _frequencies(

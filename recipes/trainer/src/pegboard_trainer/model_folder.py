@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from pegboard.weights import write_model, write_safetensors
 if TYPE_CHECKING:
     from pegboard.interfaces.format import ModelFiles
     from pegboard.interfaces.tokenizer import Tokenizer
+
+log = logging.getLogger("pegboard.train")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ def portable_base(files: ModelFiles) -> str:
         return str(path.resolve()) if path.exists() else files.location
     folder = (cache_folder() / "bases" / f"{Path(files.location).stem}-{files.fingerprint()}").absolute()
     if not (folder / "config.json").is_file():
+        log.info("%s is written once to %s, as the base that the adapter names", files.location, folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         config = {**files.config, "dtype": "float32", "torch_dtype": "float32"}
         try:
