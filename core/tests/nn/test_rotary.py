@@ -38,7 +38,7 @@ def test_both_styles_of_config(config: dict[str, object], theta: float, scaling:
 
 @pytest.mark.parametrize("theta", ["x", -1.0, float("nan"), float("inf"), True, [1]])
 def test_a_base_that_is_no_positive_number_is_refused(theta: object) -> None:
-    with pytest.raises(ModelError, match="rope_theta is .* a positive number is needed"):
+    with pytest.raises(ModelError, match=r"rope_theta is .* a positive number is needed"):
         rope_settings({"rope_theta": theta})
 
 
