@@ -14,6 +14,9 @@ from pegboard.nn.norm import RMSNorm
 from pegboard.nn.rotary import Rotary, Scaling, positive_number, rope_settings
 from pegboard.types import AttentionSpec, ParallelRule
 
+MOST_LAYERS, WIDEST_HEAD = 4096, 65536
+"""Modules and frequencies are made before any tensor is compared: a hostile config must not make a billion of them."""
+
 
 def dense_causal_lm(
     config: Mapping[str, Any],
@@ -56,7 +59,7 @@ def dense_causal_lm(
 
     max_positions = positive(config, "max_position_embeddings", 2048)
     theta, scaling = rope_settings(config)
-    layers = [layer(index) for index in range(positive(config, "num_hidden_layers"))]
+    layers = [layer(index) for index in range(positive(config, "num_hidden_layers", most=MOST_LAYERS))]
     decoder = Decoder(positive(config, "vocab_size"), hidden, layers, RMSNorm(hidden, eps))
     rotary = Rotary(head_dim, theta, scaling, max_positions, scalings)
     return CausalLM(decoder, [rotary], tied=bool(config.get("tie_word_embeddings", False)), max_positions=max_positions)
@@ -80,18 +83,18 @@ def dense_parallel_plan(config: Mapping[str, Any]) -> Sequence[ParallelRule]:
 def head_size(config: Mapping[str, Any]) -> int:
     """Return `head_dim`, or what follows from the hidden size where the config leaves it out."""
     if config.get("head_dim") is not None:
-        return positive(config, "head_dim")
+        return positive(config, "head_dim", most=WIDEST_HEAD)
     hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
     if hidden % heads:
         raise ModelError(
             f"the config's hidden_size is {hidden}, no multiple of its num_attention_heads, {heads}, and head_dim is missing",
             fix="mend the model's config.json",
         )
-    return hidden // heads
+    return positive({"head_dim": hidden // heads}, "head_dim", most=WIDEST_HEAD)
 
 
-def positive(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """Return a positive integer of the config. Raises ModelError naming the key and what was found."""
+def positive(config: Mapping[str, Any], key: str, default: int | None = None, *, most: int = 2**31 - 1) -> int:
+    """Return a positive integer of the config, of at most `most`. Raises ModelError naming the key and what was found."""
     value = config.get(key)
     if value is None and default is not None:
         return default
@@ -99,5 +102,9 @@ def positive(config: Mapping[str, Any], key: str, default: int | None = None) ->
         found = "is missing" if value is None else f"is {value!r}"
         raise ModelError(
             f"the config's {key} {found}; a positive integer is needed", fix="mend the model's config.json"
+        )
+    if value > most:
+        raise ModelError(
+            f"the config's {key} is {value}; at most {most} is believed", fix="mend the model's config.json"
         )
     return value
