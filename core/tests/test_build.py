@@ -104,6 +104,12 @@ def test_unknown_architecture(registry: Registry) -> None:
         find_family(registry, {"architectures": ["MambaForCausalLM"], "model_type": "mamba2"})
 
 
+@pytest.mark.parametrize("architectures", [3, "ToyForCausalLM", [3], {"a": 1}])
+def test_architectures_that_are_no_list_of_names(registry: Registry, architectures: object) -> None:
+    with pytest.raises(ModelError, match="a list of names is needed"):
+        find_family(registry, {"architectures": architectures})
+
+
 def test_model_type_serves_where_architectures_are_missing(registry: Registry) -> None:
     assert type(find_family(registry, {"model_type": "toy"})).__name__ == "ToyFamily"
 

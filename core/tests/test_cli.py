@@ -138,6 +138,14 @@ def test_version_and_usage(peg) -> None:
         ("raise click.Abort", 130, "error: interrupted\n"),
         ("raise OSError({ENOSPC}, 'full', 'x/y')", 2, "error: x/y: the disk is full\n  fix: free some space"),
         ("raise OSError({EACCES}, 'no', 'x/y')", 2, "error: x/y: permission denied\n  fix: check"),
+        (
+            "raise OSError({EFBIG}, 'no', 'x/y')",
+            2,
+            "error: x/y: the file is larger than may be written here\n  fix: raise",
+        ),
+        ("raise OSError({ENAMETOOLONG}, 'no', 'x/y')", 2, "error: x/y: the name is too long\n  fix: choose"),
+        ("raise OSError({ENOTDIR}, 'no', 'x/y')", 2, "error: x/y: a part of the path is a file"),
+        ("raise OSError({ELOOP}, 'no', 'x/y')", 2, "error: x/y: the link leads in a circle\n  fix: name"),
         ("raise OSError({EROFS}, 'no')", 2, "error: the file system is read-only\n  fix: write elsewhere"),
         ("click.get_current_context().exit(3)", 3, ""),
         ("return None", 0, ""),
@@ -145,7 +153,7 @@ def test_version_and_usage(peg) -> None:
     ],
 )
 def test_exit_statuses(add, peg, body: str, status: int, err: str) -> None:
-    add("act", body.format(**{name: getattr(errno, name) for name in ("ENOSPC", "EACCES", "EROFS")}))
+    add("act", body.format(**{name: number for number, name in errno.errorcode.items()}))
     said = peg("act")
     assert said.status == status
     assert err in said.err

@@ -119,8 +119,15 @@ def choose_platform(registry: Registry, name: str = "auto") -> tuple[str, Platfo
 
 
 def find_family(registry: Registry, config: Mapping[str, Any]) -> ModelFamily:
-    """Return the family that builds the architecture of a config.json. Raises PluginError naming it when no plugin does."""
-    architectures = list(config.get("architectures") or [])
+    """Return the family that builds the architecture of a config.json. Raises PluginError naming it when no plugin does,
+    ModelError when the config does not name it in a list.
+    """
+    architectures = config.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise ModelError(
+            f"the config's architectures is {architectures!r}; a list of names is needed",
+            fix="mend the model's config.json",
+        )
     model_type = str(config.get("model_type") or "")
     names = [name for architecture in architectures for name in registry.match("model", "architectures", architecture)]
     if not names and not architectures:

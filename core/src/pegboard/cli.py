@@ -34,7 +34,11 @@ BUILT_IN: Mapping[str, tuple[str, str]] = {
 OS_ERRORS: Mapping[int, tuple[str, str]] = {
     errno.ENOSPC: ("the disk is full", "free some space or write elsewhere, then run again"),
     errno.EDQUOT: ("the disk quota is used up", "free some space or write elsewhere, then run again"),
+    errno.EFBIG: ("the file is larger than may be written here", "raise the limit (ulimit -f) or write elsewhere"),
     errno.EROFS: ("the file system is read-only", "write elsewhere"),
+    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
+    errno.ENOTDIR: ("a part of the path is a file, not a folder", "name another path"),
+    errno.ELOOP: ("the link leads in a circle", "name another path, or mend the link"),
     errno.EACCES: ("permission denied", "check the permissions, or name another path"),
 }
 """What the machine refuses, not we: errno -> what is wrong, and the fix."""

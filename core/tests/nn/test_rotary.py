@@ -62,6 +62,12 @@ def test_a_factor_that_is_no_number_is_named(factor: object) -> None:
     assert caught.value.fix
 
 
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_settings_that_are_no_mapping_are_named(key: str) -> None:
+    with pytest.raises(ModelError, match="is 3; keys and values are needed"):
+        rope_settings({key: 3})
+
+
 def halved(base: list[float], scaling: Mapping[str, Any]) -> list[float]:
     return [f / 2 / scaling["factor"] for f in base]
 

@@ -55,7 +55,12 @@ class Rotary(nn.Module):
 
 def rope_settings(config: Mapping[str, Any], default_theta: float = 10000.0) -> tuple[float, dict[str, Any]]:
     """Return theta and the scaling of a Hugging Face config, written in either of its styles (`rope_scaling` or `rope_parameters`)."""
-    parameters = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(given, Mapping):
+        raise ModelError(
+            f"the config's rope_scaling is {given!r}; keys and values are needed", fix="mend the model's config.json"
+        )
+    parameters = dict(given)
     theta = parameters.pop("rope_theta", None) or config.get("rope_theta") or default_theta
     return positive_number(theta, "rope_theta"), parameters
 

@@ -86,7 +86,7 @@ class TrainConfig(Section):
     resume: str | None = Field(
         default=None, description="`auto` (continue in `output` if it has a step), or a run or step folder"
     )
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="of data order, adapter and dropout")
     steps: int | None = Field(default=None, ge=1, description="optimizer steps")
     epochs: float | None = Field(
         default=None, gt=0, description="passes over the data, where `steps` is not given (default 1)"

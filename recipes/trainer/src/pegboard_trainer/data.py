@@ -63,6 +63,9 @@ def open_data(config: TrainConfig, registry: Registry, tokenizer: Tokenizer) -> 
     epochs = None if config.steps is not None else config.epochs or 1
     steps = config.steps or math.ceil(count_batches(training(epochs)) / config.batch.accumulate)
     fresh = None if validation is None else (lambda: held_out_batches(*validation))
+    # A row that cannot be used is told before the run folder is made, as far as the first batches show it.
+    for batches in ([training(epochs)] if config.steps is not None else []) + ([fresh()] if fresh is not None else []):
+        next(iter(batches), None)
     return Data(training(epochs), steps, fresh)
 
 

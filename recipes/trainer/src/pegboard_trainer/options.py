@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Options(BaseModel):
@@ -17,7 +19,7 @@ class AdamWOptions(Options):
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
 
     lr: float = Field(gt=0, description="peak learning rate")
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="decay of the first and second moment")
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.999), description="decay of the first and second moment")
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(
         default=0.01, ge=0, description="of matrices; vectors (norms, biases) are never decayed"

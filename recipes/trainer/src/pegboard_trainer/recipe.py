@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from pegboard.interfaces.adapter import Adapter
     from pegboard.plugins.load import Registry
     from pegboard.plugins.spec import RecipeSpec
+
+log = logging.getLogger("pegboard.train")
 
 
 class Train(Recipe):
@@ -76,7 +79,9 @@ class Train(Recipe):
             check_same(saved["identity"], identity)
             data.train.restore(saved["data"])
             first = int(saved["step"])
-        folder.mkdir(parents=True, exist_ok=True)
+            if first >= data.total_steps:
+                return _nothing_left(folder, resumed, first, data.total_steps)
+        _make(folder)
         remove_unfinished(folder)
         (folder / "config.yaml").write_text(dump_config(dict(config)))
         (folder / "env.json").write_text(json.dumps(environment(built), indent=1) + "\n")
@@ -182,6 +187,24 @@ def _claim(folder: Path, config: TrainConfig) -> Path | None:
             f"the output folder {folder} exists", fix="choose another output, or resume=auto to continue the run in it"
         )
     return resumed
+
+
+def _nothing_left(folder: Path, resumed: Path, step: int, total: int) -> Path:
+    """Say that a run has taken its steps, and return its folder. Raises ConfigError when it is another run's folder."""
+    reached = f"{resumed} has taken step {step}, and {total} are asked for"
+    more = "ask for more with steps=… or epochs=…"
+    if resumed.parent.resolve() != folder.resolve():
+        raise ConfigError(f"{reached}: nothing is left to train", fix=more)
+    mark_final(folder, step)  # a kill may have come between the last save and this
+    log.info("the run is finished: %s; nothing is done (%s)\nmodel: %s", reached, more, folder / "final")
+    return folder
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError:  # /proc, say: the place is there and takes no folder
+        raise ConfigError(f"the output folder {folder} cannot be made", fix="choose another output") from None
 
 
 def _build(config: TrainConfig, registry: Registry, files: Any, adapter: Adapter | None) -> BuiltModel:
