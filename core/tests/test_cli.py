@@ -137,6 +137,12 @@ def test_version_and_usage(peg) -> None:
         ("raise KeyboardInterrupt", 130, "\nerror: interrupted\n"),
         ("raise click.Abort", 130, "error: interrupted\n"),
         ("raise OSError({ENOSPC}, 'full', 'x/y')", 2, "error: x/y: the disk is full\n  fix: free some space"),
+        ("raise MemoryError", 2, "error: out of memory\n  fix: use a smaller batch"),
+        (
+            "import torch; torch.empty(1 << 60, dtype=torch.uint8)",
+            2,
+            "you tried to allocate 1152921504606846976 bytes. Error code 12 (Cannot allocate memory)\n  fix: use a smaller",
+        ),
         ("raise OSError({EACCES}, 'no', 'x/y')", 2, "error: x/y: permission denied\n  fix: check"),
         (
             "raise OSError({EFBIG}, 'no', 'x/y')",

@@ -196,12 +196,27 @@ def run_cli(args: list[str] | None = None) -> int:
         # The reader (head, say) has gone; without this the interpreter complains once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        first = str(error).partition("\n")[0]
+        _complain(
+            f"out of memory{f': {first}' if first else ''}\n  fix: use a smaller batch, model or adapter, or a narrower dtype"
+        )
+        return 2
     except OSError as error:
         if error.errno is None or error.errno not in OS_ERRORS:
             raise
         wrong, fix = OS_ERRORS[error.errno]
         _complain(f"{f'{error.filename}: ' if error.filename else ''}{wrong}\n  fix: {fix}")
         return 2
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether Python, torch's host allocator (a plain RuntimeError) or a device's one has no memory left."""
+    return (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in str(error)
+    )
 
 
 def _complain(text: str) -> None:
