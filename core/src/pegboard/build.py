@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pegboard.interfaces.quantizer import Quantizer
     from pegboard.interfaces.tokenizer import Tokenizer
     from pegboard.plugins.load import Registry
+    from pegboard.plugins.spec import PluginSpec
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -157,12 +158,8 @@ def open_model(registry: Registry, location: str, revision: str | None = None) -
             for record in registry.records("format")
             if record.status == "ok"
         }
-        names = [
-            n
-            for n, s in specs.items()
-            if any((path / str(m)).is_file() for m in _listed(s.capabilities.get("markers")))
-        ]
-        markers = sorted({str(m) for s in specs.values() for m in _listed(s.capabilities.get("markers"))})
+        names = [n for n, s in specs.items() if any((path / marker).is_file() for marker in markers_of(s))]
+        markers = sorted({marker for s in specs.values() for marker in markers_of(s)})
         if specs and not names:
             raise ModelError(
                 f"the folder {location} holds no model: none of {', '.join(markers)} is in it",
@@ -194,8 +191,10 @@ def load_tokenizer(registry: Registry, files: ModelFiles, name: str = "auto") ->
     return tokenizer
 
 
-def _listed(value: object) -> list[object]:
-    return list(value) if isinstance(value, (list, tuple)) else []
+def markers_of(spec: PluginSpec) -> list[str]:
+    """Return the files by which a front door's capabilities say that a folder is its own."""
+    value = spec.capabilities.get("markers")
+    return [str(marker) for marker in value] if isinstance(value, (list, tuple)) else []
 
 
 def _looks_like_path(location: str) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pegboard.build import BuiltModel, build_model, load_tokenizer, open_model
+from pegboard.build import BuiltModel, build_model, load_tokenizer, markers_of, open_model
 from pegboard.errors import ModelError
 from pegboard.interfaces.adapter import AdapterFiles
 from pegboard.interfaces.format import LazyTensor, ModelFiles
@@ -116,7 +116,7 @@ def adapter_plugins(registry: Registry, folder: Path) -> list[str]:
     return [
         record.name
         for record, spec in registry.candidates("adapter")
-        if any((folder / str(marker)).is_file() for marker in _markers(spec.capabilities.get("markers")))
+        if any((folder / marker).is_file() for marker in markers_of(spec))
     ]
 
 
@@ -130,7 +130,3 @@ def _open_adapter(registry: Registry, folder: Path, names: list[str]) -> Adapter
         except ModelError as error:
             refusals.append(error)
     raise refusals[0]
-
-
-def _markers(value: object) -> list[object]:
-    return list(value) if isinstance(value, (list, tuple)) else []
