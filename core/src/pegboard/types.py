@@ -250,13 +250,32 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class GrammarSpec:
+    """What an output must match. kind: "json_schema", "json_object", "regex", "choice" or "ebnf". value: the schema as JSON text, the
+    expression, the choices as a JSON list, or the grammar; empty for "json_object".
+    """
+
+    kind: Literal["json_schema", "json_object", "regex", "choice", "ebnf"]
+    value: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How one request is sampled and when it ends. Validated by the engine when the request is added.
 
-    temperature: 0 is greedy. top_k: 0 is off. top_p, min_p: nucleus and relative cut-offs on probability.
+    max_tokens, min_tokens: bounds of the output; before min_tokens neither an end id nor a stop text ends it.
+    n: answers to one prompt; answer i draws from a stream of its own.
+    temperature: 0 is greedy. top_k: 0 is off. top_p, min_p, typical_p: nucleus, relative and typical (arXiv:2202.00666) cut-offs.
     repetition_penalty: logits of ids already in prompt or output are divided (positive) or multiplied (negative) by it; 1 is off.
-    seed: the random stream depends only on seed and output position; None draws one at random.
-    stop: texts that end the output (not part of it); stop_ids: ids that end it, beside the tokenizer's own unless ignore_eos.
+    presence_penalty, frequency_penalty: subtracted from the logits of ids already in the output, once and once per occurrence.
+    logit_bias: id -> added to its logit. allowed_ids: the only ids that may come; None for all. bad_words: texts that must not come.
+    seed: the random stream depends only on seed, answer and output position; None draws one at random.
+    stop: texts that end the output (part of it only with include_stop); stop_ids: ids that end it, beside the tokenizer's own unless
+    ignore_eos.
+    logprobs, prompt_logprobs: for each token of output or prompt its log-probability and that many most probable ids; None for none.
+    logprob_ids: ids whose log-probabilities are told as well. They are those of the model's own logits, before any of the above.
+    grammar: what the output must match. processors: (plugin of kind logits_processor, its options), in order.
+    skip_special: leave special tokens out of the text. detokenize: False where no text is wanted.
     """
 
     max_tokens: int = 128
@@ -269,6 +288,22 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    min_tokens: int = 0
+    n: int = 1
+    typical_p: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    allowed_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()
+    include_stop: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logprob_ids: tuple[int, ...] = ()
+    grammar: GrammarSpec | None = None
+    processors: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    skip_special: bool = True
+    detokenize: bool = True
 
 
 @dataclass(slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -16,12 +16,53 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length", "abort", "timeout", "error"]
 
 
+Task = Literal["generate", "embed"]
+Pooling = Literal["last", "mean"]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """What a request is beside its prompt and sampling.
+
+    priority: lower runs first, where the engine's policy looks at it. deadline: seconds from its arrival until it ends as "timeout",
+    however far it came. queue_timeout: seconds that it may wait for its first step. adapter: name of a loaded adapter.
+    salt: requests share cached prefixes only with those of the same salt (a tenant's, say).
+    task: "embed" returns the pooled hidden state of the prompt in place of tokens. pooling: how.
+    """
+
+    priority: int = 0
+    deadline: float | None = None
+    queue_timeout: float | None = None
+    adapter: str | None = None
+    salt: str = ""
+    task: Task = "generate"
+    pooling: Pooling = "last"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities at one position, of the model's own distribution.
+
+    token_id, logprob, rank: the token that stands there; rank 1 is the most probable one. top: (id, logprob) of the most probable
+    ids, best first. extra: those of `SamplingParams.logprob_ids`, in their order.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: Sequence[tuple[int, float]] = ()
+    extra: Sequence[tuple[int, float]] = ()
+
+
 @dataclass(slots=True)
 class RequestOutput:
-    """What one step added to one request.
+    """What one step added to one answer of a request.
 
-    token_ids: the new ids. text: the text that became certain with them. finish_reason: None while the request runs.
+    token_ids: the new ids. text: the text that became certain with them. finish_reason: None while the answer goes on.
     error: a line for people when finish_reason is "error". num_prompt_tokens, num_output_tokens: totals so far.
+    index: which answer, below `SamplingParams.n`. stop_reason: the stop text or id that ended it; None for the tokenizer's own end.
+    logprobs: one entry for each of token_ids, where asked for. prompt_logprobs: with the first output only, one entry a prompt
+    token, None for the first. num_cached_tokens: prompt tokens that were found in the cache. embedding: with task "embed".
     """
 
     request_id: str
@@ -31,10 +72,44 @@ class RequestOutput:
     error: str | None = None
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
+    index: int = 0
+    stop_reason: str | int | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    num_cached_tokens: int = 0
+    embedding: list[float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Numbers of a running engine; the last seven only ever grow.
+
+    running, waiting: requests. pages, held_pages, cached_pages: of the cache; a cached page is free and may be found again.
+    finished: by finish reason.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    pages: int = 0
+    held_pages: int = 0
+    cached_pages: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    preemptions: int = 0
+    finished: Mapping[FinishReason, int] = field(default_factory=dict)
 
 
 class Engine(ABC):
-    """Requests in, tokens out. Constructed with the validated options of its schema; driven by calling `step` from one thread."""
+    """Requests in, tokens out. Constructed with the validated options of its schema; driven by one thread.
+
+    max_model_len: tokens that prompt and output of one request can have in all. vocab_size: ids are below it.
+    """
+
+    max_model_len: int
+    vocab_size: int
 
     @abstractmethod
     def load(self, built: BuiltModel, tokenizer: Tokenizer | None, registry: Registry) -> None:
@@ -46,8 +121,17 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def add_request(self, request_id: str, prompt: str | Sequence[int], params: SamplingParams) -> None:
-        """Queue a request. Raises ConfigError for parameters that cannot be met (a prompt longer than the context, say)."""
+    def add_request(
+        self,
+        request_id: str,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        options: RequestOptions | None = None,
+    ) -> None:
+        """Queue a request. Raises ConfigError for parameters that cannot be met (a prompt longer than the context, say).
+
+        What takes time to find out, such as whether a grammar can be compiled, ends the request later, as an output.
+        """
 
     @abstractmethod
     def abort(self, request_id: str) -> None:
@@ -55,11 +139,11 @@ class Engine(ABC):
 
     @abstractmethod
     def step(self) -> list[RequestOutput]:
-        """Run one step and return what it added. Empty when there is nothing to do."""
+        """Run one step and return what it added. Empty when there is nothing to do yet."""
 
     @abstractmethod
     def has_unfinished(self) -> bool:
-        """Whether any request is waiting or running."""
+        """Whether any request is waiting or running, or has an output that `step` has not returned yet."""
 
     @abstractmethod
     def update_weights(self, version: int) -> None:
@@ -68,3 +152,29 @@ class Engine(ABC):
     @abstractmethod
     def close(self) -> None:
         """Abort what runs and free the cache. Safe to call twice."""
+
+    def stats(self) -> EngineStats:
+        """Return numbers for monitoring. May be called from any thread."""
+        return EngineStats()
+
+    def reset_cache(self) -> None:
+        """Forget every cached prefix; what runs is not touched."""
+        return
+
+    def load_adapter(self, name: str, folder: str) -> None:
+        """Make the adapter of a folder available to requests. Raises ConfigError when it cannot be served or the name is taken."""
+        from pegboard.errors import ConfigError
+
+        raise ConfigError(
+            f"{type(self).__name__} serves no adapters beside its model", fix="merge the adapter into the model"
+        )
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter. Raises ConfigError while requests use it, or when there is none of that name."""
+        from pegboard.errors import ConfigError
+
+        raise ConfigError(f"no adapter {name!r} is loaded", fix="name one that is")
+
+    def adapters(self) -> Mapping[str, str]:
+        """Return the loaded adapters, name -> folder."""
+        return {}
