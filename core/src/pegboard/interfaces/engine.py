@@ -63,6 +63,8 @@ class RequestOutput:
     index: which answer, below `SamplingParams.n`. stop_reason: the stop text or id that ended it; None for the tokenizer's own end.
     logprobs: one entry for each of token_ids, where asked for. prompt_logprobs: with the first output only, one entry a prompt
     token, None for the first. num_cached_tokens: prompt tokens that were found in the cache. embedding: with task "embed".
+    rejected: whether the error is a mistake of the request's (a grammar that does not compile, say), so that `error` may be told to
+    whoever sent it. queue_time: seconds from its arrival to its first step, with the first output that can tell.
     """
 
     request_id: str
@@ -78,6 +80,8 @@ class RequestOutput:
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     num_cached_tokens: int = 0
     embedding: list[float] | None = None
+    rejected: bool = False
+    queue_time: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
