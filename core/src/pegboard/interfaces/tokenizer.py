@@ -42,6 +42,13 @@ class Tokenizer(ABC):
     def stream(self, *, skip_special: bool = True) -> TextStream:
         """Return a decoder for ids that come one by one; the joined pieces equal `decode` of all."""
 
+    @abstractmethod
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """Return the bytes that an id adds to the text before it; None for an id that adds none, such as a special token.
+
+        Raises DataError where what a token adds cannot be told from the token.
+        """
+
     @property
     @abstractmethod
     def has_chat_template(self) -> bool:

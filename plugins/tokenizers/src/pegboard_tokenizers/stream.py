@@ -11,6 +11,7 @@ import codecs
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pegboard.errors import DataError
 from pegboard.interfaces.tokenizer import TextStream
 
 Decode = Callable[[Sequence[int]], str]
@@ -120,6 +121,34 @@ def make_stream(decoder: Mapping[str, Any] | None, decode: Decode, token_of: Tok
     if _piecewise(steps):
         return WindowStream(decode, token_of, byte_fallback="ByteFallback" in kinds)
     return WholeStream(decode)
+
+
+def make_token_bytes(decoder: Mapping[str, Any] | None, decode: Decode) -> Callable[[str, int], bytes]:
+    """Return a function from (token, id) to the bytes that it adds to a text that it does not begin.
+
+    The function raises DataError for a decoder whose text for a token is not known to be the same after any other one.
+    """
+    steps = _steps(decoder)
+    kinds = [step.get("type") for step in steps]
+    if kinds == ["ByteLevel"]:
+        return lambda token, token_id: token_bytes(token)
+    if not steps or not _piecewise(steps) or {"WordPiece", "BPEDecoder"} & set(kinds):
+
+        def refuse(token: str, token_id: int) -> bytes:
+            raise DataError(
+                f"what the token {token!r} adds to a text cannot be told: the tokenizer's decoder looks at other tokens too",
+                fix="leave out what is restricted by a grammar for this model",
+            )
+
+        return refuse
+
+    def after_itself(token: str, token_id: int) -> bytes:
+        if "ByteFallback" in kinds and _is_byte(token):
+            return bytes([int(token[3:5], 16)])
+        # At the start of a text, decoders drop a space; after the token itself they do what they do everywhere else.
+        return decode([token_id, token_id])[len(decode([token_id])) :].encode()
+
+    return after_itself
 
 
 def _steps(decoder: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pegboard.errors import ConfigError, DataError
 from pegboard.interfaces.tokenizer import TextStream, Tokenizer
 from pegboard_tokenizers.mask import assistant_spans, token_mask
-from pegboard_tokenizers.stream import make_stream
+from pegboard_tokenizers.stream import make_stream, make_token_bytes
 
 if TYPE_CHECKING:
     import tokenizers
@@ -42,6 +42,7 @@ class HfTokenizer(Tokenizer):
         self._compiled: dict[str, ChatTemplate] = {}
         added = core.get_added_tokens_decoder()
         self._special = {index: token.content for index, token in added.items() if token.special}
+        self._bytes = make_token_bytes(decoder, self.decode)
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Return ids. Special tokens written out in `text` become those tokens. Raises DataError for what is no text."""
@@ -63,6 +64,14 @@ class HfTokenizer(Tokenizer):
             return None if skip_special and index in self._special else self._core.id_to_token(index)
 
         return make_stream(self._decoder, decode, token_of)
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """Return the bytes that an id adds after another one; None for special tokens and ids beyond the vocabulary.
+
+        Raises DataError for a decoder that is not known to work token by token.
+        """
+        token = None if token_id in self._special else self._core.id_to_token(token_id)
+        return None if token is None else self._bytes(token, token_id)
 
     @property
     def has_chat_template(self) -> bool:

@@ -34,6 +34,9 @@ class TinyTokenizer(Tokenizer):
     def stream(self, *, skip_special: bool = True) -> TextStream:
         return _Bytes(skip_special)
 
+    def token_bytes(self, token_id: int) -> bytes | None:
+        return bytes([token_id]) if token_id < BOS else None
+
     def chat_text(
         self,
         messages: Sequence[Message],
