@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,9 +33,10 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 @dataclass(slots=True)
 class BuiltModel:
-    """A model in place on its device, with what it was built from.
+    """A model bound to its device, with what it was built from.
 
-    adapted: names of the modules that an adapter swapped; empty without one.
+    adapted: names of the modules that an adapter swapped; empty without one. source: JSON values that build it again elsewhere
+    (see `pegboard.opened.OpenedModel.prepare`); empty where it was not built from a location. pending: what is left to do, in order.
     """
 
     model: CausalLM
@@ -48,6 +49,22 @@ class BuiltModel:
     attention_name: str
     attention: AttentionBackend
     adapted: Sequence[str] = ()
+    source: Mapping[str, Any] = field(default_factory=dict)
+    pending: list[Callable[[], None]] = field(default_factory=list)
+
+    def load(self) -> BuiltModel:
+        """Give the model storage and its weights, where `prepare_model` left it empty; return itself."""
+        while self.pending:
+            self.pending.pop(0)()
+        return self
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that the weights take, loaded or not; memory that several share counts once, through the parameter that owns it."""
+        return sum(
+            tensor.numel() * (self.dtype if tensor.is_meta and tensor.is_floating_point() else tensor.dtype).itemsize
+            for tensor in (*self.model.parameters(), *self.model.buffers())
+        )
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -74,7 +91,35 @@ def build_model(
     phase: Phase = "decode",
     seed: int = 0,
 ) -> BuiltModel:
-    """Build the model of `files`.
+    """Build the model of `files`, weights included. Arguments and errors as for `prepare_model`."""
+    return prepare_model(
+        registry,
+        files,
+        platform=platform,
+        device=device,
+        dtype=dtype,
+        attention=attention,
+        adapter=adapter,
+        quantizer=quantizer,
+        phase=phase,
+        seed=seed,
+    ).load()
+
+
+def prepare_model(
+    registry: Registry,
+    files: ModelFiles,
+    *,
+    platform: str = "auto",
+    device: int = 0,
+    dtype: str = "auto",
+    attention: str = "auto",
+    adapter: Adapter | None = None,
+    quantizer: Quantizer | None = None,
+    phase: Phase = "decode",
+    seed: int = 0,
+) -> BuiltModel:
+    """Build the model of `files` without storage: its shapes, dtype and bindings are final, its weights come with `load()`.
 
     dtype: a name of torch's ("bfloat16"), or "auto" for what the device computes fastest at full quality.
     phase: what the model is built for; kernels and attention may differ between "train" and "decode".
@@ -94,14 +139,27 @@ def build_model(
     table = kernel_table(hardware.kernels(phase, torch_dtype, device), owner=f"platform {platform_name!r}")
     bind_kernels(model, table)
     tensors = _matching(files, family, expected, tied=model.tied)
-    _materialise(model, torch_device, torch_dtype)
-    _stream(model, tensors)
-    if adapter is not None:
-        adapter.initialise(model, seed=seed, dtype=torch_dtype)
-    else:
-        model.requires_grad_(phase == "train")
+
+    def load() -> None:
+        _materialise(model, torch_device, torch_dtype)
+        _stream(model, tensors)
+        if adapter is not None:
+            adapter.initialise(model, seed=seed, dtype=torch_dtype)
+        else:
+            model.requires_grad_(phase == "train")
+
     return BuiltModel(
-        model, family, files, platform_name, hardware, torch_device, torch_dtype, attention_name, backend, adapted
+        model=model,
+        family=family,
+        files=files,
+        platform_name=platform_name,
+        platform=hardware,
+        device=torch_device,
+        dtype=torch_dtype,
+        attention_name=attention_name,
+        attention=backend,
+        adapted=adapted,
+        pending=[load],
     )
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pegboard.build import BuiltModel, build_model, load_tokenizer, markers_of, open_model
+from pegboard.build import BuiltModel, load_tokenizer, markers_of, open_model, prepare_model
 from pegboard.errors import ModelError
 from pegboard.interfaces.adapter import AdapterFiles
 from pegboard.interfaces.format import LazyTensor, ModelFiles
 
 if TYPE_CHECKING:
+    from pegboard.interfaces.platform import Phase
     from pegboard.interfaces.tokenizer import Tokenizer
     from pegboard.plugins.load import Registry
 
@@ -62,24 +64,60 @@ class AdaptedFiles(ModelFiles):
 
 @dataclass(frozen=True, slots=True)
 class OpenedModel:
-    """files: of the model, or of the base. adapted: the adapter that belongs on it, None for a complete model."""
+    """files: of the model, or of the base. adapted: the adapter that belongs on it, None for a complete model.
+
+    location, revision: what it was opened from.
+    """
 
     files: ModelFiles
     adapted: AdapterFiles | None = None
+    location: str = ""
+    revision: str | None = None
 
     def build(self, registry: Registry, **options: Any) -> BuiltModel:
-        """Return the model with its adapter merged in; `options` as for `build_model`.
+        """Return the model, loaded, with its adapter merged in; `options` as for `prepare`."""
+        return self.prepare(registry, **options).load()
 
-        Merged, since a merged model computes exactly what a plain one does, at its speed, and can be written as one.
+    def prepare(
+        self,
+        registry: Registry,
+        *,
+        platform: str = "auto",
+        device: int = 0,
+        dtype: str = "auto",
+        attention: str = "auto",
+        quantizer: str | Mapping[str, Any] | None = None,
+        phase: Phase = "decode",
+    ) -> BuiltModel:
+        """Return the model without weights; `load()` brings them and merges the adapter in.
+
+        Merged, since a merged model computes exactly what a plain one does, at its speed, and can be written as one. Options as for
+        `prepare_model`; quantizer: name of a plugin, or a mapping with its options and "use". The result's `source` holds all of
+        this with the choices made: `open_any(registry, source["location"], source["revision"]).prepare(registry,
+        **source["options"])` builds the same model in another process.
         """
-        if self.adapted is None:
-            return build_model(registry, self.files, **options)
-        built = build_model(registry, self.files, adapter=self.adapted.adapter, **options)
-        self.adapted.adapter.load(built.model, self.adapted.tensors)
-        with torch.no_grad():
-            self.adapted.adapter.merge(built.model)
-        built.adapted = ()
-        built.model.requires_grad_(False)
+        built = prepare_model(
+            registry,
+            self.files,
+            platform=platform,
+            device=device,
+            dtype=dtype,
+            attention=attention,
+            adapter=None if self.adapted is None else self.adapted.adapter,
+            quantizer=None if quantizer is None else registry.create("quantizer", quantizer),
+            phase=phase,
+        )
+        if self.adapted is not None:
+            built.pending.append(partial(_merge, built, self.adapted))
+        chosen = {
+            "platform": built.platform_name,
+            "device": device,
+            "dtype": str(built.dtype).removeprefix("torch."),
+            "attention": built.attention_name,
+            "quantizer": quantizer if quantizer is None or isinstance(quantizer, str) else dict(quantizer),
+            "phase": phase,
+        }
+        built.source = {"location": self.location, "revision": self.revision, "options": chosen}
         return built
 
     def tokenizer(self, registry: Registry, name: str = "auto") -> Tokenizer:
@@ -95,7 +133,7 @@ def open_any(registry: Registry, location: str, revision: str | None = None) -> 
     folder = Path(location).expanduser()
     names = adapter_plugins(registry, folder)
     if not names:
-        return OpenedModel(open_model(registry, location, revision))
+        return OpenedModel(open_model(registry, location, revision), None, location, revision)
     adapted = _open_adapter(registry, folder, names)
     beside = folder / adapted.base
     base = str(beside) if beside.exists() else adapted.base
@@ -106,7 +144,15 @@ def open_any(registry: Registry, location: str, revision: str | None = None) -> 
             f"the base model of the adapter in {location} cannot be opened: {error.message}",
             fix=f"bring {base} back, or correct the name of the base in the adapter's config",
         ) from error
-    return OpenedModel(AdaptedFiles(folder, files), adapted)
+    return OpenedModel(AdaptedFiles(folder, files), adapted, location, revision)
+
+
+def _merge(built: BuiltModel, adapted: AdapterFiles) -> None:
+    adapted.adapter.load(built.model, adapted.tensors)
+    with torch.no_grad():
+        adapted.adapter.merge(built.model)
+    built.adapted = ()
+    built.model.requires_grad_(False)
 
 
 def adapter_plugins(registry: Registry, folder: Path) -> list[str]:

@@ -103,27 +103,39 @@ class KVCache:
 class AttentionInputs:
     """What a plan is made from: the shape of one ragged batch.
 
-    Host lists are the truth (no device sync is needed to plan); a backend copies what it needs to the device.
-    query_lens: [N] new tokens of each sequence, so T = sum(query_lens).
+    Host values are the truth (no device sync is needed to plan); a backend copies what it needs to the device.
+    query_lens: [N] new tokens of each sequence, so T = sum(query_lens); a list or an int32 numpy array, as seq_lens is.
     seq_lens: [N] tokens of each sequence after this step (cached + new); equal to query_lens in training.
-    block_table: [N] lists of page numbers, page j of a row holds tokens j * page_size …; None without a cache.
-    slot_mapping: [T] position of each new token in the cache, page * page_size + offset; None without a cache.
+    block_table: rows of page numbers, page j of a row holds tokens j * page_size …: [N] lists, or an int32 host tensor [S, W] of
+    which only the first pages of a row count, as many as its tokens need; None without a cache.
+    table_rows: [N] the row of block_table of each sequence, int32 where it is an array; None when row i is sequence i's.
+    slot_mapping: [T] position of each new token in the cache, page * page_size + offset; None without a cache. A token whose
+    position lies in page 0 while one of its sequence's pages covers it is in the cache already: its key is read from there.
     num_decodes: the first `num_decodes` sequences have one new token each.
     pad_to, pad_pages: sequences, and pages of each, of a static (captured) decode batch; None for a batch planned for itself.
     """
 
     query_lens: Sequence[int]
     seq_lens: Sequence[int]
-    block_table: Sequence[Sequence[int]] | None = None
+    block_table: Sequence[Sequence[int]] | Tensor | None = None
     slot_mapping: Tensor | None = None
     num_decodes: int = 0
     pad_to: int | None = None
     pad_pages: int | None = None
+    table_rows: Sequence[int] | None = None
 
     @property
     def num_tokens(self) -> int:
         """T, new tokens of the whole batch."""
-        return sum(self.query_lens)
+        return int(sum(self.query_lens))
+
+    def pages(self, index: int, page_size: int) -> list[int]:
+        """Return the pages that hold the tokens of sequence `index`."""
+        if self.block_table is None:
+            raise ValueError("a batch without a cache has no pages")
+        row = self.block_table[index if self.table_rows is None else int(self.table_rows[index])]
+        used = row[: -(-int(self.seq_lens[index]) // page_size)]
+        return used.tolist() if hasattr(used, "tolist") else list(used)
 
 
 class AttentionPlan(Protocol):
@@ -310,23 +322,39 @@ class SamplingParams:
 class StepPlan:
     """One forward pass that an executor is asked for: a ragged batch of sequences and how to sample from it.
 
-    step: increasing number. input_ids, positions: [T] int64 tensors on the host.
-    attention: its shape. logits_indices: [M] rows to sample from, int64.
-    sampling: [M] SamplingParams-like values of the engine, opaque to the executor's transport.
+    Plain values and numpy arrays on the host, so that it can be sent to another process. Executors keep, by slot, the block table and
+    the token sampled last; a slot belongs to one sequence from the step that first names it until another one is put there.
+
+    step: increasing number. input_ids, positions: [T] int64; an id of -1 stands for the token sampled last for that sequence.
+    slots: [N] int32, the slot of each sequence. query_lens, seq_lens: [N] int32. slot_mapping: [T] int64.
+    num_decodes: the first so many sequences have one new token each.
+    table: three int32 arrays (slots, columns, pages): what changes in the block table before this step.
+    logits_indices: [M] int64 rows of T to sample from. logits_slots: [M] int32 slot of each.
+    sampling: how, a value of the engine that is opaque to the transport; None for the greatest logit everywhere.
+    adapters: [N] int32 adapter of each sequence, -1 for none; None when no sequence has one.
+    extras: further arrays by name, of the engine.
     """
 
     step: int
-    input_ids: Tensor
-    positions: Tensor
-    attention: AttentionInputs
-    logits_indices: Tensor
+    input_ids: Any
+    positions: Any
+    slots: Any
+    query_lens: Any
+    seq_lens: Any
+    slot_mapping: Any
+    num_decodes: int
+    table: tuple[Any, Any, Any]
+    logits_indices: Any
+    logits_slots: Any
     sampling: Any = None
+    adapters: Any = None
+    extras: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class StepResult:
-    """What a step gave: token_ids [M] int64 on the host; extras such as log-probabilities by name."""
+    """What a step gave: token_ids [M] int64, a numpy array on the host; extras such as log-probabilities by name."""
 
     step: int
-    token_ids: Tensor
+    token_ids: Any
     extras: dict[str, Any] = field(default_factory=dict)

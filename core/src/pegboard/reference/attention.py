@@ -46,7 +46,8 @@ def paged_attention(
     if inputs.block_table is None:
         raise ValueError("a paged batch has a block table")
     parts, start = [], 0
-    for new, length, pages in zip(inputs.query_lens, inputs.seq_lens, inputs.block_table, strict=True):
+    for index, (new, length) in enumerate(zip(inputs.query_lens, inputs.seq_lens, strict=True)):
+        pages = inputs.pages(index, cache.layout.page_size)
         rows = slice(start, start + new)
         past = [
             torch.stack([token(tensors[spec.layer], cache.layout, pages, t) for t in range(length - new)])

@@ -43,10 +43,10 @@ class PagedPlan:
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
         self._sequences: list[_Sequence] = []
         size, start = self._layout.page_size, 0
-        for queries, length, pages in zip(inputs.query_lens, inputs.seq_lens, inputs.block_table, strict=True):
-            used = pages[: -(-length // size)]
+        for index, (queries, length) in enumerate(zip(inputs.query_lens, inputs.seq_lens, strict=True)):
+            queries, length, used = int(queries), int(length), inputs.pages(index, size)
             first_slot = used[0] * size if _consecutive(used) else None
-            table = None if first_slot is not None else torch.tensor(list(used), device=self._device)
+            table = None if first_slot is not None else torch.tensor(used, device=self._device)
             self._sequences.append(_Sequence(start, queries, length, first_slot, table))
             start += queries
 

@@ -32,10 +32,7 @@ class StaticDecodePlan:
         """Refill the buffers in place. Raises ValueError when the batch does not fit or is not a pure decode batch."""
         assert inputs.block_table is not None and inputs.slot_mapping is not None
         count, (rows, width) = len(inputs.seq_lens), self._table.shape
-        used = [
-            pages[: -(-length // self._layout.page_size)]
-            for pages, length in zip(inputs.block_table, inputs.seq_lens, strict=True)
-        ]
+        used = [inputs.pages(index, self._layout.page_size) for index in range(count)]
         if any(length != 1 for length in inputs.query_lens):
             raise ValueError("a static plan takes decode batches only: one new token a sequence")
         if count > rows or max(map(len, used), default=0) > width:
@@ -44,9 +41,9 @@ class StaticDecodePlan:
             )
         table = torch.zeros(rows, width, dtype=torch.int64)
         for row, pages in enumerate(used):
-            table[row, : len(pages)] = torch.tensor(list(pages))
+            table[row, : len(pages)] = torch.tensor(pages)
         lens = torch.ones(rows, dtype=torch.int64)
-        lens[:count] = torch.tensor(list(inputs.seq_lens))
+        lens[:count] = torch.as_tensor(inputs.seq_lens)
         slots = torch.zeros(rows, dtype=torch.int64)
         slots[:count] = inputs.slot_mapping
         for buffer, value in ((self._table, table), (self._lens, lens), (self._slots, slots)):
