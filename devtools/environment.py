@@ -93,6 +93,7 @@ class Environment:
         parts = [str(root.resolve()), self.version, torch_requirement(self.workspace), *self.groups]
         digest = hashlib.sha256("\0".join(parts).encode())
         files = [root / "pyproject.toml", root / "constraints.txt", *(m.pyproject for m in self.workspace.members)]
+        files += [source for member in self.workspace.members for source in member.compiled]
         for path in files:
             digest.update(f"\0{path.relative_to(root)}\0".encode() + path.read_bytes())
         return digest.hexdigest()

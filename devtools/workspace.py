@@ -63,6 +63,12 @@ class Member:
         """Requirement strings, without those of extras."""
         return list(self.project.get("dependencies", []))
 
+    @property
+    def compiled(self) -> list[Path]:
+        """Files that an installation compiles something from: the build script and the C sources. Empty for most members."""
+        script = self.folder / "hatch_build.py"
+        return [script, *sorted((self.folder / "src").rglob("*.[ch]"))] if script.is_file() else []
+
 
 @dataclass(frozen=True)
 class Workspace:

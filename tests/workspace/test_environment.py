@@ -75,6 +75,20 @@ def test_a_change_sets_up_again(checkout: Path, environment: Make, file: str, ol
     assert environment().problems() == []
 
 
+def test_changed_c_sources_set_up_again(checkout: Path, environment: Make) -> None:
+    source = checkout / "plugins" / "a" / "src" / "c" / "sum.c"
+    source.parent.mkdir(parents=True)
+    source.write_text("int a;\n")
+    environment().setup()
+    source.write_text("int b;\n")
+    assert environment().problems() == [], "nothing compiles it"
+    (checkout / "plugins" / "a" / "hatch_build.py").write_text("")
+    environment().setup()
+    assert environment().problems() == []
+    source.write_text("int a;\n")
+    assert len(environment().problems()) == 1
+
+
 def test_a_moved_checkout_sets_up_again(checkout: Path, environment: Make) -> None:
     environment().setup()
     moved = checkout.rename(checkout.with_name("elsewhere"))
