@@ -1,0 +1,1 @@
+"""A model behind HTTP, in the shapes that OpenAI's clients speak."""

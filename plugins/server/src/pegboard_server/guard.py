@@ -1,0 +1,127 @@
+"""What every request passes before a route sees it: a number, the key, the size of its body; and the last net for exceptions."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Collection
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pegboard_server.errors import ApiError, internal
+from pegboard_server.metrics import Metrics
+from pegboard_server.options import Limits
+from pegboard_server.security import Keys, host_name
+
+HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+
+
+class Guard:
+    """An ASGI application around another.
+
+    open_paths: routes that need no key. hosts: names that the Host header may have while there are no keys; None for all. This keeps
+    web pages of strangers, whose names may be made to point here, away from a server that only its own machine should reach.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: Keys,
+        limits: Limits,
+        metrics: Metrics,
+        open_paths: Collection[str],
+        hosts: Collection[str] | None,
+    ) -> None:
+        self._app, self._keys, self._limits, self._metrics = app, keys, limits, metrics
+        self._open, self._hosts = frozenset(open_paths), None if hosts is None else frozenset(hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # a websocket: uvicorn answers the handshake with 403
+            await send({"type": "websocket.close"})
+            return
+        answer = _Answer(send, f"req-{secrets.token_hex(12)}")
+        scope.setdefault("state", {})["arrival"] = time.monotonic()
+        try:
+            self._admit(scope)
+            body = await self._body(scope, receive)
+            await self._app(scope, body, answer.send)
+        except ApiError as error:
+            await answer.fail(error, scope, receive)
+        except Exception as error:
+            await answer.fail(internal(error), scope, receive)
+        finally:
+            route = getattr(scope.get("route"), "path", None) or "none"
+            self._metrics.responses.add(route=route, status=str(answer.status or 499))
+
+    def _admit(self, scope: Scope) -> None:
+        headers = dict(scope["headers"])
+        if self._hosts is not None and not self._keys and host_name(headers.get(b"host", b"")) not in self._hosts:
+            raise ApiError(403, "this name is not one of the server's", code="unknown_host")
+        if scope["path"] in self._open and scope["method"] in ("GET", "HEAD"):
+            return
+        if not self._keys.admit(headers.get(b"authorization")):
+            raise ApiError(
+                401,
+                "a key is needed: send the header `Authorization: Bearer KEY`",
+                code="invalid_api_key",
+                headers={"www-authenticate": "Bearer"},
+            )
+
+    async def _body(self, scope: Scope, receive: Receive) -> Receive:
+        """Read the body and return a `receive` that gives it in one piece."""
+        limit = self._limits.body_bytes
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > limit:
+            raise _too_large(limit)
+        chunks, size, more = [], 0, True
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ApiError(499, "the client has gone")
+                    chunks.append(message.get("body", b""))
+                    size += len(chunks[-1])
+                    more = message.get("more_body", False)
+                    if size > limit:
+                        raise _too_large(limit)
+        except TimeoutError:
+            raise ApiError(408, f"the body did not arrive within {self._limits.body_seconds:g} s") from None
+        whole: list[Message] = [{"type": "http.request", "body": b"".join(chunks), "more_body": False}]
+
+        async def again() -> Message:
+            return whole.pop() if whole else await receive()
+
+        return again
+
+
+class _Answer:
+    """Adds our headers, and knows whether an answer has begun."""
+
+    def __init__(self, send: Send, number: str) -> None:
+        self._send, self._number, self.status = send, number, 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            own = [(b"x-request-id", self._number.encode()), *HEADERS]
+            message = {**message, "headers": [*message.get("headers", ()), *own]}
+        await self._send(message)
+
+    async def fail(self, error: ApiError, scope: Scope, receive: Receive) -> None:
+        """Answer with an error, unless an answer is on its way already: then the connection is all that can be ended."""
+        if self.status:
+            raise ConnectionAbortedError(error.message)
+        await error.response()(scope, receive, self.send)
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, f"the body is larger than {limit} bytes", code="body_too_large")
