@@ -1,0 +1,111 @@
+"""Log-probabilities of the model's own distribution, and the most probable ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pegboard.interfaces.engine import TokenLogprobs
+from pegboard_engine.sampling.blocks import greatest, mass, top_ids
+
+_CHUNK = 1 << 21
+"""Logits that are worked on at once: float32 copies of them stay in the caches of a processor, and small."""
+
+
+@dataclass(slots=True)
+class Logprobs:
+    """Of R rows. On the sampler's device; `host` brings them to numpy.
+
+    rows: [R] numpy int32, which rows of the logits they are of. ids: [R] int64, the tokens that stand there.
+    chosen: [R] float32, their log-probabilities. ranks: [R] int64, 1 for the most probable one; ties share the better rank.
+    nums: [R] numpy int32, how many of the most probable ids were asked for. top_ids, top: [R, K] int64 and float32, best first.
+    extra_ids: [X, 2] numpy int32, pairs of an index into rows and an id. extra: [X] float32.
+    """
+
+    rows: np.ndarray
+    ids: Any
+    chosen: Any
+    ranks: Any
+    nums: np.ndarray
+    top_ids: Any
+    top: Any
+    extra_ids: np.ndarray
+    extra: Any
+
+    def host(self) -> Logprobs:
+        """Return the same in numpy. Waits for the device."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Logprobs(**{name: v.cpu().numpy() if isinstance(v, Tensor) else v for name, v in values.items()})
+
+    def pack(self) -> list[np.ndarray]:
+        """Return arrays from which `unpack` makes the same, for another process."""
+        held = self.host()
+        return [getattr(held, f.name) for f in fields(held)]
+
+    @classmethod
+    def unpack(cls, arrays: Sequence[np.ndarray]) -> Logprobs:
+        """Return what was packed."""
+        return cls(*arrays)
+
+    def tokens(self) -> list[TokenLogprobs]:
+        """Return one value for each row, for people. Waits for the device."""
+        held = self.host()
+        owners = held.extra_ids[:, 0].searchsorted(np.arange(len(held.rows) + 1))
+        result = []
+        for i, num in enumerate(held.nums.tolist()):
+            end = held.top.shape[1] if num < 0 else num
+            part = slice(owners[i], owners[i + 1])
+            result.append(
+                TokenLogprobs(
+                    int(held.ids[i]),
+                    float(held.chosen[i]),
+                    int(held.ranks[i]),
+                    tuple(zip(held.top_ids[i, :end].tolist(), held.top[i, :end].tolist(), strict=True)),
+                    tuple(zip(held.extra_ids[part, 1].tolist(), held.extra[part].tolist(), strict=True)),
+                )
+            )
+        return result
+
+
+def logprobs_of(logits: Tensor, ids: Tensor, num_top: int | np.ndarray = 0, extra_ids: Sequence[int] = ()) -> Logprobs:
+    """Return the log-probabilities of ids [R] int64 at logits [R, V], of their `num_top` most probable ids and of `extra_ids`.
+
+    num_top: for all rows or for each [R]; -1 for all ids. Computed in float32 with sums in float64, some rows at a time.
+    """
+    rows = len(logits)
+    nums = np.broadcast_to(np.asarray(num_top, np.int32), (rows,))
+    owners = np.repeat(np.arange(rows, dtype=np.int32), len(extra_ids))
+    extra = np.stack([owners, np.tile(np.asarray(extra_ids, np.int32), rows)], 1)
+    return gather_logprobs(logits, np.arange(rows, dtype=np.int32), ids, nums, extra)
+
+
+def gather_logprobs(logits: Tensor, rows: np.ndarray, ids: Tensor, nums: np.ndarray, extra: np.ndarray) -> Logprobs:
+    """Return the log-probabilities of logits [R, V], which are `rows` [R] of a step; see `Logprobs` for the rest."""
+    vocab = logits.shape[1]
+    count = 0 if not len(nums) else vocab if int(nums.min()) < 0 else min(int(nums.max()), vocab)
+    pairs = torch.from_numpy(extra.astype(np.int64)).to(logits.device)
+    size = max(1, _CHUNK // vocab)
+    parts = []
+    for start in range(0, max(len(logits), 1), size):
+        end = min(start + size, len(logits))
+        inside = slice(*np.searchsorted(extra[:, 0], [start, end]))
+        where = (pairs[inside, 0] - start, pairs[inside, 1])
+        parts.append(_gather(logits[start:end].float(), ids[start:end], count, where))
+    chosen, ranks, best, top, others = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Logprobs(rows, ids, chosen, ranks, nums, best, top, extra, others)
+
+
+def _gather(logits: Tensor, ids: Tensor, count: int, where: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    most = greatest(logits)[1][:, None]
+    base = most.double() + mass((logits - most).exp_()).log()[:, None]
+    raw = logits.gather(1, ids[:, None])
+    ranks = (logits > raw).sum(1) + 1
+    best = top_ids(logits, count) if count else ids.new_zeros(len(ids), 0)
+    top = (logits.gather(1, best) - base).float()
+    extra = (logits[where] - base[where[0], 0]).float()
+    return (raw - base).float().squeeze(1), ranks, best, top, extra
