@@ -99,6 +99,19 @@ class KVCache:
         return self.k[0].shape[0]
 
 
+@dataclass(frozen=True, slots=True)
+class CachePlan:
+    """What an executor allocates beside the weights.
+
+    num_pages: pages of `layout`, the reserved page 0 included. num_slots: sequences at once. max_pages: pages of one sequence.
+    """
+
+    layout: KVLayout
+    num_pages: int
+    num_slots: int
+    max_pages: int
+
+
 @dataclass(slots=True)
 class AttentionInputs:
     """What a plan is made from: the shape of one ragged batch.

@@ -130,8 +130,8 @@ def test_the_context_ends_a_request(start: Start) -> None:
 
 def test_abort_frees_at_once_and_twice_is_nothing(start: Start) -> None:
     engine = start()
-    for name in "ab":
-        engine.add_request(name, prompts()[1], SamplingParams(max_tokens=20, **GREEDY))
+    for name, prompt in zip("ab", ([1] * 17, [2] * 17), strict=True):
+        engine.add_request(name, prompt, SamplingParams(max_tokens=20, **GREEDY))
     engine.step()
     held = engine.num_held_pages
     engine.abort("a")
@@ -208,7 +208,7 @@ def test_observers_hear_of_every_end(start: Start, ended: list[RequestOutput]) -
         ([-1], {}, "token id -1"),
         ([1] * 64, {}, "prompt has 64 tokens"),
         ("text", {}, "needs a tokenizer"),
-        ([1], {"stop": ("x",)}, "stop texts need a tokenizer"),
+        ([1], {"stop": ("x",)}, "stop needs a tokenizer"),
         ([1], {"top_p": 0}, "top_p is 0"),
     ],
 )

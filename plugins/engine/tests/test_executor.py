@@ -3,11 +3,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from pegboard.build import BuiltModel
-from pegboard.types import AttentionInputs, StepPlan
+from pegboard.plugins.load import Registry
+from pegboard.types import CachePlan, StepPlan
 from pegboard_engine.executor import UniprocExecutor
 from pegboard_sdk.toys.model import logits
 
@@ -19,7 +21,7 @@ def executor(built: BuiltModel) -> Iterator[UniprocExecutor]:
     specs = built.model.attention_specs
     layout = built.attention.layout(specs[0], len(specs), 8, built.dtype)
     loaded = UniprocExecutor()
-    loaded.load(built, layout, 2)
+    loaded.load(built, CachePlan(layout, 2, 2, 1), Registry.of({}))
     yield loaded
     loaded.close()
 
@@ -27,8 +29,19 @@ def executor(built: BuiltModel) -> Iterator[UniprocExecutor]:
 def plan(rows: list[int]) -> StepPlan:
     """One prompt in page 1; a greedy token for each of `rows`."""
     count = len(IDS)
-    inputs = AttentionInputs([count], [count], [[1]], torch.arange(8, 8 + count))
-    return StepPlan(1, torch.tensor(IDS), torch.arange(count), inputs, torch.tensor(rows, dtype=torch.int64), None)
+    return StepPlan(
+        step=1,
+        input_ids=np.array(IDS),
+        positions=np.arange(count),
+        slots=np.array([1], dtype=np.int32),
+        query_lens=np.array([count], dtype=np.int32),
+        seq_lens=np.array([count], dtype=np.int32),
+        slot_mapping=np.arange(8, 8 + count),
+        num_decodes=0,
+        table=(np.array([1]), np.array([0]), np.array([1])),
+        logits_indices=np.array(rows, dtype=np.int64),
+        logits_slots=np.array([1] * len(rows), dtype=np.int32),
+    )
 
 
 @pytest.mark.parametrize("rows", [[4], [0, 1, 2, 3, 4], [1, 3], []], ids=str)
@@ -38,6 +51,46 @@ def test_a_step_gives_a_token_for_each_row_asked_for(
     result = executor.collect(executor.submit(plan(rows)))
     assert result.token_ids.tolist() == logits(built, torch.tensor(IDS)).argmax(-1)[rows].tolist()
     assert result.extras["valid"].tolist() == [True] * len(rows)
+
+
+def test_a_token_that_is_not_known_yet_is_the_one_sampled_last(executor: UniprocExecutor, built: BuiltModel) -> None:
+    first = int(executor.collect(executor.submit(plan([4]))).token_ids[0])
+    position = len(IDS)
+    second = StepPlan(
+        step=2,
+        input_ids=np.array([-1]),
+        positions=np.array([position]),
+        slots=np.array([1], dtype=np.int32),
+        query_lens=np.array([1], dtype=np.int32),
+        seq_lens=np.array([position + 1], dtype=np.int32),
+        slot_mapping=np.array([8 + position]),
+        num_decodes=1,
+        table=(np.array([], dtype=np.int32),) * 3,
+        logits_indices=np.array([0]),
+        logits_slots=np.array([1], dtype=np.int32),
+    )
+    found = executor.collect(executor.submit(second)).token_ids
+    assert found.tolist() == [int(logits(built, torch.tensor([*IDS, first]))[-1].argmax())]
+
+
+def test_hidden_states_beside_the_sampled_rows(executor: UniprocExecutor, built: BuiltModel) -> None:
+    asked = plan([4])
+    asked.extras = {
+        "more_rows": np.array([0, 1, 3, 2, 3, 4]),
+        "prompt": (np.array(IDS[1:3] + [IDS[4]]), 2),
+        "pool": np.array([[0, 1], [1, 3]]),
+    }
+    result = executor.collect(executor.submit(asked))
+    whole = logits(built, torch.tensor(IDS))
+    assert result.token_ids.tolist() == [int(whole[4].argmax())]
+    (part,) = result.extras["prompt"]
+    expected = whole.log_softmax(-1)[[0, 1, 3], [1, 4, 5]]
+    assert torch.allclose(torch.from_numpy(part.chosen).double(), expected, atol=1e-5)
+    assert part.top_ids.tolist() == whole[[0, 1, 3]].topk(2).indices.tolist()
+    head = built.model.head.matrix.double()
+    single, pair = torch.from_numpy(result.extras["pooled"]).double() @ head.T
+    assert torch.allclose(single, whole[2], atol=1e-4)
+    assert torch.allclose(pair, whole[3] + whole[4], atol=1e-4)
 
 
 def test_steps_are_collected_once_and_in_order(executor: UniprocExecutor) -> None:
@@ -53,7 +106,7 @@ def test_steps_are_collected_once_and_in_order(executor: UniprocExecutor) -> Non
 
 
 def test_an_error_belongs_to_whoever_collects_the_step(executor: UniprocExecutor) -> None:
-    broken = replace(plan([4]), input_ids=torch.tensor([999] * len(IDS)))
+    broken = replace(plan([4]), input_ids=np.array([999] * len(IDS)))
     handle = executor.submit(broken)
     with pytest.raises(IndexError):
         executor.collect(handle)

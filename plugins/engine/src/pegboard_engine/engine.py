@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from pegboard.errors import ConfigError
-from pegboard.interfaces.engine import Engine, RequestOutput
-from pegboard.types import SamplingParams, StepResult
+from pegboard.interfaces.engine import Engine, EngineStats, FinishReason, RequestOptions, RequestOutput
+from pegboard.interfaces.executor import ExecutorDied
+from pegboard.types import CachePlan, SamplingParams, StepResult
+from pegboard_engine.grammars import Grammars
 from pegboard_engine.inputs import build_plan
+from pegboard_engine.intake import Intake
 from pegboard_engine.memory import MemoryPlan, plan_memory
 from pegboard_engine.options import EngineOptions
 from pegboard_engine.pages import PagePool
-from pegboard_engine.request import FINISH_REASONS, Request, State, check_params
+from pegboard_engine.policy import POLICIES
+from pegboard_engine.prefix import PrefixCache
+from pegboard_engine.request import FINISH_REASONS, Request, State
+from pegboard_engine.results import by_row, read_embeddings, read_prompts
+from pegboard_engine.sampling.columns import SamplingColumns
 from pegboard_engine.scheduler import Schedule, Scheduler
-from pegboard_engine.text import OutputText
+from pegboard_engine.table import Table
+from pegboard_engine.timeouts import Timeouts
 
 if TYPE_CHECKING:
     from pegboard.build import BuiltModel
@@ -26,161 +40,380 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pegboard.engine")
 
+_IDLE_SECONDS = 0.02
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A step that was submitted."""
+
+    handle: int
+    schedule: Schedule
+
 
 class PagedEngine(Engine):
-    """Continuous batching over a paged cache. Pages belong to the scheduler, tensors to the executor, text is kept here."""
+    """Continuous batching over a paged cache.
+
+    Slots and pages belong to the scheduler, tensors to the executor; requests, their texts and the steps in flight are kept here.
+    """
 
     memory: MemoryPlan
 
-    def __init__(self, options: EngineOptions | None = None) -> None:
+    def __init__(self, options: EngineOptions | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.options = options or EngineOptions()
         self.weights_version = 0
-        self._requests: dict[str, Request] = {}
-        self._texts: dict[str, OutputText] = {}
+        self._clock = clock
+        self._requests: dict[str, list[Request]] = {}
         self._ended: list[RequestOutput] = []
-        self._steps = 0
+        self._flights: deque[_Flight] = deque()
+        self._wake = threading.Event()
+        self._finished: Counter[FinishReason] = Counter()
+        self._steps = self._prompt_tokens = self._output_tokens = self._arrivals = 0
         self._executor: Executor | None = None
-        self._tokenizer: Tokenizer | None = None
+        self._grammars: Grammars | None = None
 
     def load(self, built: BuiltModel, tokenizer: Tokenizer | None, registry: Registry) -> None:
         options = self.options
-        self.memory = plan_memory(built, options)
+        self.memory = memory = plan_memory(built, options)
+        log.info("memory\n%s", memory.table())
         self._tokenizer, self._registry = tokenizer, registry
-        self._vocab_size = built.model.vocab_size
+        self.vocab_size, self.max_model_len = built.model.vocab_size, memory.longest
+        pages = PagePool(memory.num_pages)
+        self._table = Table(options.max_num_seqs, memory.longest + 1, options.page_size)
+        self._prefixes = PrefixCache(pages, options.page_size, enabled=options.prefix_caching)
         self._scheduler = Scheduler(
-            PagePool(self.memory.num_pages),
-            page_size=options.page_size,
+            pages,
+            self._table,
+            self._prefixes,
             max_num_tokens=options.max_num_tokens,
-            max_num_seqs=options.max_num_seqs,
+            rank=POLICIES[options.policy],
+            watermark=int(options.watermark * memory.num_pages),
+            look_past=options.look_past,
         )
+        self._columns = SamplingColumns(options.max_num_seqs, self.vocab_size)
+        self._timeouts = Timeouts(self._clock)
+        self._intake = Intake(tokenizer, registry, self.vocab_size, memory.longest, options.max_logprobs)
         self._executor = registry.create("executor", options.executor)
-        self._executor.load(built, self.memory.layout, self.memory.num_pages)
+        cache = CachePlan(memory.layout, memory.num_pages, options.max_num_seqs, self._table.pages.shape[1])
+        self._executor.load(built, cache, registry)
 
     @property
     def num_held_pages(self) -> int:
         """Pages of the cache that some request or lease holds."""
         return self._scheduler.pages.num_held
 
-    def add_request(self, request_id: str, prompt: str | Sequence[int], params: SamplingParams) -> None:
+    def add_request(
+        self,
+        request_id: str,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        options: RequestOptions | None = None,
+    ) -> None:
         self._loaded()
         if request_id in self._requests:
             raise ConfigError(f"request id {request_id!r} is in use", fix="give every request an id of its own")
-        check_params(params)
-        tokens = self._prompt_ids(prompt)
-        tokenizer = self._tokenizer
-        eos = () if params.ignore_eos or tokenizer is None else tokenizer.eos_ids
-        request = Request(
-            request_id,
-            tokens,
-            params,
-            limit=min(len(tokens) + params.max_tokens, self.memory.longest),
-            seed=secrets.randbits(63) if params.seed is None else params.seed,
-            stop_ids=frozenset((*eos, *params.stop_ids)),
-        )
-        if params.stop and tokenizer is None:
-            raise ConfigError("stop texts need a tokenizer", fix="use stop_ids, or load the engine with a tokenizer")
-        if tokenizer is not None:
-            self._texts[request_id] = OutputText(tokenizer.stream(), params.stop)
-        self._requests[request_id] = request
-        self._scheduler.add(request)
+        options = options or RequestOptions()
+        tokens = self._intake.prompt_ids(prompt)
+        self._intake.check(params, options, len(tokens))
+        if params.grammar is not None and self._grammars is None:
+            assert self._tokenizer is not None
+            self._grammars = Grammars(
+                self._registry, self._tokenizer, self.vocab_size, self.options.grammar, self._wake.set
+            )
+        root = self._prefixes.root(options.salt, options.adapter, self.weights_version)
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        requests = []
+        for index in range(params.n):
+            request = self._intake.request(request_id, index, tokens, params, options)
+            self._arrivals += 1
+            request.arrival, request.created, request.seed, request.root = self._arrivals, self._clock(), seed, root
+            requests.append(request)
+        self._requests[request_id] = requests
+        self._prompt_tokens += len(tokens)
+        for request in requests:
+            self._timeouts.watch(request)
+            if params.grammar is not None and self._grammars is not None:
+                request.state = State.WAITING_FOR_GRAMMAR
+                self._grammars.start(request, params.grammar)
+            else:
+                self._scheduler.add(request)
 
     def abort(self, request_id: str) -> None:
-        request = self._requests.get(request_id)
-        if request is not None:
+        for request in list(self._requests.get(request_id, ())):
             self._ended.append(self._end(request, State.ABORTED))
 
     def step(self) -> list[RequestOutput]:
         executor = self._loaded()
-        ended, self._ended = self._ended, []
-        schedule = self._scheduler.schedule()
-        if not schedule:
-            return ended
-        self._steps += 1
-        plan, sampled = build_plan(self._steps, schedule, self.options.page_size)
+        self._wake.clear()
+        self._admit_grammars()
+        for request in self._timeouts.over():
+            self._ended.append(self._end(request, State.TIMED_OUT))
+        outputs, self._ended = self._ended, []
         try:
-            result = executor.collect(executor.submit(plan))
-        except Exception as error:
-            return ended + self._fail(schedule, error)
-        self._scheduler.computed(schedule)
-        return ended + self._advance(sampled, result)
+            while len(self._flights) < executor.depth and self._submit(executor):
+                pass
+            if self._flights:
+                return outputs + self._collect(executor)
+        except ExecutorDied as error:
+            return outputs + self._ended_now() + self._restart(executor, error)
+        outputs += self._ended_now()
+        if not outputs and self._requests:
+            self._wake.wait(_IDLE_SECONDS)
+        return outputs
 
     def has_unfinished(self) -> bool:
         return bool(self._requests or self._ended)
 
     def update_weights(self, version: int) -> None:
+        self._drain()
         self._loaded().update_weights(version)
         self.weights_version = version
+        for requests in self._requests.values():
+            for request in requests:
+                # What is in the cache was made by the old weights: nobody shall find it under the new ones.
+                request.root = self._prefixes.root(request.options.salt, request.options.adapter, version)
+                request.digests = []
+
+    def reset_cache(self) -> None:
+        self._prefixes.reset()
+
+    def stats(self) -> EngineStats:
+        if self._executor is None:
+            return EngineStats(finished=dict(self._finished))
+        pages = self._scheduler.pages
+        return EngineStats(
+            running=len(self._table),
+            waiting=sum(map(len, list(self._requests.values()))) - len(self._table),
+            pages=pages.num_pages - 1,
+            held_pages=pages.num_held,
+            cached_pages=pages.num_kept,
+            steps=self._steps,
+            prompt_tokens=self._prompt_tokens,
+            output_tokens=self._output_tokens,
+            prefix_queries=self._prefixes.queries,
+            prefix_hits=self._prefixes.hits,
+            preemptions=self._scheduler.num_preemptions,
+            finished=dict(self._finished),
+        )
 
     def close(self) -> None:
-        for request in list(self._requests.values()):
-            self._end(request, State.ABORTED)
+        for requests in list(self._requests.values()):
+            for request in list(requests):
+                self._end(request, State.ABORTED)
         self._ended = []
+        self._flights.clear()
+        if self._grammars is not None:
+            self._grammars.close()
+            self._grammars = None
         if self._executor is not None:
             self._scheduler.pages.end_all_leases()
             self._executor.close()
             self._executor = None
 
-    def _advance(self, sampled: Sequence[Request], result: StepResult) -> list[RequestOutput]:
-        """Give each request its token."""
+    def _submit(self, executor: Executor) -> bool:
+        """Schedule a step and start it; False when there is nothing to do."""
+        schedule = self._scheduler.schedule()
+        if schedule is None:
+            return False
+        self._steps += 1
+        for slot in schedule.admitted:
+            self._enter(slot)
+        slots = schedule.slots[schedule.sampled]
+        positions = schedule.places - self._table.num_prompt[slots]
+        sampling = self._columns.batch(slots, positions, self._masks(slots)) if len(slots) else None
+        plan = build_plan(self._steps, schedule, self._table, sampling)
+        self._flights.append(_Flight(executor.submit(plan), schedule))
+        return True
+
+    def _collect(self, executor: Executor) -> list[RequestOutput]:
+        """Wait for the oldest step in flight and return what it added."""
+        flight = self._flights.popleft()
+        try:
+            result = executor.collect(flight.handle)
+        except ExecutorDied:
+            raise
+        except Exception as error:
+            return self._ended_now() + self._fail(flight.schedule, error)
+        return self._ended_now() + self._advance(flight.schedule, result)
+
+    def _enter(self, slot: int) -> None:
+        """Tell the sampler of a request that got a slot."""
+        request = self._table.request(slot)
+        if request.embeds:
+            return
+        tokens = request.tokens
+        self._columns.set(
+            slot,
+            request.params,
+            seed=request.seed,
+            answer=request.index,
+            end_ids=request.end_ids,
+            bad_words=self._intake.bad_words(request.params),
+            prompt_ids=tokens[: request.num_prompt],
+            output_ids=tokens[request.num_prompt :],
+        )
+
+    def _masks(self, slots: np.ndarray) -> dict[int, np.ndarray] | None:
+        """Return which ids the grammars allow next, by row."""
+        if not self._table.num_sync:
+            return None
+        masks = {}
+        for row in np.flatnonzero(self._table.sync[slots]).tolist():
+            request = self._table.request(slots[row])
+            if request.matcher is None:
+                continue
+            masks[row] = np.empty(-(-self.vocab_size // 32), dtype=np.int32)
+            try:
+                request.matcher.fill(masks[row])
+            except Exception as error:
+                # Its row stays in the step, whose result nobody will read.
+                del masks[row]
+                self._ended.append(self._blame(request, "its grammar", error))
+        return masks or None
+
+    def _advance(self, schedule: Schedule, result: StepResult) -> list[RequestOutput]:
+        """Give each request its token and end those that came to their end."""
+        progress = self._scheduler.collect(schedule, result.token_ids)
         outputs = []
-        for request, token, valid in zip(
-            sampled, result.token_ids.tolist(), result.extras["valid"].tolist(), strict=True
+        valid, errors = result.extras["valid"], result.extras.get("errors", {})
+        logprobs = by_row(result.extras["logprobs"]) if "logprobs" in result.extras else {}
+        if "prompt" in result.extras:
+            read_prompts(schedule, self._table, result.extras["prompt"])
+        plain = valid.all() and not errors
+        requests = self._table.requests
+        self._output_tokens += len(progress.rows)
+        for row, slot, token, stopped, full in zip(
+            progress.rows.tolist(),
+            progress.slots.tolist(),
+            progress.tokens.tolist(),
+            progress.stopped.tolist(),
+            progress.full.tolist(),
+            strict=True,
         ):
-            if not valid:
-                request.error = "the model's logits are not finite"
+            request = requests[slot]
+            assert request is not None
+            if not plain and (row in errors or not valid[row]):
+                request.error = errors.get(row, "the model's logits are not finite")
                 outputs.append(self._end(request, State.FAILED))
                 continue
-            state, text = request.append(token), self._texts.get(request.id)
-            piece = "" if text is None or state is State.STOPPED else text.push(token)
-            if text is not None and text.stopped:
-                state = State.STOPPED
+            request.num_output += 1
+            state = (State.STOPPED if stopped else State.LENGTH) if stopped or full else None
+            piece = ""
+            if request.text is not None or request.matcher is not None:
+                try:
+                    state, piece = self._read(request, token, state)
+                except Exception as error:
+                    outputs.append(self._blame(request, "reading its output", error))
+                    continue
             if state is None:
-                outputs.append(self._output(request, [token], piece))
+                output = RequestOutput(
+                    request.id, [token], piece, None, None, request.num_prompt, request.num_output, request.index
+                )
             else:
-                outputs.append(self._end(request, state, [token], piece))
+                if state is State.STOPPED and stopped and token in request.params.stop_ids:
+                    request.stop_reason = token
+                output = self._end(request, state, [token], piece)
+            if request.num_output == 1:
+                output.num_cached_tokens = request.cached
+                output.prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs, None
+            if row in logprobs:
+                output.logprobs = [logprobs[row]]
+            outputs.append(output)
+        if "pooled" in result.extras:
+            for request in read_embeddings(schedule, self._table, result.extras["pooled"]):
+                output = self._end(request, State.STOPPED)
+                output.embedding, output.num_cached_tokens = request.pooled.tolist(), request.cached
+                outputs.append(output)
         return outputs
+
+    def _read(self, request: Request, token: int, state: State | None) -> tuple[State | None, str]:
+        """Advance the grammar and the text of a request by a token; return the state it leads to and the text that is certain."""
+        ended, piece = state is State.STOPPED, ""
+        if request.matcher is not None and not ended and not request.matcher.accept(token):
+            request.error = f"token {token} does not follow the grammar"
+            return State.FAILED, ""
+        text, params = request.text, request.params
+        if text is not None and (not ended or params.include_stop):
+            piece = text.push(token, may_stop=request.num_output >= params.min_tokens)
+            if text.stopped_by is not None:
+                request.stop_reason, state = text.stopped_by, State.STOPPED
+        return state, piece
+
+    def _blame(self, request: Request, what: str, error: Exception) -> RequestOutput:
+        """End the one request that an exception belongs to."""
+        log.error("request %s: %s failed", request.id, what, exc_info=error)
+        request.error = f"{what} failed: {type(error).__name__}"
+        return self._end(request, State.FAILED)
+
+    def _admit_grammars(self) -> None:
+        for request, problem in self._grammars.ready() if self._grammars is not None else ():
+            if problem is None:
+                request.to(State.WAITING)
+                self._scheduler.add(request)
+            else:
+                request.error = problem
+                self._ended.append(self._end(request, State.FAILED))
 
     def _fail(self, schedule: Schedule, error: Exception) -> list[RequestOutput]:
         """End the requests of a step that raised; those that wait are not touched."""
-        log.error("a step failed, and its %d requests with it", len(schedule.requests), exc_info=error)
-        for request in schedule.requests:
+        table = self._table
+        alive = table.generation[schedule.slots] == schedule.generations
+        requests = [table.request(slot) for slot in schedule.slots[alive].tolist()]
+        log.error("a step failed, and its %d requests with it", len(requests), exc_info=error)
+        for request in requests:
             request.error = f"the step failed: {type(error).__name__}: {error}"
-        return [self._end(request, State.FAILED) for request in schedule.requests]
+        return [self._end(request, State.FAILED) for request in requests]
+
+    def _restart(self, executor: Executor, error: ExecutorDied) -> list[RequestOutput]:
+        """End whatever ran, since its keys are lost, and start the executor again for those who wait."""
+        log.error("the executor died: %s; what ran fails, and it is started again", error)
+        self._flights.clear()
+        requests = [self._table.request(slot) for slot in self._table.running.tolist()]
+        for request in requests:
+            request.error = f"the process that ran the model ended: {error}"
+        outputs = [self._end(request, State.FAILED) for request in requests]
+        self._prefixes.reset()
+        executor.restart()
+        return outputs
+
+    def _drain(self) -> None:
+        """Collect the steps in flight; their outputs come with the next step."""
+        executor = self._loaded()
+        while self._flights:
+            self._ended += self._collect(executor)
+
+    def _ended_now(self) -> list[RequestOutput]:
+        ended, self._ended = self._ended, []
+        return ended
 
     def _end(self, request: Request, state: State, ids: list[int] | None = None, piece: str = "") -> RequestOutput:
         """Move a request to a terminal state, free all that it holds, and return its last output."""
+        if request.slot >= 0:
+            self._columns.clear(request.slot)
+        if self._grammars is not None and request.state is State.WAITING_FOR_GRAMMAR:
+            self._grammars.drop(request)
         self._scheduler.finish(request, state)
-        del self._requests[request.id]
-        text = self._texts.pop(request.id, None)
-        output = self._output(request, ids or [], piece + (text.flush() if text is not None else ""))
-        output.finish_reason, output.error = FINISH_REASONS[state], request.error
+        siblings = self._requests[request.id]
+        siblings.remove(request)
+        if not siblings:
+            del self._requests[request.id]
+        text, request.text, request.matcher = request.text, None, None
+        output = RequestOutput(
+            request.id,
+            ids or [],
+            piece + (text.flush() if text is not None else ""),
+            FINISH_REASONS[state],
+            request.error,
+            request.num_prompt,
+            request.num_output,
+            request.index,
+            request.stop_reason,
+        )
+        self._finished[FINISH_REASONS[state]] += 1
         self._registry.hooks.call("request_finished", output=output)
         return output
 
-    def _output(self, request: Request, ids: list[int], text: str) -> RequestOutput:
-        return RequestOutput(
-            request.id, ids, text, num_prompt_tokens=request.num_prompt, num_output_tokens=request.num_output
-        )
-
-    def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
-        if isinstance(prompt, str):
-            if self._tokenizer is None:
-                raise ConfigError("a prompt of text needs a tokenizer", fix="give token ids, or load a tokenizer")
-            prompt = self._tokenizer.encode(prompt)
-        tokens = list(prompt)
-        if not tokens:
-            raise ConfigError("the prompt is empty", fix="give at least one token")
-        if not 0 <= min(tokens) <= max(tokens) < self._vocab_size:
-            wrong = next(t for t in tokens if not 0 <= t < self._vocab_size)
-            raise ConfigError(f"token id {wrong} is not in the vocabulary of {self._vocab_size}", fix="correct the ids")
-        if len(tokens) >= self.memory.longest:
-            raise ConfigError(
-                f"the prompt has {len(tokens)} tokens; with at least one of output, {self.memory.longest} fit",
-                fix="shorten it, or raise max_model_len or kv_memory",
-            )
-        return tokens
-
-    def _loaded(self) -> Executor:
+    def _loaded(self) -> Any:
         if self._executor is None:
             raise RuntimeError("the engine has no model: it is not loaded, or closed")
         return self._executor

@@ -2,50 +2,61 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from pegboard.build import BuiltModel
 from pegboard.interfaces.executor import Executor
-from pegboard.types import KVLayout, StepPlan, StepResult
-from pegboard_engine.runner import Runner
+from pegboard.plugins.load import Registry
+from pegboard.types import CachePlan, StepPlan, StepResult
+from pegboard_engine.runner import Runner, Started
 
 
 class UniprocExecutor(Executor):
-    """One step at a time, in the calling thread; `submit` has computed it when it returns."""
+    """Steps run in the calling thread.
+
+    On a device that computes on its own, `submit` returns when the work is given to it, and two steps can be in flight. On the host
+    a step is computed when `submit` returns: a second thread would only take the interpreter from the one that computes.
+    """
 
     depth = 1
 
     def __init__(self) -> None:
         self._runner: Runner | None = None
         self._last_handle = 0
-        self._result: StepResult | Exception | None = None
+        self._flying: deque[tuple[int, Started | Exception]] = deque()
 
-    def load(self, built: BuiltModel, layout: KVLayout, num_pages: int) -> None:
-        self._runner = Runner(built, layout, num_pages)
+    def load(self, built: BuiltModel, cache: CachePlan, registry: Registry) -> None:
+        self._runner = Runner(built.load(), cache, registry)
+        self.depth = 1 if built.device.type == "cpu" else 2
 
     def submit(self, plan: StepPlan) -> int:
-        if self._runner is None:
-            raise RuntimeError("the executor has no model: it is not loaded, or closed")
-        if self._result is not None:
-            raise RuntimeError("a step is in flight already: collect it first")
+        runner = self._loaded()
+        if len(self._flying) >= self.depth:
+            raise RuntimeError(f"{self.depth} steps are in flight already: collect one first")
         self._last_handle += 1
         try:
-            self._result = self._runner.run(plan)
+            started: Started | Exception = runner.start(plan)
         except Exception as error:  # it belongs to whoever collects the step
-            self._result = error
+            started = error
+        self._flying.append((self._last_handle, started))
         return self._last_handle
 
     def collect(self, handle: int) -> StepResult:
-        result, self._result = self._result, None
-        if result is None or handle != self._last_handle:
-            self._result = result
+        if not self._flying or self._flying[0][0] != handle:
             raise RuntimeError(f"there is no step {handle} to collect")
-        if isinstance(result, Exception):
-            raise result
-        return result
+        _, started = self._flying.popleft()
+        if isinstance(started, Exception):
+            raise started
+        return started.wait()
 
     def update_weights(self, version: int) -> None:
-        if self._runner is None:
-            raise RuntimeError("the executor has no model: it is not loaded, or closed")
-        self._runner.update_weights(version)
+        self._loaded().update_weights(version)
 
     def close(self) -> None:
-        self._runner = self._result = None
+        self._runner = None
+        self._flying.clear()
+
+    def _loaded(self) -> Runner:
+        if self._runner is None:
+            raise RuntimeError("the executor has no model: it is not loaded, or closed")
+        return self._runner

@@ -2,44 +2,90 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-import torch
 
-from pegboard.types import AttentionInputs, StepPlan
+from pegboard.types import StepPlan
 from pegboard_engine.request import Request
-from pegboard_engine.sampler import sampling_batch
 from pegboard_engine.scheduler import Schedule
+from pegboard_engine.table import Table
 
 
-def build_plan(step: int, schedule: Schedule, page_size: int) -> tuple[StepPlan, list[Request]]:
-    """Return the step and the requests that get a token from it, in the order of its logits rows.
+def build_plan(number: int, step: Schedule, table: Table, sampling: Any = None) -> StepPlan:
+    """Return what the executor needs for a step, the M rows to sample from in the order of `step.sampled`.
 
-    Called after scheduling: a request's new tokens are those before `request.scheduled`.
+    extras, where asked for: "more_rows": [P] int64 further rows whose hidden states are wanted, with "prompt": (how many of them are
+    for prompt log-probabilities, their [.] target ids, the most alternatives) and "pool": [J, 2] int64 rows (first, stop) of the
+    rest, whose sum is wanted, one for each embedding.
     """
-    total = sum(schedule.counts)
-    arrays = np.empty((3, total), dtype=np.int64)
-    ids, positions, slots = arrays
-    rows, sampled, seq_lens, table, start = [], [], [], [], 0
-    for request, count in zip(schedule.requests, schedule.counts, strict=True):
-        end = request.scheduled
-        begin, stop = end - count, start + count
-        if count == 1:
-            ids[start], positions[start] = request.tokens[begin], begin
-            slots[start] = request.pages[begin // page_size] * page_size + begin % page_size
-        else:
-            where = np.arange(begin, end)
-            ids[start:stop], positions[start:stop] = request.tokens[begin:end], where
-            pages = np.array(request.pages, dtype=np.int64)
-            slots[start:stop] = pages[where // page_size] * page_size + where % page_size
-        if end == len(request.tokens):
-            rows.append(stop - 1)
-            sampled.append(request)
-        seq_lens.append(end)
-        table.append(request.pages)
-        start = stop
-    tensors = torch.from_numpy(arrays)
-    attention = AttentionInputs(schedule.counts, seq_lens, table, tensors[2], schedule.num_decodes)
-    plan = StepPlan(
-        step, tensors[0], tensors[1], attention, torch.tensor(rows, dtype=torch.int64), sampling_batch(sampled)
+    slots, begins, counts, decodes = step.slots, step.begins, step.counts, step.num_decodes
+    if decodes == len(slots):
+        ids, positions, owners, ends_at = step.decode_ids.astype(np.int64), begins, slots, np.arange(len(slots))
+    else:
+        owners = np.repeat(slots, counts)
+        ends_at = counts.cumsum() - 1
+        starts = ends_at + 1 - counts
+        positions = np.arange(len(owners)) - np.repeat(starts - begins, counts)
+        ids = table.tokens[owners, positions].astype(np.int64)
+        ids[:decodes] = step.decode_ids
+    size = table.page_size
+    mapping = table.pages[owners, positions // size].astype(np.int64) * size + positions % size
+    # What was found in the cache is not written again: others may be reading it.
+    found = positions < table.reused[owners]
+    if found.any():
+        mapping[found] = positions[found] % size
+    return StepPlan(
+        step=number,
+        input_ids=ids,
+        positions=positions,
+        slots=slots,
+        query_lens=counts.astype(np.int32),
+        seq_lens=(begins + counts).astype(np.int32),
+        slot_mapping=mapping,
+        num_decodes=decodes,
+        table=table.take_changes(),
+        logits_indices=ends_at[step.sampled],
+        logits_slots=slots[step.sampled],
+        sampling=sampling,
+        adapters=table.adapters[slots] if table.num_adapted else None,
+        extras=_extras(step, table, ends_at) if decodes < len(slots) else {},
     )
-    return plan, sampled
+
+
+def _extras(step: Schedule, table: Table, ends_at: np.ndarray) -> dict[str, Any]:
+    """Rows that are wanted beside the sampled ones: of prompts whose log-probabilities are asked for, and of embeddings."""
+    prompt_rows: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
+    pool_rows: list[np.ndarray] = []
+    pools: list[tuple[int, int]] = []
+    most, offset = 0, 0
+    for index, request in enumerate(step.prefills, step.num_decodes):
+        slot, begin, count = int(step.slots[index]), int(step.begins[index]), int(step.counts[index])
+        first_row = int(ends_at[index]) + 1 - count
+        if request.embeds:
+            rows = pooled_rows(request, begin, count)
+            if len(rows):
+                pools.append((offset, offset + len(rows)))
+                pool_rows.append(first_row + rows)
+                offset += len(rows)
+        elif request.prompt_logprobs is not None and begin < request.num_prompt - 1:
+            stop = min(begin + count, request.num_prompt - 1)
+            prompt_rows.append(np.arange(first_row, first_row + stop - begin))
+            targets.append(table.tokens[slot, begin + 1 : stop + 1])
+            most = max(most, request.params.prompt_logprobs or 0)
+    extras: dict[str, Any] = {}
+    if prompt_rows or pool_rows:
+        extras["more_rows"] = np.concatenate([*prompt_rows, *pool_rows])
+    if prompt_rows:
+        extras["prompt"] = (np.concatenate(targets).astype(np.int64), most)
+    if pool_rows:
+        extras["pool"] = np.array(pools, dtype=np.int64)
+    return extras
+
+
+def pooled_rows(request: Request, begin: int, count: int) -> np.ndarray:
+    """Return which of the tokens begin … begin + count - 1 count for an embedding, from 0."""
+    if request.options.pooling == "mean":
+        return np.arange(count)
+    return np.arange(count - 1, count) if begin + count == request.num_prompt else np.arange(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -9,7 +10,7 @@ from typing import Any
 
 from pegboard.build import BuiltModel
 from pegboard.errors import ConfigError
-from pegboard.interfaces.engine import Engine, FinishReason, RequestOutput
+from pegboard.interfaces.engine import Engine, FinishReason, Pooling, RequestOptions, RequestOutput, TokenLogprobs
 from pegboard.interfaces.tokenizer import Tokenizer
 from pegboard.opened import open_any
 from pegboard.plugins.load import Registry
@@ -21,29 +22,64 @@ Conversation = Sequence[Message | Mapping[str, Any]]
 
 @dataclass(slots=True)
 class Completion:
-    """One answer. error: a line for people when finish_reason is "error"."""
+    """One answer. error: a line for people when finish_reason is "error". stop_reason: the stop text or id that ended it. logprobs:
+    one entry a token, where asked for. cumulative_logprob: their sum.
+    """
 
     index: int
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     error: str | None = None
+    stop_reason: str | int | None = None
+    logprobs: list[TokenLogprobs] | None = None
+
+    @property
+    def cumulative_logprob(self) -> float | None:
+        """Sum of the log-probabilities of its tokens; None where they were not asked for."""
+        return None if self.logprobs is None else sum(entry.logprob for entry in self.logprobs)
+
+    def add(self, output: RequestOutput) -> None:
+        """Take what a step added."""
+        self.text += output.text
+        self.token_ids += output.token_ids
+        self.finish_reason, self.error, self.stop_reason = output.finish_reason, output.error, output.stop_reason
+        if output.logprobs is not None:
+            self.logprobs = [*(self.logprobs or ()), *output.logprobs]
 
 
 @dataclass(slots=True)
 class Generation:
-    """A prompt with its answers. prompt: the text, None where ids were given."""
+    """A prompt with its answers. prompt: the text, None where ids were given. num_cached_tokens: of the prompt, found in the cache.
+
+    embedding: of the prompt, from `LLM.embed`.
+    """
 
     prompt: str | None
     prompt_token_ids: list[int]
     outputs: list[Completion]
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    num_cached_tokens: int = 0
+    embedding: list[float] | None = None
+
+    def add(self, output: RequestOutput) -> bool:
+        """Take what a step added; return whether the answer it belongs to is complete."""
+        self.outputs[output.index].add(output)
+        if output.prompt_logprobs is not None:
+            self.prompt_logprobs = output.prompt_logprobs
+        if output.embedding is not None:
+            self.embedding = output.embedding
+        if output.num_cached_tokens and output.index == 0:
+            self.num_cached_tokens = output.num_cached_tokens
+        return output.finish_reason is not None
 
 
 class LLM:
     """A model behind an engine.
 
-    model: a folder (of a model, or of an adapter beside its base), a file or a hub id. Options beside the named ones are the
-    engine's own: `LLM("model.gguf", kv_memory="1GiB", max_model_len=4096)`.
+    model: a folder (of a model, or of an adapter beside its base), a file or a hub id. quantizer: name of a plugin that stores the
+    weights in fewer bits, or a mapping with "use" and its options. Options beside the named ones are the engine's own:
+    `LLM("model.gguf", kv_memory="1GiB", max_model_len=4096)`.
     """
 
     def __init__(
@@ -55,6 +91,7 @@ class LLM:
         device: int = 0,
         dtype: str = "auto",
         attention: str = "auto",
+        quantizer: str | Mapping[str, Any] | None = None,
         engine: str = "paged",
         registry: Registry | None = None,
         **options: Any,
@@ -64,27 +101,32 @@ class LLM:
         self.engine: Engine = self.registry.create("engine", {"use": engine, **options})
         opened = open_any(self.registry, model, revision)
         self.tokenizer: Tokenizer = opened.tokenizer(self.registry)
-        self.built: BuiltModel = opened.build(
-            self.registry, platform=platform, device=device, dtype=dtype, attention=attention
+        self.built: BuiltModel = opened.prepare(
+            self.registry, platform=platform, device=device, dtype=dtype, attention=attention, quantizer=quantizer
         )
         self.registry.hooks.call("model_built", role="engine", model=self.built.model)
         self.engine.load(self.built, self.tokenizer, self.registry)
         self._count = 0
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        options: RequestOptions | None = None,
     ) -> list[Generation]:
         """Return the answers in the order of the prompts.
 
         prompts: a text or a list of token ids, or a list of such. params: for all, or one for each; None for the model's own.
+        options: priority, adapter and the like, for all.
         """
         listed = _listed(prompts)
-        return self._run([self._encoded(prompt) for prompt in listed], [_text(p) for p in listed], params)
+        return self._run([self._encoded(prompt) for prompt in listed], [_text(p) for p in listed], params, options)
 
     def chat(
         self,
         messages: Conversation | Sequence[Conversation],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        options: RequestOptions | None = None,
         **template: Any,
     ) -> list[Generation]:
         """As `generate`, for conversations through the model's chat template.
@@ -96,11 +138,41 @@ class LLM:
             conversations = [messages]  # type: ignore[list-item]
         turns = [as_messages(conversation) for conversation in conversations]  # type: ignore[arg-type]
         tokens = [self.tokenizer.chat(messages, variables=template) for messages in turns]
-        return self._run(tokens, [self.tokenizer.chat_text(m, variables=template) for m in turns], params)
+        texts = [self.tokenizer.chat_text(messages, variables=template) for messages in turns]
+        return self._run(tokens, texts, params, options)
+
+    def embed(
+        self, prompts: Prompt | Sequence[Prompt], *, pooling: Pooling = "last", normalize: bool = True
+    ) -> list[list[float]]:
+        """Return an embedding of each prompt, [H] floats: the last hidden state of its last token, or the mean over all.
+
+        normalize: divide by the Euclidean length.
+        """
+        listed = _listed(prompts)
+        options = RequestOptions(task="embed", pooling=pooling)
+        found = self._run([self._encoded(p) for p in listed], [_text(p) for p in listed], SamplingParams(), options)
+        return [_unit(one.embedding or []) if normalize else one.embedding or [] for one in found]
+
+    def score(self, prompts: Sequence[Prompt], labels: tuple[str, str] = ("yes", "no")) -> list[float]:
+        """Return how much more the model would answer each prompt with the first label than with the second, from 0 to 1.
+
+        The way to rank documents with a decoder: a prompt holds a query and a document and asks whether they match. Each label
+        counts with its first token.
+        """
+        ids = tuple(self.tokenizer.encode(label, special=False)[0] for label in labels)
+        if ids[0] == ids[1]:
+            raise ConfigError(f"the labels {labels} begin with the same token", fix="choose labels that differ earlier")
+        params = SamplingParams(max_tokens=1, temperature=0, logprob_ids=ids, logprobs=0)
+        found = self._run([self._encoded(p) for p in prompts], [_text(p) for p in prompts], params)
+        pairs = [dict(one.outputs[0].logprobs[0].extra) for one in found if one.outputs[0].logprobs]
+        return [1 / (1 + math.exp(pair[ids[1]] - pair[ids[0]])) for pair in pairs]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[RequestOutput]:
         """Yield what each step adds to one answer; leaving the loop early ends the request."""
-        request_id = self._add(self._encoded(prompt), params or self.default_params())
+        params = params or self.default_params()
+        if params.n != 1:
+            raise ConfigError("a stream is of one answer", fix="leave n at 1, or use `generate`")
+        request_id = self._add(self._encoded(prompt), params)
         finished = False
         try:
             while not finished:
@@ -132,35 +204,31 @@ class LLM:
         prompts: Sequence[list[int]],
         texts: Sequence[str | None],
         params: SamplingParams | Sequence[SamplingParams] | None,
+        options: RequestOptions | None = None,
     ) -> list[Generation]:
         each = [params or self.default_params()] * len(prompts) if not isinstance(params, Sequence) else list(params)
         if len(each) != len(prompts):
             raise ConfigError(f"{len(prompts)} prompts, {len(each)} params", fix="give one for all, or one for each")
-        ids: list[str] = []
-        answers: dict[str, Completion] = {}
+        found: dict[str, Generation] = {}
         try:
-            for prompt, one in zip(prompts, each, strict=True):
-                ids.append(self._add(prompt, one))
-                answers[ids[-1]] = Completion(0)
-            while any(answer.finish_reason is None for answer in answers.values()):
+            for text, prompt, one in zip(texts, prompts, each, strict=True):
+                request_id = self._add(prompt, one, options)
+                found[request_id] = Generation(text, prompt, [Completion(index) for index in range(one.n)])
+            left = sum(one.n for one in each)
+            while left:
                 for output in self.engine.step():
-                    answer = answers.get(output.request_id)
-                    if answer is None:
-                        continue
-                    answer.text += output.text
-                    answer.token_ids += output.token_ids
-                    answer.finish_reason, answer.error = output.finish_reason, output.error
+                    generation = found.get(output.request_id)
+                    left -= generation is not None and generation.add(output)
         except BaseException:
-            for request_id in ids:
+            for request_id in found:
                 self.engine.abort(request_id)
             raise
-        rows = zip(texts, prompts, ids, strict=True)
-        return [Generation(text, prompt, [answers[request_id]]) for text, prompt, request_id in rows]
+        return list(found.values())
 
-    def _add(self, prompt: list[int], params: SamplingParams) -> str:
+    def _add(self, prompt: list[int], params: SamplingParams, options: RequestOptions | None = None) -> str:
         self._count += 1
         request_id = f"llm-{self._count}"
-        self.engine.add_request(request_id, prompt, params)
+        self.engine.add_request(request_id, prompt, params, options)
         return request_id
 
     def _encoded(self, prompt: Prompt) -> list[int]:
@@ -205,3 +273,8 @@ def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 def _text(prompt: Prompt) -> str | None:
     return prompt if isinstance(prompt, str) else None
+
+
+def _unit(vector: list[float]) -> list[float]:
+    length = math.sqrt(sum(x * x for x in vector))
+    return [x / length for x in vector] if length else vector

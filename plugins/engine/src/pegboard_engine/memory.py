@@ -1,4 +1,4 @@
-"""How many pages the cache gets."""
+"""How memory is divided: weights, workspace, cache. Planned before any of it is allocated."""
 
 from __future__ import annotations
 
@@ -15,16 +15,38 @@ _DEFAULT_CONTEXTS = 4
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What the cache takes. num_pages counts the reserved page 0; longest: tokens that one request can have in all."""
+    """Bytes by use. num_pages counts the reserved page 0; longest: tokens that one request can have in all.
+
+    available: what the device had before anything of this was allocated.
+    """
 
     layout: KVLayout
     num_pages: int
     longest: int
+    weights: int
+    workspace: int
+    available: int
 
     @property
     def bytes(self) -> int:
         """Bytes of the whole cache."""
         return self.num_pages * self.layout.page_bytes
+
+    def table(self) -> str:
+        """Return the plan as lines for people."""
+        tokens = (self.num_pages - 1) * self.layout.page_size
+        rows = (
+            ("weights", self.weights, ""),
+            ("workspace", self.workspace, "estimated, for the largest step"),
+            (
+                "cache",
+                self.bytes,
+                f"{self.num_pages - 1:,} pages of {self.layout.page_size} tokens, {self.layout.dtype}",
+            ),
+            ("in all", self.weights + self.workspace + self.bytes, f"of {_mib(self.available)} available"),
+        )
+        lines = [f"{name:10} {_mib(size):>12}  {note}".rstrip() for name, size, note in rows]
+        return "\n".join([*lines, f"one request can have {self.longest:,} tokens, all together {tokens:,}"])
 
 
 def plan_memory(built: BuiltModel, options: EngineOptions) -> MemoryPlan:
@@ -37,14 +59,16 @@ def plan_memory(built: BuiltModel, options: EngineOptions) -> MemoryPlan:
             fix=f"use max_model_len of at most {limit}",
         )
     length = options.max_model_len or limit
+    weights, workspace, available = built.weight_bytes, _workspace(built, options), _available(built)
+    left = max(0, available - workspace - (weights if built.pending else 0))
     pages_each = -(-length // options.page_size)
     useful = 1 + pages_each * options.max_num_seqs
     if options.kv_memory is None:
-        budget = min(_DEFAULT_BYTES, _available(built) // 2)
+        budget = min(_DEFAULT_BYTES, left // 2)
         useful = min(useful, 1 + pages_each * _DEFAULT_CONTEXTS)
     else:
         amount = parse_memory(options.kv_memory)
-        budget = amount if isinstance(amount, int) else int(_available(built) * amount)
+        budget = amount if isinstance(amount, int) else int(left * amount)
     pages = min(useful, budget // layout.page_bytes)
     if pages < 2:
         raise ConfigError(
@@ -57,7 +81,7 @@ def plan_memory(built: BuiltModel, options: EngineOptions) -> MemoryPlan:
             f"max_model_len {options.max_model_len} needs {(pages_each + 1) * layout.page_bytes} bytes of cache, kv_memory gives {budget}",
             fix=f"raise kv_memory, or use max_model_len of at most {fits}",
         )
-    return MemoryPlan(layout, pages, min(length, fits))
+    return MemoryPlan(layout, pages, min(length, fits), weights, workspace, available)
 
 
 def cache_layout(built: BuiltModel, page_size: int) -> KVLayout:
@@ -72,9 +96,22 @@ def cache_layout(built: BuiltModel, page_size: int) -> KVLayout:
     return built.attention.layout(specs[0], len(specs), page_size, built.dtype)
 
 
+def _workspace(built: BuiltModel, options: EngineOptions) -> int:
+    """Estimate the largest step: the widest activations of all its tokens, and the logits of all its requests."""
+    config, hidden = built.config, built.model.hidden_size
+    wide = config.get("intermediate_size")
+    wide = wide if isinstance(wide, int) else 4 * hidden
+    activations = options.max_num_tokens * (6 * hidden + 3 * wide) * built.dtype.itemsize
+    return activations + min(options.max_num_seqs, options.max_num_tokens) * built.model.vocab_size * 8
+
+
 def _available(built: BuiltModel) -> int:
     index = built.device.index or 0
     for device in built.platform.devices():
         if device.index == index:
             return device.available_memory
     return _DEFAULT_BYTES
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -38,8 +39,11 @@ class EngineOptions(BaseModel):
     """Options of engine `paged`.
 
     page_size: tokens a page. max_num_tokens: new tokens a step, prompts and decodes together. max_num_seqs: requests that run at
-    once. max_model_len: longest prompt + output; None for the model's own limit. kv_memory: bytes, a fraction of the available
-    memory, a text such as "512MB", or None for room for a few full contexts of at most 512 MiB. executor: name of an executor plugin.
+    once. max_model_len: longest prompt + output; None for the model's own limit. kv_memory: bytes, a fraction of the memory that
+    weights and workspace leave, a text such as "512MB", or None for room for a few full contexts of at most 512 MiB.
+    prefix_caching: whether requests share the pages of equal beginnings. policy: "fcfs", or "priority" (lower first).
+    watermark: fraction of the pages that admission leaves free for those who run. look_past: how many waiting requests may overtake
+    one that does not fit. max_logprobs: most log-probabilities a position. executor, grammar: names of plugins.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,7 +53,13 @@ class EngineOptions(BaseModel):
     max_num_seqs: int = Field(default=256, ge=1)
     max_model_len: int | None = Field(default=None, ge=2)
     kv_memory: int | float | str | None = None
+    prefix_caching: bool = True
+    policy: Literal["fcfs", "priority"] = "fcfs"
+    watermark: float = Field(default=0.01, ge=0, lt=1)
+    look_past: int = Field(default=16, ge=0)
+    max_logprobs: int = Field(default=20, ge=0)
     executor: str = "uniproc"
+    grammar: str = "auto"
 
     @field_validator("kv_memory")
     @classmethod

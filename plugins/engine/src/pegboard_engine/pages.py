@@ -1,4 +1,4 @@
-"""Pages of the cache: who holds which. Knows numbers only, no tensors and no requests."""
+"""Pages of the cache: who holds which, and which free one is given out next. Knows numbers only, no tensors and no requests."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 
 class OutOfPages(Exception):
@@ -21,23 +22,73 @@ class Lease:
     expires: float
 
 
+class FreeOrder(Protocol):
+    """In which order free pages are given out; a page whose content is worth keeping should come late."""
+
+    def take(self, after: int) -> int:
+        """Take a page out and return it; the one that follows page `after` where nothing is lost by that."""
+
+    def remove(self, page: int) -> None:
+        """Take this page out, because somebody wants its content."""
+
+    def give(self, page: int, *, kept: bool) -> None:
+        """Put a page in. kept: its content may be found again."""
+
+
+class LeastRecent:
+    """Pages without content first, then those that were given back longest ago.
+
+    A doubly linked list in two arrays: every operation is O(1), and no object is made for a page. Page 0 is its anchor.
+    """
+
+    def __init__(self, num_pages: int) -> None:
+        self._last = num_pages - 1
+        self._next = array("i", [*range(1, num_pages), 0])
+        self._previous = array("i", [num_pages - 1, *range(num_pages - 1)])
+        # 1: free and empty, 2: free and kept, 0: not here.
+        self._state = bytearray(b"\x00" + b"\x01" * (num_pages - 1))
+
+    def take(self, after: int) -> int:
+        """O(1). Consecutive pages are preferred among the empty ones, since they can be read without a copy."""
+        page = after + 1
+        if not (0 < after < self._last and self._state[page] == 1):
+            page = self._next[0]
+        self.remove(page)
+        return page
+
+    def remove(self, page: int) -> None:
+        before, behind = self._previous[page], self._next[page]
+        self._next[before], self._previous[behind] = behind, before
+        self._state[page] = 0
+
+    def give(self, page: int, *, kept: bool) -> None:
+        self._state[page] = 2 if kept else 1
+        before = self._previous[0] if kept else 0
+        behind = self._next[before]
+        self._next[before] = self._previous[behind] = page
+        self._previous[page], self._next[page] = before, behind
+
+
 class PagePool:
     """Pages 1 … num_pages - 1, each free or held by a number of holders. Page 0 is reserved and never handed out.
 
-    The free pages are a doubly linked list in two arrays, so that any page can be taken out in O(1): the page after a request's last
-    one is preferred, since backends read consecutive pages without a copy.
+    A free page may keep content that the prefix cache can find again (`keep`); when it is given out for something else, `on_evict`
+    is told before.
     """
 
-    def __init__(self, num_pages: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, num_pages: int, *, order: FreeOrder | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         if num_pages < 2:
             raise ValueError(f"a pool of {num_pages} pages has none to give: page 0 is reserved")
         self.num_pages = num_pages
         self.num_free = num_pages - 1
+        self.num_kept = 0
+        self.on_evict: Callable[[int], None] | None = None
+        self._order: FreeOrder = order or LeastRecent(num_pages)
         self._clock = clock
-        self._holders = array("q", bytes(8 * num_pages))
-        # Page 0 is the list's anchor: next[0] is the first free page, previous[0] the last.
-        self._next = array("q", [*range(1, num_pages), 0])
-        self._previous = array("q", [num_pages - 1, *range(num_pages - 1)])
+        self._holders = array("i", bytes(4 * num_pages))
+        self._kept = bytearray(num_pages)
         self._leases: dict[int, Lease] = {}
         self._last_lease = 0
 
@@ -46,41 +97,72 @@ class PagePool:
         """Pages that somebody holds."""
         return self.num_pages - 1 - self.num_free
 
+    def holders(self, page: int) -> int:
+        """How many hold a page."""
+        return self._holders[page]
+
     def allocate(self, count: int, after: int = 0) -> list[int]:
         """Take `count` pages, by preference those that follow page `after`. Raises OutOfPages and takes none when too few are free."""
         if count > self.num_free:
             raise OutOfPages(f"{count} pages wanted, {self.num_free} free")
         taken = []
-        holders, last = self._holders, self.num_pages - 1
         for _ in range(count):
-            page = after + 1 if 0 < after < last and not holders[after + 1] else self._next[0]
-            self._unlink(page)
-            holders[page] = 1
-            taken.append(page)
-            after = page
+            after = self._order.take(after)
+            if self._kept[after]:
+                self._forget(after)
+                if self.on_evict is not None:
+                    self.on_evict(after)
+            self._holders[after] = 1
+            taken.append(after)
         self.num_free -= count
         return taken
 
+    def hold(self, pages: Iterable[int]) -> None:
+        """Add a holder to each page, which is held or keeps content. Raises RuntimeError for a page of which neither is true."""
+        for page in pages:
+            if not self._holders[page]:
+                if not self._kept[page]:
+                    raise RuntimeError(f"page {page} is neither held nor kept, so its content is gone")
+                self._order.remove(page)
+                self.num_free -= 1
+                self.num_kept -= 1
+            self._holders[page] += 1
+
     def free(self, pages: Sequence[int]) -> None:
-        """Give up one hold on each page; a page nobody holds any more is free. Raises RuntimeError for a page that is not held."""
+        """Give up one hold on each page; a page nobody holds any more is free. Raises RuntimeError for a page that is not held.
+
+        The last of `pages` is given out again first: the beginning of a sequence is what others may share.
+        """
         for page in reversed(pages):
-            if not 0 < page < self.num_pages or not self._holders[page]:
-                raise RuntimeError(f"page {page} is not held, so it cannot be freed")
+            self._must_be_held(page, "freed")
             self._holders[page] -= 1
             if not self._holders[page]:
-                self._link_first(page)
+                kept = bool(self._kept[page])
                 self.num_free += 1
+                self.num_kept += kept
+                self._order.give(page, kept=kept)
+
+    def keep(self, page: int) -> None:
+        """Say that the content of a held page may be found again. Raises RuntimeError for a page that nobody holds."""
+        self._must_be_held(page, "kept")
+        self._kept[page] = 1
+
+    def forget(self, page: int) -> None:
+        """Say that the content of a page will not be looked for any more."""
+        if self._kept[page]:
+            self._forget(page)
+            if not self._holders[page]:
+                self._order.remove(page)
+                self._order.give(page, kept=False)
 
     def lease(self, pages: Iterable[int], ttl: float) -> Lease:
         """Hold pages for an outside party for at most `ttl` seconds. Raises RuntimeError for a page that nobody holds."""
-        kept = tuple(pages)
-        for page in kept:
-            if not 0 < page < self.num_pages or not self._holders[page]:
-                raise RuntimeError(f"page {page} is not held, so it cannot be leased")
-        for page in kept:
-            self._holders[page] += 1
+        leased = tuple(pages)
+        for page in leased:
+            self._must_be_held(page, "leased")
+        self.hold(leased)
         self._last_lease += 1
-        lease = Lease(self._last_lease, kept, self._clock() + ttl)
+        lease = Lease(self._last_lease, leased, self._clock() + ttl)
         self._leases[lease.id] = lease
         return lease
 
@@ -104,12 +186,11 @@ class PagePool:
         for lease in list(self._leases.values()):
             self.end_lease(lease)
 
-    def _unlink(self, page: int) -> None:
-        before, behind = self._previous[page], self._next[page]
-        self._next[before] = behind
-        self._previous[behind] = before
+    def _forget(self, page: int) -> None:
+        self._kept[page] = 0
+        if not self._holders[page]:
+            self.num_kept -= 1
 
-    def _link_first(self, page: int) -> None:
-        first = self._next[0]
-        self._next[0], self._previous[page] = page, 0
-        self._next[page], self._previous[first] = first, page
+    def _must_be_held(self, page: int, verb: str) -> None:
+        if not 0 < page < self.num_pages or not self._holders[page]:
+            raise RuntimeError(f"page {page} is not held, so it cannot be {verb}")

@@ -1,94 +1,153 @@
-"""A request: what was asked, how far it has come, and the states it passes through.
+"""A request: what was asked, and the states it passes through.
 
-    from \\ to    running  preempted  waiting  stopped  length  aborted  failed
-    waiting         x                                             x        x
-    running                   x                   x        x      x        x
-    preempted       x                                             x        x
+    from \\ to            waiting  running  preempted  stopped  length  aborted  timed_out  failed
+    waiting_for_grammar      x                                             x         x         x
+    waiting                            x                                   x         x         x
+    running                                     x         x        x       x         x         x
+    preempted                          x                                   x         x         x
 
-stopped, length, aborted and failed are terminal.
+stopped, length, aborted, timed_out and failed are terminal. A request enters as waiting, or as waiting_for_grammar when it has one
+that is not compiled yet. Every terminal state frees the slot, the pages, the grammar's state and the stream of text.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from enum import Enum
+from typing import TYPE_CHECKING, Any
 
-from pegboard.errors import ConfigError
-from pegboard.interfaces.engine import FinishReason
+from pegboard.interfaces.engine import FinishReason, RequestOptions
 from pegboard.types import SamplingParams
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pegboard_engine.text import OutputText
 
 
 class State(Enum):
     """State of a request."""
 
+    WAITING_FOR_GRAMMAR = "waiting_for_grammar"
     WAITING = "waiting"
     RUNNING = "running"
     PREEMPTED = "preempted"
     STOPPED = "stopped"
     LENGTH = "length"
     ABORTED = "aborted"
+    TIMED_OUT = "timed_out"
     FAILED = "failed"
 
 
-_ENDS = frozenset({State.ABORTED, State.FAILED})
+_ENDS = frozenset({State.ABORTED, State.TIMED_OUT, State.FAILED})
 TRANSITIONS: Mapping[State, frozenset[State]] = {
+    State.WAITING_FOR_GRAMMAR: _ENDS | {State.WAITING},
     State.WAITING: _ENDS | {State.RUNNING},
     State.RUNNING: _ENDS | {State.PREEMPTED, State.STOPPED, State.LENGTH},
     State.PREEMPTED: _ENDS | {State.RUNNING},
     State.STOPPED: frozenset(),
     State.LENGTH: frozenset(),
     State.ABORTED: frozenset(),
+    State.TIMED_OUT: frozenset(),
     State.FAILED: frozenset(),
 }
 FINISH_REASONS: Mapping[State, FinishReason] = {
     State.STOPPED: "stop",
     State.LENGTH: "length",
     State.ABORTED: "abort",
+    State.TIMED_OUT: "timeout",
     State.FAILED: "error",
 }
 
 
 class Request:
-    """One request. The scheduler owns its state and pages; the engine appends its tokens.
+    """One answer that is wanted. What changes with every step is in the scheduler's table while it runs, and here otherwise.
 
-    tokens: prompt and confirmed output. computed: leading tokens whose keys and values are in the cache. scheduled: those that will
-    be once the steps in flight are collected; computed <= scheduled <= len(tokens).
-    pages: pages of the cache, in order. limit: length of `tokens` at which the request ends. seed: of its random stream.
+    id: the request's; index: which of its answers. arrival: its place in the order of arrival. tokens: int32, prompt and confirmed
+    output; current unless the request runs. limit: number of tokens at which it ends. seed: of its random stream. stop_ids: ids that
+    end it. digests: of its full pages, as far as they are known; root: what their chain starts from. slot: its row of the table,
+    -1 unless it runs. sync: its next token cannot be drawn before the last one is known. matcher: of its grammar.
     """
 
     __slots__ = (
-        "computed",
+        "adapter",
+        "arrival",
+        "cached",
+        "created",
+        "digests",
+        "end_ids",
         "error",
-        "greedy",
         "id",
+        "index",
         "limit",
+        "matcher",
+        "num_output",
         "num_prompt",
-        "pages",
+        "options",
         "params",
-        "scheduled",
+        "passed",
+        "pooled",
+        "prompt_logprobs",
+        "root",
         "seed",
+        "slot",
         "state",
         "stop_ids",
+        "stop_reason",
+        "sync",
+        "text",
         "tokens",
     )
 
     def __init__(
-        self, id: str, prompt: list[int], params: SamplingParams, *, limit: int, seed: int, stop_ids: frozenset[int]
+        self,
+        id: str,
+        prompt: np.ndarray,
+        params: SamplingParams,
+        options: RequestOptions | None = None,
+        *,
+        index: int = 0,
+        arrival: int = 0,
+        created: float = 0.0,
+        limit: int,
+        seed: int = 0,
+        stop_ids: tuple[int, ...] = (),
+        end_ids: tuple[int, ...] = (),
+        root: bytes = b"",
+        adapter: int = -1,
     ) -> None:
         self.id = id
-        self.tokens = list(prompt)
-        self.num_prompt = len(prompt)
+        self.index = index
+        self.arrival = arrival
+        self.created = created
         self.params = params
+        self.options = options or RequestOptions()
+        self.tokens = prompt
+        self.num_prompt = len(prompt)
+        self.num_output = 0
         self.limit = limit
         self.seed = seed
         self.stop_ids = stop_ids
-        self.greedy = params.temperature == 0 and params.repetition_penalty == 1
+        self.end_ids = end_ids
+        self.root = root
+        self.adapter = adapter
+        self.digests: list[bytes] = []
+        self.cached = -1
+        self.slot = -1
+        self.passed = 0
+        self.sync = params.grammar is not None
         self.state = State.WAITING
-        self.computed = 0
-        self.scheduled = 0
-        self.pages: list[int] = []
+        self.matcher: Any = None
+        self.text: OutputText | None = None
         self.error: str | None = None
+        self.stop_reason: str | int | None = None
+        self.prompt_logprobs: list[Any] | None = None
+        self.pooled: Any = None
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the hidden state of the prompt is wanted in place of tokens."""
+        return self.options.task == "embed"
 
     def to(self, state: State) -> None:
         """Move to `state`. Raises RuntimeError when the table does not allow it."""
@@ -100,39 +159,3 @@ class Request:
     def finished(self) -> bool:
         """Whether the state is terminal."""
         return not TRANSITIONS[self.state]
-
-    @property
-    def confirmed(self) -> int:
-        """Tokens whose ids are known."""
-        return len(self.tokens)
-
-    @property
-    def num_output(self) -> int:
-        """Tokens generated so far."""
-        return len(self.tokens) - self.num_prompt
-
-    def append(self, token: int) -> State | None:
-        """Take a sampled token and return the terminal state that it leads to, if any."""
-        self.tokens.append(token)
-        if token in self.stop_ids:
-            return State.STOPPED
-        if len(self.tokens) >= self.limit:
-            return State.LENGTH
-        return None
-
-
-def check_params(params: SamplingParams) -> None:
-    """Raise ConfigError naming the first parameter that has no meaning."""
-    checks = (
-        ("max_tokens", params.max_tokens, params.max_tokens >= 1, "at least 1"),
-        ("temperature", params.temperature, 0 <= params.temperature < math.inf, "0 (greedy) or above"),
-        ("top_k", params.top_k, params.top_k >= 0, "0 (off) or above"),
-        ("top_p", params.top_p, 0 < params.top_p <= 1, "above 0 and at most 1"),
-        ("min_p", params.min_p, 0 <= params.min_p <= 1, "between 0 and 1"),
-        ("repetition_penalty", params.repetition_penalty, 0 < params.repetition_penalty < math.inf, "above 0"),
-        ("seed", params.seed, params.seed is None or 0 <= params.seed < 2**63, "between 0 and 2**63 - 1"),
-        ("stop", params.stop, all(params.stop), "without empty texts"),
-    )
-    for name, value, legal, expected in checks:
-        if not legal:
-            raise ConfigError(f"{name} is {value!r}", fix=f"{name} must be {expected}")

@@ -2,47 +2,143 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 import torch
+from torch import Tensor
 
 from pegboard.build import BuiltModel
-from pegboard.types import ForwardContext, KVCache, KVLayout, StepPlan, StepResult
-from pegboard_engine.sampler import sample
+from pegboard.plugins.load import Registry
+from pegboard.types import AttentionInputs, CachePlan, ForwardContext, KVCache, KVLayout, StepPlan, StepResult
+from pegboard_engine.sampling.logprobs import Logprobs, logprobs_of
+from pegboard_engine.sampling.sampler import Sampler
+
+_HEAD_ROWS = 256
+
+
+@dataclass(slots=True)
+class Started:
+    """A step whose work was given to the device. Its tensors are on their way to the host; `ready` is recorded behind them."""
+
+    step: int
+    ids: Tensor
+    valid: Tensor
+    ready: torch.Event | None
+    logprobs: Logprobs | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    def wait(self) -> StepResult:
+        """Wait for it. extras: "valid" [M] bool, False where the logits were not finite, and what the plan asked for."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        extras = {"valid": self.valid.numpy(), **self.extras}
+        if self.logprobs is not None:
+            extras["logprobs"] = self.logprobs.host()
+        return StepResult(self.step, self.ids.numpy(), extras)
 
 
 class Runner:
-    """A model with its cache. `layout` is what the attention backend wants; `num_pages` counts the reserved page 0."""
+    """A model with its cache, its block table and its sampler."""
 
-    def __init__(self, built: BuiltModel, layout: KVLayout, num_pages: int) -> None:
+    def __init__(self, built: BuiltModel, cache: CachePlan, registry: Registry | None = None) -> None:
         self._built = built
         self._groups = 1 + max(spec.group for spec in built.model.attention_specs)
-        self.cache = _allocate(layout, num_pages, built.device)
+        self._vocab_size = built.model.vocab_size
+        self._on_host = built.device.type == "cpu"
+        self._sampler = Sampler(self._vocab_size, built.device, registry)
+        self._table = torch.zeros(cache.num_slots, cache.max_pages, dtype=torch.int32)
+        # The token sampled last in each slot, for steps that were planned before it was known.
+        self._last = torch.zeros(cache.num_slots, dtype=torch.int64, device=built.device)
+        self.cache = allocate_cache(cache.layout, cache.num_pages, built.device)
 
     @torch.inference_mode()
-    def run(self, plan: StepPlan) -> StepResult:
-        """Run a step. extras["valid"]: [M] bool, False for a row whose logits are not finite."""
+    def start(self, plan: StepPlan) -> Started:
+        """Run a step, or give it to the device."""
         built, device = self._built, self._built.device
-        attention = built.attention.plan(plan.attention, device, self.cache.layout)
-        all_rows = plan.logits_indices.numel() == plan.input_ids.numel()
-        ctx = ForwardContext(
-            positions=plan.positions.to(device),
-            plans=[attention] * self._groups,
-            cache=self.cache,
-            logits_indices=None if all_rows else plan.logits_indices.to(device),
+        slots, columns, pages = plan.table
+        if len(slots):
+            self._table.numpy()[slots, columns] = pages
+        inputs = AttentionInputs(
+            plan.query_lens,
+            plan.seq_lens,
+            self._table,
+            torch.from_numpy(plan.slot_mapping),
+            plan.num_decodes,
+            table_rows=plan.slots,
         )
-        hidden = built.model(plan.input_ids.to(device), ctx)
-        if hidden.shape[0] == 0:
-            return StepResult(plan.step, plan.logits_indices, {"valid": torch.ones(0, dtype=torch.bool)})
-        ids, valid = sample(built.model.head(hidden), plan.sampling)
-        return StepResult(plan.step, ids.cpu(), {"valid": valid.cpu()})
+        more = plan.extras.get("more_rows")
+        rows = plan.logits_indices if more is None else np.concatenate([plan.logits_indices, more])
+        all_rows = more is None and len(rows) == len(plan.input_ids)
+        ctx = ForwardContext(
+            positions=self._to_device(plan.positions),
+            plans=[built.attention.plan(inputs, device, self.cache.layout)] * self._groups,
+            cache=self.cache,
+            adapter_slots=self._adapters(plan),
+            logits_indices=None if all_rows else self._to_device(rows),
+        )
+        hidden = built.model(self._input_ids(plan), ctx)
+        count = len(plan.logits_indices)
+        extras = self._extras(plan, hidden[count:])
+        if not count:
+            return Started(
+                plan.step, torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.bool), None, None, extras
+            )
+        sampled = self._sampler.sample(built.model.head(hidden[:count]), plan.sampling)
+        self._last[self._to_device(plan.logits_slots)] = sampled.ids
+        if sampled.errors:
+            extras["errors"] = sampled.errors
+        ids, valid = (x.to("cpu", non_blocking=True) for x in (sampled.ids, sampled.valid))
+        return Started(plan.step, ids, valid, self._recorded(), sampled.logprobs, extras)
 
     def update_weights(self, version: int) -> None:
         """Refresh what was derived from the weights."""
         with torch.no_grad():
             self._built.model.refresh_derived(version)
 
+    def _input_ids(self, plan: StepPlan) -> Tensor:
+        ids = torch.from_numpy(plan.input_ids)
+        unknown = np.flatnonzero(plan.input_ids[: plan.num_decodes] < 0)
+        ids = ids.to(self._built.device)
+        if len(unknown):
+            ids[self._to_device(unknown)] = self._last[self._to_device(plan.slots[unknown])]
+        return ids
 
-def _allocate(layout: KVLayout, num_pages: int, device: torch.device) -> KVCache:
-    """Zeros, since a masked read of garbage that happens to be NaN would spread."""
+    def _adapters(self, plan: StepPlan) -> Tensor | None:
+        if plan.adapters is None:
+            return None
+        return self._to_device(np.repeat(plan.adapters, plan.query_lens).astype(np.int64))
+
+    def _extras(self, plan: StepPlan, hidden: Tensor) -> dict[str, Any]:
+        """What was asked for beside tokens, from the hidden states [P, H] of `more_rows`."""
+        extras: dict[str, Any] = {}
+        start = 0
+        if (prompt := plan.extras.get("prompt")) is not None:
+            targets, most = prompt
+            start = len(targets)
+            # A whole prompt's logits at once would take more memory than the model.
+            chunks = zip(hidden[:start].split(_HEAD_ROWS), self._to_device(targets).split(_HEAD_ROWS), strict=True)
+            extras["prompt"] = [logprobs_of(self._built.model.head(x), ids, most).host() for x, ids in chunks]
+        if (pool := plan.extras.get("pool")) is not None:
+            sums = [hidden[start + first : start + stop].float().sum(0) for first, stop in pool.tolist()]
+            extras["pooled"] = torch.stack(sums).cpu().numpy()
+        return extras
+
+    def _to_device(self, values: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(values)
+        return tensor if self._on_host else tensor.to(self._built.device, non_blocking=True)
+
+    def _recorded(self) -> torch.Event | None:
+        if self._on_host:
+            return None
+        event = torch.Event(self._built.device)
+        event.record()
+        return event
+
+
+def allocate_cache(layout: KVLayout, num_pages: int, device: torch.device) -> KVCache:
+    """Return a cache of zeros, since a masked read of garbage that happens to be NaN would spread."""
     shape = {
         "PSHD": (num_pages, layout.page_size, layout.num_kv_heads, layout.head_dim),
         "PHSD": (num_pages, layout.num_kv_heads, layout.page_size, layout.head_dim),

@@ -2,143 +2,275 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
 
 from pegboard_engine.pages import PagePool
+from pegboard_engine.policy import PreemptionPolicy, QueuePolicy, WaitingQueue, fcfs, highest_rank
+from pegboard_engine.prefix import PrefixCache
 from pegboard_engine.request import Request, State
+from pegboard_engine.table import Table
 
 
 @dataclass(slots=True)
 class Schedule:
-    """One step: requests and the number of tokens of each, those with one token first.
+    """One step: N sequences, those with one token first.
 
-    num_decodes: how many of the first entries have one new token.
+    slots, begins, counts: [N] the tokens begins … begins + counts - 1 of each. num_decodes: the first so many have one token,
+    decode_ids: its id, -1 where it is still in flight.
+    sampled: [M] indices of the sequences that get a token from this step, and places: [M] where in the request it goes.
+    generations: [N] of the slots. prefills: the requests behind the decodes. admitted: slots that
+    this step saw placed.
     """
 
-    requests: list[Request] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    num_decodes: int = 0
+    slots: np.ndarray
+    begins: np.ndarray
+    counts: np.ndarray
+    num_decodes: int
+    decode_ids: np.ndarray
+    sampled: np.ndarray
+    places: np.ndarray
+    generations: np.ndarray
+    prefills: list[Request]
+    admitted: list[int]
 
-    def __bool__(self) -> bool:
-        return bool(self.requests)
+
+@dataclass(slots=True)
+class Progress:
+    """What a collected step did. rows: [K] of its M sampled rows that still count; slots, tokens: [K]; stopped, full: [K] bool, ended
+    by an end id or by length.
+    """
+
+    rows: np.ndarray
+    slots: np.ndarray
+    tokens: np.ndarray
+    stopped: np.ndarray
+    full: np.ndarray
 
 
 class Scheduler:
-    """First come, first served under a token budget: running requests first, then as many waiting ones as fit.
+    """Running requests first, then as many waiting ones as fit, under a budget of tokens. Owns states, slots and pages.
 
-    A request that needs a page when none is free takes those of the latest one, which later computes its tokens anew. Owns the
-    state and the pages of every request.
+    A request that needs a page when none is free takes those of another one, which later computes its tokens anew; then nobody is
+    admitted before a request ends or there is a spare page for every running one. `look_past` waiting requests may overtake one that
+    does not fit, each at most `look_past` times. watermark: pages that admission leaves free.
     """
 
-    def __init__(self, pages: PagePool, *, page_size: int, max_num_tokens: int, max_num_seqs: int) -> None:
+    def __init__(
+        self,
+        pages: PagePool,
+        table: Table,
+        prefixes: PrefixCache,
+        *,
+        max_num_tokens: int,
+        rank: QueuePolicy = fcfs,
+        victim: PreemptionPolicy = highest_rank,
+        watermark: int = 0,
+        look_past: int = 16,
+    ) -> None:
         self.pages = pages
-        self.page_size = page_size
+        self.table = table
+        self.prefixes = prefixes
         self.max_num_tokens = max_num_tokens
-        self.max_num_seqs = max_num_seqs
-        self.waiting: deque[Request] = deque()
-        self.running: list[Request] = []
+        self.waiting = WaitingQueue(rank)
         self.num_preemptions = 0
-
-    def __iter__(self) -> Iterator[Request]:
-        yield from self.running
-        yield from self.waiting
+        self._rank = rank
+        self._victim = victim
+        self._watermark = watermark
+        self._look_past = look_past
+        self._crowded = False
 
     @property
     def has_work(self) -> bool:
         """Whether any request is waiting or running."""
-        return bool(self.running or self.waiting)
+        return bool(len(self.table) or len(self.waiting))
 
     def add(self, request: Request) -> None:
-        """Queue a request."""
-        self.waiting.append(request)
+        """Queue a request in state waiting."""
+        self.prefixes.extend(request.digests, request.root, request.tokens)
+        self.waiting.add(request)
 
-    def schedule(self) -> Schedule:
-        """Choose the next step and give its requests the pages they need."""
+    def schedule(self) -> Schedule | None:
+        """Choose the next step and give its requests the pages they need. None when nobody can run."""
         self.pages.expire_leases()
-        step, budget, preempted = Schedule(), self.max_num_tokens, self.num_preemptions
-        order = deque(sorted(self.running, key=_is_prefill))
-        while order and budget:
-            request = order[0]
-            count = min(request.confirmed - request.scheduled, budget)
-            if not self._make_room(request, request.scheduled + count, order):
+        table, before = self.table, self.num_preemptions
+        while True:
+            slots, need = self._wanted()
+            decodes = slots[need == 1]
+            lacking = decodes[table.scheduled[decodes] >= table.num_pages[decodes] * table.page_size]
+            if len(lacking) <= self.pages.num_free:
                 break
-            order.popleft()
-            budget -= self._enter(step, request, count)
-        if self.num_preemptions == preempted:
-            self._admit(step, budget)
-        return step
+            self._preempt(self._victim([table.request(slot) for slot in table.running.tolist()], self._rank))
+        for slot in lacking.tolist():
+            self._grow(slot, 1)
+        budget = self.max_num_tokens - len(decodes)
+        chunked, chunks = [], []
+        for slot, wanted in zip(slots[need > 1].tolist(), need[need > 1].tolist(), strict=True):
+            if budget <= 0:
+                break
+            chunked.append(slot)
+            chunks.append(min(wanted, budget))
+            budget -= chunks[-1]
+        admitted = self._admit(budget, chunked, chunks) if self.num_preemptions == before else []
+        if not len(decodes) and not chunked:
+            return None
+        return self._step(decodes, chunked, chunks, admitted)
 
-    def computed(self, step: Schedule) -> None:
-        """Note that the keys and values of a step are in the cache."""
-        for request, count in zip(step.requests, step.counts, strict=True):
-            request.computed += count
+    def collect(self, step: Schedule, tokens: np.ndarray) -> Progress:
+        """Take what a step computed and sampled: `tokens` [M] int64. Rows whose request ended meanwhile do not count."""
+        table = self.table
+        alive = table.generation[step.slots] == step.generations
+        slots = step.slots if alive.all() else step.slots[alive]
+        counts = step.counts if slots is step.slots else step.counts[alive]
+        table.computed[slots] += counts
+        self._publish(slots)
+        rows = np.flatnonzero(alive[step.sampled])
+        slots, places, tokens = step.slots[step.sampled[rows]], step.places[rows], tokens[rows]
+        table.tokens[slots, places] = tokens
+        newest = table.known[slots] == places + 1
+        table.last[slots[newest]] = tokens[newest]
+        table.inflight[slots] -= 1
+        stopped = (table.stop_ids[slots] == tokens[:, None]).any(1)
+        full = (places + 1 >= table.limit[slots]) & ~stopped
+        return Progress(rows, slots, tokens, stopped, full)
 
     def finish(self, request: Request, state: State) -> None:
         """Move a request to a terminal state and free every page it holds."""
-        was_running = request.state is State.RUNNING
+        was_running, waits = request.state is State.RUNNING, request.state is not State.WAITING_FOR_GRAMMAR
         request.to(state)
-        (self.running if was_running else self.waiting).remove(request)
-        self._release(request)
+        if was_running:
+            self._release(request)
+            self._crowded = False
+        elif waits:
+            self.waiting.remove(request)
 
-    def _enter(self, step: Schedule, request: Request, count: int) -> int:
-        step.num_decodes += count == 1 and step.num_decodes == len(step.requests)
-        step.requests.append(request)
-        step.counts.append(count)
-        request.scheduled += count
-        return count
+    def _wanted(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the slots in their order and how many tokens each could compute now."""
+        table = self.table
+        slots = table.running.copy()
+        known = table.known[slots]
+        need = known - table.scheduled[slots]
+        # The last token of a full request is never computed: nothing is drawn after it.
+        need[known >= table.limit[slots]] = 0
+        if table.num_sync:
+            need[table.sync[slots] & (table.inflight[slots] > 0)] = 0
+        return slots, need
 
-    def _admit(self, step: Schedule, budget: int) -> None:
-        while self.waiting and budget and len(self.running) < self.max_num_seqs:
-            request = self.waiting[0]
-            # Each running request may need a page in the next steps: admitting into those would only preempt again.
-            spare = len(self.running)
-            if self._missing(request, request.confirmed) + spare > self.pages.num_free:
-                break
-            self.waiting.popleft()
-            request.to(State.RUNNING)
-            self.running.append(request)
-            # The whole prompt's pages at once, though its chunks come in later steps: nobody else can take them meanwhile.
-            self._grow(request, request.confirmed)
-            budget -= self._enter(step, request, min(request.confirmed, budget))
+    def _step(self, decodes: np.ndarray, chunked: list[int], chunks: list[int], admitted: list[int]) -> Schedule:
+        table = self.table
+        if chunked:
+            slots = np.concatenate([decodes, np.array(chunked, dtype=np.int32)])
+            counts = np.ones(len(slots), dtype=np.int64)
+            counts[len(decodes) :] = chunks
+        else:
+            slots, counts = decodes, np.ones(len(decodes), dtype=np.int64)
+        begins = table.scheduled[slots]
+        table.scheduled[slots] = ends = begins + counts
+        places = table.known[slots]
+        sampled = np.flatnonzero(ends == places)
+        prefills = [table.request(slot) for slot in chunked]
+        embeds = [index for index, request in enumerate(prefills, len(decodes)) if request.embeds]
+        if embeds:
+            sampled = np.setdiff1d(sampled, embeds)
+        places, drawn = places[sampled], slots[sampled]
+        decode_ids = table.last[decodes]
+        table.known[drawn] += 1
+        table.inflight[drawn] += 1
+        table.last[drawn] = -1
+        return Schedule(
+            slots=slots,
+            begins=begins,
+            counts=counts,
+            num_decodes=len(decodes),
+            decode_ids=decode_ids,
+            sampled=sampled,
+            places=places,
+            generations=table.generation[slots],
+            prefills=prefills,
+            admitted=admitted,
+        )
 
-    def _make_room(self, request: Request, length: int, order: deque[Request]) -> bool:
-        """Get the pages for `length` tokens, preempting from the end of `order`, whose first is `request`.
+    def _admit(self, budget: int, chunked: list[int], chunks: list[int]) -> list[int]:
+        admitted: list[int] = []
+        index = passed = 0
+        while index < len(self.waiting) and budget > 0 and not self.table.full and index - len(admitted) < 256:
+            request = self.waiting[index]
+            outcome = self._place(request)
+            if isinstance(outcome, int):
+                self.waiting.pop(index)
+                slot = outcome
+                admitted.append(slot)
+                chunked.append(slot)
+                chunks.append(min(int(self.table.known[slot] - self.table.scheduled[slot]), budget))
+                budget -= chunks[-1]
+                continue
+            index += 1
+            if outcome == "no room":
+                passed += 1
+                request.passed += 1
+                if passed > self._look_past or request.passed > self._look_past:
+                    break
+        return admitted
 
-        False when `request` itself had to go.
-        """
-        missing = self._missing(request, length)
-        if missing <= 0:
-            return True
-        while missing > self.pages.num_free:
-            victim = order.pop()
-            self._preempt(victim)
-            if victim is request:
-                return False
-        self._grow(request, length)
-        return True
+    def _place(self, request: Request) -> int | Literal["no room", "held"]:
+        """Give a waiting request its slot and the pages of all its tokens. "held": somebody is computing its prefix just now."""
+        pages, prefixes, size = self.pages, self.prefixes, self.table.page_size
+        count = len(request.tokens)
+        prefixes.extend(request.digests, request.root, request.tokens)
+        # What every token of the prompt is to tell cannot be found in a cache of keys.
+        reads = request.params.prompt_logprobs is None and not (request.embeds and request.options.pooling == "mean")
+        found = prefixes.find(request.digests) if reads else []
+        if reads and len(found) < len(request.digests) and prefixes.claimed(request.digests[len(found)]):
+            return "held"
+        missing = -(-count // size) - len(found)
+        asleep = sum(1 for page in found if not pages.holders(page))
+        running = len(self.table)
+        spare = 0 if not running else max(self._watermark, running if self._crowded else 0)
+        if missing + asleep + spare > pages.num_free:
+            return "no room"
+        pages.hold(found)
+        new = pages.allocate(missing, after=found[-1] if found else 0)
+        request.to(State.RUNNING)
+        computed = min(len(found) * size, count - 1)
+        if request.cached < 0:
+            request.cached = computed
+            prefixes.queries += count
+            prefixes.hits += computed
+        slot = self.table.place(request, found + new, computed, len(found))
+        prefixes.claim(request.digests[len(found) :], slot)
+        return slot
 
-    def _missing(self, request: Request, length: int) -> int:
-        return -(-length // self.page_size) - len(request.pages)
+    def _grow(self, slot: int, count: int) -> None:
+        last = int(self.table.pages[slot, self.table.num_pages[slot] - 1])
+        self.table.append_pages(slot, self.pages.allocate(count, after=last))
 
-    def _grow(self, request: Request, length: int) -> None:
-        missing = self._missing(request, length)
-        if missing > 0:
-            request.pages += self.pages.allocate(missing, after=request.pages[-1] if request.pages else 0)
+    def _publish(self, slots: np.ndarray) -> None:
+        """Let others find the pages that a step filled."""
+        if not self.prefixes.enabled:
+            return
+        table, size = self.table, self.table.page_size
+        full = table.computed[slots] // size
+        more = full > table.published[slots]
+        for slot, stop in zip(slots[more].tolist(), full[more].tolist(), strict=True):
+            request, first = table.request(slot), int(table.published[slot])
+            known = len(request.digests)
+            if known < stop:
+                tokens = table.tokens[slot, known * size : stop * size]
+                self.prefixes.extend(request.digests, request.root, tokens, known)
+            for index in range(first, stop):
+                self.prefixes.publish(request.digests[index], int(table.pages[slot, index]))
+            table.published[slot] = stop
 
     def _preempt(self, request: Request) -> None:
         request.to(State.PREEMPTED)
-        self.running.remove(request)
-        self.waiting.appendleft(request)
         self._release(request)
+        self.waiting.add(request)
         self.num_preemptions += 1
+        self._crowded = True
 
     def _release(self, request: Request) -> None:
-        self.pages.free(request.pages)
-        request.pages = []
-        request.computed = request.scheduled = 0
-
-
-def _is_prefill(request: Request) -> bool:
-    return request.confirmed - request.scheduled > 1
+        slot = request.slot
+        self.prefixes.unclaim(request.digests[int(self.table.published[slot]) :], slot)
+        self.pages.free(self.table.remove(slot))

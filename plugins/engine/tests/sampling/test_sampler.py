@@ -102,7 +102,7 @@ def rows(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Row:
 
 
 @given(st.lists(rows(), min_size=1, max_size=8))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 def test_every_combination(rows: list[Row]) -> None:
     check(rows)
 
@@ -115,7 +115,7 @@ def test_most_combinations_are_decided_clearly() -> None:
 
 
 @given(st.lists(rows(), min_size=2, max_size=6))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_a_row_is_the_same_alone_and_in_a_crowd(rows: list[Row]) -> None:
     together = run(rows)
     for i, row in enumerate(rows):
@@ -155,9 +155,9 @@ def test_a_vocabulary_of_real_width() -> None:
     generator = np.random.default_rng(1)
     vocab = 50_257
     sharp, flat = (np.float32(generator.standard_normal(vocab) * scale).tolist() for scale in (6, 1))
-    cases = [{"top_p": 0.5}, {"top_k": 40}, {"top_k": 40, "top_p": 0.75}, {"min_p": 0.25}, {"typical_p": 0.5}, {}]
+    cases = [{"top_p": 0.5}, {"top_k": 40, "top_p": 0.75}, {"min_p": 0.25}, {"typical_p": 0.5}]
     made = [Row(values, SamplingParams(**case), seed=i) for values in (sharp, flat) for i, case in enumerate(cases)]
-    assert check(made) > 8
+    assert check(made) > 5
 
 
 # Statistics

@@ -21,6 +21,7 @@ MODEL_OPTIONS = (
     click.option("--platform", default="auto", show_default=True, metavar="NAME", help="A platform plugin."),
     click.option("--device", default=0, show_default=True, help="Which device of the platform."),
     click.option("--attention", default="auto", show_default=True, metavar="NAME", help="An attention plugin."),
+    click.option("--quantizer", metavar="NAME", help="A plugin that holds the weights in fewer bits."),
     click.option(
         "--threads", type=click.IntRange(min=1), help="Processor threads; the platform's own choice if not given."
     ),
@@ -72,18 +73,19 @@ def load(model: str, options: dict[str, Any]) -> LLM:
     registry = Registry.discover()
     name, platform = choose_platform(registry, options.pop("platform"))
     platform.configure(threads=threads)
-    chosen = {key: options.pop(key) for key in ("revision", "dtype", "device", "attention")}
+    chosen = {key: options.pop(key) for key in ("revision", "dtype", "device", "attention", "quantizer")}
     return LLM(model, registry=registry, platform=name, **chosen, **settings)
 
 
 def asked(options: dict[str, Any]) -> dict[str, Any]:
     """Return what `sampling_options` were given, checked; takes them out of `options`."""
     from pegboard.types import SamplingParams
-    from pegboard_engine.request import check_params
+    from pegboard_engine.sampling.params import check_params
 
     given = {key: value for key in SAMPLING if (value := options.pop(key)) is not None}
     given = {"max_tokens": 256, **given, "stop": tuple(given["stop"])}
-    check_params(SamplingParams(**given))
+    # Which ids there are is not known before the model is loaded.
+    check_params(SamplingParams(**given), 2**31)
     return given
 
 

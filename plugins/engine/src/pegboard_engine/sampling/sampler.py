@@ -227,16 +227,19 @@ class Sampler:
         if batch.resets is None or batch.reset_ids is None:
             return
         start = 0
+        counted: list[tuple[int, np.ndarray, np.ndarray]] = []
         for slot, kinds, num_prompt, num_output, head in batch.resets.tolist():
             middle, end = start + num_prompt, start + num_prompt + num_output
             prompt, output = batch.reset_ids[start:middle], batch.reset_ids[middle:end]
             start = end
             if kinds & PENALTIES:
-                self._counts.reset(slot, prompt, output)
+                counted.append((slot, prompt, output))
             if kinds & WORDS:
                 self._tails.reset(slot, output, head)
             if kinds & PROCESSORS:
                 self._processors.reset(slot, prompt, output, batch.processors[slot])
+        if counted:
+            self._counts.reset(*zip(*counted, strict=True))
 
     def _append(self, batch: SamplingBatch, ids: Tensor, count: Tensor | None, at: _Proposals | None) -> None:
         """Add tokens to what is remembered of the outputs: ids [N, P] of rows, or of sequences where there are proposals."""

@@ -6,6 +6,8 @@ out. While a proposal is verified, a slot has several rows of logits, and those 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -56,19 +58,18 @@ class Counts:
         self._listed = torch.zeros(0, 0, dtype=torch.int64, device=device)
         self._used = np.zeros(0, np.int64)
 
-    def reset(self, slot: int, prompt: np.ndarray, output: np.ndarray) -> None:
-        """Begin anew with the ids of prompt and output."""
-        row = self._rows.take(slot)
-        ids, counts = np.unique(output, return_counts=True)
-        listed = np.union1d(np.unique(prompt), ids).astype(np.int64)
-        self._grow(len(listed))
-        device = self._counts.device
-        self._counts[row] = 0
-        self._counts[row, torch.from_numpy(np.unique(prompt).astype(np.int64)).to(device)] = _PROMPT
-        where = torch.from_numpy(ids.astype(np.int64)).to(device)
-        self._counts[row, where] += torch.from_numpy(counts.astype(np.int32)).to(device)
-        self._listed[row, : len(listed)] = torch.from_numpy(listed).to(device)
-        self._used[row] = len(listed)
+    def reset(self, slots: Sequence[int], prompts: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
+        """Begin anew with the ids of prompts and outputs."""
+        rows = np.array([self._rows.take(slot) for slot in slots], np.int64)
+        listed = [np.unique(np.concatenate(pair)) for pair in zip(prompts, outputs, strict=True)]
+        self._grow(max(map(len, listed)))
+        self._counts[self._index(rows)] = 0
+        self._counts[self._places(rows, prompts)] = _PROMPT
+        at = self._places(rows, outputs)
+        self._counts.index_put_(at, torch.ones_like(at[1], dtype=torch.int32), accumulate=True)
+        self._used[rows] = [len(ids) for ids in listed]
+        at = self._places(rows, listed)
+        self._listed[at[0], self._index(np.concatenate([np.arange(len(ids)) for ids in listed]))] = at[1]
 
     def release(self, slot: int) -> None:
         """Forget a slot."""
@@ -79,7 +80,7 @@ class Counts:
         rows = self._rows.of(slots)
         width = ids.shape[1]
         self._grow(int(self._used[rows].max()) + width)
-        at = torch.from_numpy(rows).to(ids.device)[:, None].expand_as(ids)
+        at = self._index(rows)[:, None].expand_as(ids)
         added = torch.ones_like(ids, dtype=torch.int32)
         if count is not None:
             added = (torch.arange(width, device=ids.device) < count[:, None]).int()
@@ -88,8 +89,7 @@ class Counts:
         if full.any():
             self._list_all(rows[full])
             rows, ids = rows[~full], ids[torch.from_numpy(~full).to(ids.device)]
-        columns = torch.from_numpy(self._used[rows][:, None] + np.arange(width)).to(ids.device)
-        self._listed[torch.from_numpy(rows).to(ids.device)[:, None], columns] = ids
+        self._listed[self._index(rows)[:, None], self._index(self._used[rows][:, None] + np.arange(width))] = ids
         self._used[rows] += width
 
     def penalise_(
@@ -101,7 +101,7 @@ class Counts:
         divides positive logits of ids in prompt or output and multiplies others; then presence and frequency are subtracted.
         """
         table = self._rows.of(slots)
-        at = torch.from_numpy(table).to(logits.device)
+        at = self._index(table)
         listed = self._listed[at, : int(self._used[table].max())]
         if ahead is not None:
             listed = torch.cat([listed, ahead.clamp(min=0)], 1)
@@ -116,11 +116,18 @@ class Counts:
         counts &= _PROMPT - 1
         logits[where] = new - frequency * counts - presence * (counts > 0)
 
+    def _index(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values.astype(np.int64)).to(self._counts.device)
+
+    def _places(self, rows: np.ndarray, ids: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Return pairs of a row and each of its ids."""
+        return self._index(np.repeat(rows, [len(part) for part in ids])), self._index(np.concatenate(ids))
+
     def _list_all(self, rows: np.ndarray) -> None:
         """Once a list would be longer than the vocabulary it becomes the vocabulary."""
         every = torch.arange(self._vocab, device=self._counts.device)
         self._grow(self._vocab)
-        self._listed[torch.from_numpy(rows).to(every.device), : self._vocab] = every
+        self._listed[self._index(rows), : self._vocab] = every
         self._used[rows] = self._vocab
 
     def _grow(self, width: int) -> None:

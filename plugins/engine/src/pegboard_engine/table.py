@@ -1,0 +1,143 @@
+"""The running requests as a struct of arrays: one row, a slot, each. A step reads and writes columns, not objects."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pegboard_engine.request import Request
+
+_STOP_IDS = 4
+
+
+class Table:
+    """What changes with every step. Arrays are indexed by slot; `running` lists the slots in use, longest there first.
+
+    tokens: [S, L] int32, prompt and confirmed output. known: tokens, those in flight included.
+    inflight: how many of them are. scheduled: leading tokens whose keys are in the cache once the steps in flight are collected;
+    computed: those of collected steps. limit: length at which the request ends. reused: leading tokens that were found in the
+    cache and are not written again. pages: [S, W] int32 page numbers; num_pages: how many count. published: leading pages that
+    others may find. last: [S] the token at known - 1, -1 while it is in flight. stop_ids: [S, K], -1 where unused. generation: grows when a slot changes hands.
+    """
+
+    def __init__(self, num_slots: int, max_len: int, page_size: int) -> None:
+        self.page_size = page_size
+        self.num_slots = num_slots
+        self.tokens = np.zeros((num_slots, max_len), dtype=np.int32)
+        self.pages = np.zeros((num_slots, -(-max_len // page_size)), dtype=np.int32)
+        columns = np.zeros((10, num_slots), dtype=np.int64)
+        (
+            self.known,
+            self.inflight,
+            self.scheduled,
+            self.computed,
+            self.limit,
+            self.num_prompt,
+            self.reused,
+            self.num_pages,
+            self.published,
+            self.generation,
+        ) = columns
+        self.last = np.zeros(num_slots, dtype=np.int32)
+        self.adapters = np.full(num_slots, -1, dtype=np.int32)
+        self.stop_ids = np.full((num_slots, _STOP_IDS), -1, dtype=np.int32)
+        self.sync = np.zeros(num_slots, dtype=bool)
+        self.requests: list[Request | None] = [None] * num_slots
+        self.num_sync = 0
+        self.num_adapted = 0
+        self._free = list(range(num_slots - 1, -1, -1))
+        self._order = np.zeros(num_slots, dtype=np.int32)
+        self._count = 0
+        self._changes: tuple[list[int], list[int], list[int]] = ([], [], [])
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def running(self) -> np.ndarray:
+        """Slots in use, a view that the next `place` or `remove` invalidates."""
+        return self._order[: self._count]
+
+    @property
+    def full(self) -> bool:
+        """Whether no slot is free."""
+        return not self._free
+
+    def request(self, slot: int) -> Request:
+        """The request in a slot."""
+        found = self.requests[slot]
+        assert found is not None
+        return found
+
+    def place(self, request: Request, pages: list[int], computed: int, shared: int) -> int:
+        """Give a request a slot. pages: those of all its tokens; computed: leading tokens in the cache; shared: leading pages that
+        were found there.
+        """
+        slot = self._free.pop()
+        count = len(request.tokens)
+        self.tokens[slot, :count] = request.tokens
+        self.last[slot] = request.tokens[-1]
+        self.known[slot] = count
+        self.inflight[slot] = 0
+        self.scheduled[slot] = self.computed[slot] = computed
+        self.limit[slot] = request.limit
+        self.num_prompt[slot] = request.num_prompt
+        self.reused[slot] = shared * self.page_size
+        self.published[slot] = shared
+        self.generation[slot] += 1
+        self.sync[slot] = request.sync
+        self.num_sync += request.sync
+        self.adapters[slot] = request.adapter
+        self.num_adapted += request.adapter >= 0
+        self._set_stop_ids(slot, request.stop_ids)
+        self.num_pages[slot] = 0
+        self.requests[slot] = request
+        self.append_pages(slot, pages)
+        self._order[self._count] = slot
+        self._count += 1
+        request.slot = slot
+        return slot
+
+    def remove(self, slot: int) -> list[int]:
+        """Take a request out, with its confirmed tokens, and return its pages."""
+        request = self.request(slot)
+        request.tokens = self.tokens[slot, : self.confirmed(slot)].copy()
+        request.slot = -1
+        pages: list[int] = self.pages[slot, : self.num_pages[slot]].tolist()
+        self.generation[slot] += 1
+        self.num_sync -= request.sync
+        self.num_adapted -= request.adapter >= 0
+        self.requests[slot] = None
+        kept = self.running[self.running != slot]
+        self._order[: len(kept)] = kept
+        self._count = len(kept)
+        self._free.append(slot)
+        return pages
+
+    def confirmed(self, slot: int) -> int:
+        """Tokens whose ids are known."""
+        return int(self.known[slot] - self.inflight[slot])
+
+    def append_pages(self, slot: int, pages: list[int]) -> None:
+        """Add pages to a slot's row and note the change for the executor."""
+        first = int(self.num_pages[slot])
+        stop = first + len(pages)
+        self.pages[slot, first:stop] = pages
+        self.num_pages[slot] = stop
+        slots, columns, numbers = self._changes
+        slots += [slot] * len(pages)
+        columns += range(first, stop)
+        numbers += pages
+
+    def take_changes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return what changed in `pages` since the last call, as int32 arrays (slots, columns, pages)."""
+        slots, columns, pages = (np.array(change, dtype=np.int32) for change in self._changes)
+        self._changes = ([], [], [])
+        return slots, columns, pages
+
+    def _set_stop_ids(self, slot: int, ids: tuple[int, ...]) -> None:
+        width = self.stop_ids.shape[1]
+        if len(ids) > width:
+            more = np.full((self.num_slots, len(ids) - width), -1, dtype=np.int32)
+            self.stop_ids = np.hstack([self.stop_ids, more])
+        self.stop_ids[slot] = -1
+        self.stop_ids[slot, : len(ids)] = ids

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pegboard_engine.pages import PagePool
+from pegboard_engine.prefix import PrefixCache
+
+SIZE = 4
+
+
+def cache(pages: int = 20, **options: bool) -> tuple[PagePool, PrefixCache]:
+    pool = PagePool(pages)
+    return pool, PrefixCache(pool, SIZE, **options)
+
+
+def chain(prefixes: PrefixCache, tokens: list[int], root: bytes = b"root") -> list[bytes]:
+    digests: list[bytes] = []
+    prefixes.extend(digests, root, tokens)
+    return digests
+
+
+TOKENS = st.lists(st.integers(0, 3), max_size=24)
+
+
+@given(first=TOKENS, second=TOKENS, roots=st.tuples(st.sampled_from("ab"), st.sampled_from("ab")))
+def test_equal_names_mean_equal_beginnings(first: list[int], second: list[int], roots: tuple[str, str]) -> None:
+    _, prefixes = cache()
+    one, two = (chain(prefixes, t, prefixes.root(r)) for t, r in zip((first, second), roots, strict=True))
+    shared = sum(1 for a, b in zip(one, two, strict=False) if a == b)
+    expected = 0
+    if roots[0] == roots[1]:
+        while (expected + 1) * SIZE <= min(len(first), len(second)) and (
+            first[: (expected + 1) * SIZE] == second[: (expected + 1) * SIZE]
+        ):
+            expected += 1
+    assert shared == expected
+    assert one[:shared] == two[:shared]
+    assert len(set(one) | set(two)) == len(one) + len(two) - shared
+
+
+@given(tokens=TOKENS, cut=st.integers(0, 6))
+def test_a_chain_grows_as_if_made_at_once(tokens: list[int], cut: int) -> None:
+    _, prefixes = cache()
+    digests = chain(prefixes, tokens[: cut * SIZE])
+    first = len(digests)
+    prefixes.extend(digests, b"root", np.array(tokens[first * SIZE :], dtype=np.int32), first)
+    assert digests == chain(prefixes, tokens)
+    prefixes.extend(digests, b"root", tokens)
+    assert len(digests) == len(tokens) // SIZE
+
+
+def test_another_process_has_other_names() -> None:
+    assert chain(cache()[1], [1, 2, 3, 4]) != chain(cache()[1], [1, 2, 3, 4])
+
+
+def test_finds_the_longest_beginning_that_is_published() -> None:
+    pool, prefixes = cache()
+    digests = chain(prefixes, list(range(12)))
+    pages = pool.allocate(3)
+    for digest, page in zip(digests[:2], pages, strict=False):
+        prefixes.publish(digest, page)
+    assert prefixes.find(digests) == pages[:2]
+    assert prefixes.find(digests[1:]) == pages[1:2]
+    assert prefixes.find(chain(prefixes, [9, *range(1, 12)])) == []
+
+
+def test_what_is_given_out_again_is_not_found() -> None:
+    pool, prefixes = cache(4)
+    digests = chain(prefixes, list(range(12)))
+    pages = pool.allocate(3)
+    for digest, page in zip(digests, pages, strict=True):
+        prefixes.publish(digest, page)
+    pool.free(pages)
+    assert prefixes.find(digests) == pages
+    pool.allocate(1)
+    assert prefixes.find(digests) == pages[:2]
+    assert len(prefixes) == 2
+
+
+def test_the_first_page_of_a_name_stays_the_one() -> None:
+    pool, prefixes = cache()
+    (digest,) = chain(prefixes, [1, 2, 3, 4])
+    first, second = pool.allocate(2)
+    prefixes.publish(digest, first)
+    prefixes.publish(digest, second)
+    assert prefixes.find([digest]) == [first]
+    pool.free([second])
+    assert pool.num_kept == 0
+
+
+def test_a_claim_ends_with_its_owner_or_with_the_page() -> None:
+    pool, prefixes = cache()
+    digests = chain(prefixes, list(range(8)))
+    prefixes.claim(digests, owner=1)
+    prefixes.claim(digests, owner=2)
+    prefixes.unclaim(digests, owner=2)
+    assert all(prefixes.claimed(digest) for digest in digests)
+    prefixes.publish(digests[0], pool.allocate(1)[0])
+    prefixes.unclaim(digests[1:], owner=1)
+    assert not any(prefixes.claimed(digest) for digest in digests)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_reset_and_off_find_nothing(enabled: bool) -> None:
+    pool, prefixes = cache(enabled=enabled)
+    digests = chain(prefixes, list(range(8)))
+    assert bool(digests) == enabled
+    for digest in digests:
+        prefixes.publish(digest, pool.allocate(1)[0])
+    prefixes.reset()
+    assert prefixes.find(digests) == []
+    assert len(prefixes) == pool.num_kept == 0
