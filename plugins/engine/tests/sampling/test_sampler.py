@@ -101,8 +101,8 @@ def rows(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Row:
     )
 
 
-@given(st.lists(rows(), min_size=1, max_size=8))
-@settings(deadline=None, max_examples=100)
+@given(st.lists(rows(), min_size=1, max_size=6))
+@settings(deadline=None, max_examples=60)
 def test_every_combination(rows: list[Row]) -> None:
     check(rows)
 
@@ -115,7 +115,7 @@ def test_most_combinations_are_decided_clearly() -> None:
 
 
 @given(st.lists(rows(), min_size=2, max_size=6))
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 def test_a_row_is_the_same_alone_and_in_a_crowd(rows: list[Row]) -> None:
     together = run(rows)
     for i, row in enumerate(rows):
