@@ -26,11 +26,18 @@ class Speculator(ABC):
         """Prepare for a model; called once, first. Raises ConfigError when this speculator does not suit it."""
 
     @abstractmethod
-    def propose(self, tokens: Sequence[Sequence[int]], most: Sequence[int]) -> list[list[int]]:
+    def propose(
+        self, keys: Sequence[int], tokens: Sequence[Sequence[int]], most: Sequence[int]
+    ) -> list[Sequence[int]]:
         """Return a proposal for each sequence, of at most most[i] ids; an empty one where there is no good guess.
 
-        tokens: prompt and output of each sequence so far, as an int32 numpy row; read only.
+        keys: names of the sequences; a key never stands for another one. tokens: prompt and output of each so far, as an int32
+        numpy row; read only, and from one call to the next only longer.
         """
+
+    def forget(self, keys: Sequence[int]) -> None:
+        """Say that these sequences ended. Unknown keys are ignored."""
+        return
 
     def close(self) -> None:
         """Free what is held. Safe to call twice."""
