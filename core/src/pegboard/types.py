@@ -63,6 +63,8 @@ class KVLayout:
     The tensors of layer i are `k[i]`, `v[i]` of shape given by `order`:
     "PSHD" is [num_pages, page_size, num_kv_heads, head_dim], "PHSD" is [num_pages, num_kv_heads, page_size, head_dim].
     dtype is torch's name without the prefix ("bfloat16"); shard = (rank, world) of the heads.
+    Of dtype "int8" each row of head_dim values has a float32 scale, by which they are multiplied: `k_scale[i]`, `v_scale[i]`, of the
+    same shape without head_dim.
     """
 
     page_size: int
@@ -79,7 +81,19 @@ class KVLayout:
         import torch
 
         item: int = getattr(torch, self.dtype).itemsize
-        return 2 * self.num_layers * self.page_size * self.num_kv_heads * self.head_dim * item
+        row = self.head_dim * item + (4 if self.scaled else 0)
+        return 2 * self.num_layers * self.page_size * self.num_kv_heads * row
+
+    @property
+    def scaled(self) -> bool:
+        """Whether each row of values has a scale."""
+        return self.dtype == "int8"
+
+    def shape(self, num_pages: int) -> tuple[int, int, int, int]:
+        """Return the shape of a layer's keys, or values, of so many pages."""
+        sizes = {"P": num_pages, "S": self.page_size, "H": self.num_kv_heads, "D": self.head_dim}
+        pages, outer, inner, dim = (sizes[axis] for axis in self.order)
+        return pages, outer, inner, dim
 
 
 @dataclass(slots=True)
@@ -87,11 +101,27 @@ class KVCache:
     """Cache tensors, one per layer, all of `layout`. Owned by the runner; attention backends write into them in place.
 
     Page 0 is never handed out: padded rows of a captured graph write their keys there.
+    k_scale, v_scale: where the layout is `scaled`, one float32 tensor a layer; None elsewhere.
     """
 
     layout: KVLayout
     k: list[Tensor]
     v: list[Tensor]
+    k_scale: list[Tensor] | None = None
+    v_scale: list[Tensor] | None = None
+
+    @classmethod
+    def allocate(cls, layout: KVLayout, num_pages: int, device: torch.device) -> KVCache:
+        """Return a cache of zeros: a masked read of garbage that happens to be NaN would spread."""
+        import torch
+
+        shape, dtype = layout.shape(num_pages), getattr(torch, layout.dtype)
+
+        def tensors(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+            return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layout.num_layers)]
+
+        scales = [tensors(shape[:-1], torch.float32) if layout.scaled else None for _ in "kv"]
+        return cls(layout, tensors(shape, dtype), tensors(shape, dtype), *scales)
 
     @property
     def num_pages(self) -> int:
