@@ -1,15 +1,34 @@
-"""Replacements for ops: products on processors without fast half-precision ones, and norms of one row."""
+"""Replacements for ops: compiled ones where they are installed; else torch's, arranged for processors without fast bfloat16 products."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pegboard.ops import registered
+
 # Up to here torch's half-precision product, which streams the weights once a row, beats widening them to float32 first.
 _FEW_ROWS = 4
+
+
+def compiled(dtype: torch.dtype, others: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    """Return the compiled replacements for models of `dtype`: none where pegboard-cpu-kernels is absent, unusable or switched off.
+
+    others: replacements of ours, which are asked where a compiled one does not apply.
+    """
+    try:
+        from pegboard_cpu_kernels import library, ops
+    except ImportError:
+        return {}
+    found = library.find()
+    if found.library is None:
+        return {}
+    functions = {name: op.function for name, op in registered().items()}
+    return ops.replacements(found.library, dtype, functions | dict(others))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -39,6 +39,7 @@ class CpuPlatform(Platform):
         replaced: dict[str, Callable[..., Any]] = {"linear": kernels.linear} if wide else {}
         if phase != "train":
             replaced |= {"rms_norm": kernels.rms_norm, "add_rms_norm": kernels.add_rms_norm}
+            replaced |= kernels.compiled(dtype, replaced)
         return replaced
 
     def configure(self, *, threads: int | None = None) -> None:

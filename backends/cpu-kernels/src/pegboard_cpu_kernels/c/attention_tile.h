@@ -1,0 +1,275 @@
+/* Many queries: tiles of keys and values are widened once, laid out for a matrix product, and used by all queries of an item.
+ *
+ * An item's rows are its queries, for each the heads that share a kv head. A tile of TILE keys begins at a multiple of TILE in the
+ * sequence, a chunk at a multiple of TILE_CHUNK, and no row's arithmetic depends on the others': what a query gets is the same
+ * however its prompt was cut. Rows are taken MR at a time: products with the tile's keys, softmax, products with its values.
+ */
+#ifndef PEG_ATTENTION_TILE_H
+#define PEG_ATTENTION_TILE_H
+
+#include "attention_common.h"
+
+#define TILE 64
+#define TILE_CHUNK 4096
+
+typedef struct {
+    float *q, *keys, *values, *weights, *part, *total, *key_scales, *value_scales;
+    int64_t *key_places, *value_places;
+} tile_room;
+
+static int32_t tile_rows(const peg_attention_call *call) { return round_up(call->plan->most_queries * shared_heads(call), MR); }
+
+static int64_t tile_need(const peg_attention_call *call) {
+    int64_t rows = tile_rows(call), width = padded_dim(call);
+    return 4 * TILE + rows * width + 2 * TILE * width + MR * TILE + 2 * TILE + 2 * rows * (width + 2) + 64;
+}
+
+static tile_room tile_rooms(const peg_attention_call *call, float *at) {
+    int64_t rows = tile_rows(call), width = padded_dim(call);
+    tile_room room;
+    room.key_places = (int64_t *)at, at += 2 * TILE;
+    room.value_places = (int64_t *)at, at += 2 * TILE;
+    room.q = at, at += rows * width;
+    room.keys = at, at += TILE * width;
+    room.values = at, at += TILE * width;
+    room.weights = at, at += MR * TILE;
+    room.key_scales = at, at += TILE;
+    room.value_scales = at, at += TILE;
+    room.part = at, at += rows * (width + 2);
+    room.total = at;
+    return room;
+}
+
+INLINE float one(int type, const char *p) {
+    switch (type) {
+    case PEG_BF16: return peg_bf16_to_f32(*(const uint16_t *)(const void *)p);
+    case PEG_F16: return peg_f16_to_f32(*(const uint16_t *)(const void *)p);
+    case PEG_I8: return (float)*(const int8_t *)p;
+    default: return *(const float *)(const void *)p;
+    }
+}
+
+#ifdef PEG_X86
+INLINE __m256 eight(int type, const char *p) {
+    switch (type) {
+    case PEG_BF16:
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p)), 16));
+    case PEG_F16: return _mm256_cvtph_ps(_mm_loadu_si128((const void *)p));
+    case PEG_I8: return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)));
+    default: return _mm256_loadu_ps((const float *)(const void *)p);
+    }
+}
+
+/* Eight rows of eight -> columns, `stride` floats apart. */
+INLINE void transpose_eight(__m256 r[8], float *out, int64_t stride) {
+    __m256 pair[8], quad[8];
+    for (int i = 0; i < 8; i += 2) {
+        pair[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        pair[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        for (int j = 0; j < 2; j++) {
+            quad[i + 2 * j] = _mm256_shuffle_ps(pair[i + j], pair[i + j + 2], 0x44);
+            quad[i + 2 * j + 1] = _mm256_shuffle_ps(pair[i + j], pair[i + j + 2], 0xee);
+        }
+    }
+    for (int i = 0; i < 4; i++) {
+        _mm256_storeu_ps(out + i * stride, _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x20));
+        _mm256_storeu_ps(out + (i + 4) * stride, _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x31));
+    }
+}
+#endif
+
+/* Keys at `places` -> strips of NR keys, in each head_dim rows of NR floats. Keys below `skip` and behind `count` become 0. */
+INLINE void pack_keys(int type, const char *base, const tile_room *room, int32_t skip, int32_t count, int32_t dim, int32_t width) {
+    int size = peg_item_size(type);
+    for (int32_t start = 0; start < round_up(count, NR); start += NR) {
+        float *strip = room->keys + (int64_t)start * width;
+        int32_t j = 0;
+#ifdef PEG_X86
+        for (; j + 8 <= NR && start + j >= skip && start + j + 8 <= count; j += 8) {
+            const int64_t *places = room->key_places + start + j;
+            int32_t d = 0;
+            for (; d + 8 <= dim; d += 8) {
+                __m256 rows[8];
+                for (int i = 0; i < 8; i++) {
+                    rows[i] = eight(type, base + places[i] + d * size);
+                    if (type == PEG_I8) rows[i] = _mm256_mul_ps(rows[i], _mm256_set1_ps(room->key_scales[start + j + i]));
+                }
+                transpose_eight(rows, strip + (int64_t)d * NR + j, NR);
+            }
+            for (; d < dim; d++)
+                for (int i = 0; i < 8; i++)
+                    strip[(int64_t)d * NR + j + i] =
+                        one(type, base + places[i] + d * size) * (type == PEG_I8 ? room->key_scales[start + j + i] : 1.0f);
+        }
+#endif
+        for (; j < NR; j++) {
+            int there = start + j >= skip && start + j < count;
+            float scale = type == PEG_I8 && there ? room->key_scales[start + j] : 1.0f;
+            for (int32_t d = 0; d < dim; d++)
+                strip[(int64_t)d * NR + j] = there ? one(type, base + room->key_places[start + j] + d * size) * scale : 0.0f;
+        }
+    }
+}
+
+/* Values at `places` -> strips of NR elements, in each TILE rows of NR floats. */
+INLINE void pack_values(int type, const char *base, const tile_room *room, int32_t skip, int32_t count, int32_t dim, int32_t width) {
+    int size = peg_item_size(type);
+    for (int32_t j = 0; j < count; j++) {
+        const char *row = base + room->value_places[j];
+        float scale = type == PEG_I8 && j >= skip ? room->value_scales[j] : 1.0f;
+        for (int32_t d = 0; d < width; d += VL) {
+            float *out = room->values + (int64_t)(d / NR) * TILE * NR + j * NR + d % NR;
+            if (j < skip || d >= dim) {
+                v_store(out, v_set(0));
+            } else if (d + VL <= dim) {
+                vf x = v_load_as(type, row + d * size);
+                if (type == PEG_I8) x = x * v_set(scale);
+                v_store(out, x);
+            } else {
+                for (int32_t i = 0; i < VL; i++) out[i] = d + i < dim ? one(type, row + (d + i) * size) * scale : 0.0f;
+            }
+        }
+    }
+}
+
+/* acc[MR][2 VL] += a[MR rows, `depth`] x b[depth][2 VL]. */
+INLINE void multiply(vf acc[MR][2], const float *a, int64_t a_stride, const float *b, int32_t depth) {
+    for (int32_t i = 0; i < depth; i++) {
+        vf left = v_load(b + (int64_t)i * NR), right = v_load(b + (int64_t)i * NR + VL);
+#pragma GCC unroll 16
+        for (int r = 0; r < MR; r++) {
+            vf x = v_set(a[r * a_stride + i]);
+            acc[r][0] = v_fma(x, left, acc[r][0]);
+            acc[r][1] = v_fma(x, right, acc[r][1]);
+        }
+    }
+}
+
+/* Products of MR rows -> weights; most and sums of the rows are updated, factors are what their values so far must be multiplied by.
+ * columns: a multiple of 2 VL. Row r sees the columns first[r] ... last[r]. */
+static void soften_rows(const logit_rule *rule, float *weights, int32_t columns, const int32_t *first, const int32_t *last, float *most,
+                        float *sums, float factors[16]) {
+    float base[16], old[16];
+    for (int r = 0; r < 16; r++) base[r] = old[r] = 0;
+    for (int r = 0; r < MR; r++) {
+        float *row = weights + r * TILE;
+        vf high = v_set(-INFINITY);
+        int whole = first[r] <= 0 && last[r] >= columns - 1;
+        for (int32_t j = 0; j < columns; j += VL) {
+            vf x = logit(rule, v_load(row + j));
+            if (!whole) {
+                vf column = v_load(NUMBERS) + v_set((float)j);
+                x = v_select(v_less(column, v_set((float)first[r])), v_set(-INFINITY), x);
+                x = v_select(v_less(v_set((float)last[r]), column), v_set(-INFINITY), x);
+            }
+            high = v_max(x, high);
+            v_store(row + j, x);
+        }
+        float top = v_reduce_max(high);
+        old[r] = most[r];
+        most[r] = top > old[r] ? top : old[r];
+        base[r] = most[r] == -INFINITY ? 0 : most[r];
+    }
+    for (int r = 0; r < 16; r += VL) v_store(factors + r, v_exp2(v_load(old + r) - v_load(base + r)));
+    for (int r = 0; r < MR; r++) {
+        float *row = weights + r * TILE;
+        vf sum = v_set(0), high = v_set(base[r]);
+        for (int32_t j = 0; j < columns; j += VL) {
+            vf weight = v_exp2(v_load(row + j) - high);
+            sum = sum + weight;
+            v_store(row + j, weight);
+        }
+        sums[r] = sums[r] * factors[r] + v_sum(sum);
+    }
+}
+
+/* MR rows from row `r` on, with `count` keys of which the first stands at `start` in the sequence. n: rows of the partial result. */
+static void row_block(const peg_attention_call *call, const peg_attention_item *item, const logit_rule *rule, const tile_room *room,
+                      int32_t r, int32_t n, int32_t start, int32_t count, float *part) {
+    int32_t shared = shared_heads(call), dim = call->layer->head_dim, width = padded_dim(call), first[MR], last[MR];
+    for (int i = 0; i < MR; i++) {
+        int32_t query = (r + i) / shared;
+        span(call, item->sequence, item->first + (query < item->count ? query : item->count - 1), first + i, last + i);
+        first[i] -= start, last[i] -= start;
+    }
+    if (last[MR - 1] < 0 || first[0] >= count) return;
+    int32_t used = last[MR - 1] < count ? last[MR - 1] + 1 : count, columns = round_up(used, NR);
+    for (int32_t j = 0; j < columns; j += NR) {
+        vf acc[MR][2];
+#pragma GCC unroll 16
+        for (int i = 0; i < MR; i++) acc[i][0] = acc[i][1] = v_set(0);
+        multiply(acc, room->q + (int64_t)r * width, width, room->keys + (int64_t)j * width, dim);
+#pragma GCC unroll 16
+        for (int i = 0; i < MR; i++) {
+            v_store(room->weights + i * TILE + j, acc[i][0]);
+            v_store(room->weights + i * TILE + j + VL, acc[i][1]);
+        }
+    }
+    for (int i = 0; i < MR; i++) last[i] = last[i] < used ? last[i] : used - 1;
+    float factors[16];
+    soften_rows(rule, room->weights, columns, first, last, part + r, part + n + r, factors);
+    for (int32_t d = 0; d < width; d += NR) {
+        vf acc[MR][2];
+        float *values = part + 2 * n + (int64_t)r * width + d;
+#pragma GCC unroll 16
+        for (int i = 0; i < MR; i++) {
+            acc[i][0] = v_load(values + (int64_t)i * width) * v_set(factors[i]);
+            acc[i][1] = v_load(values + (int64_t)i * width + VL) * v_set(factors[i]);
+        }
+        multiply(acc, room->weights, TILE, room->values + (int64_t)d * TILE, used);
+#pragma GCC unroll 16
+        for (int i = 0; i < MR; i++) {
+            v_store(values + (int64_t)i * width, acc[i][0]);
+            v_store(values + (int64_t)i * width + VL, acc[i][1]);
+        }
+    }
+}
+
+static void read_queries(const peg_attention_call *call, const peg_attention_item *item, int32_t head, const tile_room *room, int32_t n) {
+    const peg_attention_layer *layer = call->layer;
+    int32_t shared = shared_heads(call), width = padded_dim(call), dim = layer->head_dim;
+    memset(room->q, 0, sizeof(float) * (size_t)n * (size_t)width);
+    for (int32_t r = 0; r < item->count * shared; r++) {
+        int64_t token = call->plan->starts[item->sequence] + item->first + r / shared;
+        int64_t at = token * call->q_stride + (int64_t)(head * shared + r % shared) * dim;
+        widen(layer->type, (const char *)call->q + at * peg_item_size(layer->type), room->q + (int64_t)r * width, dim);
+    }
+}
+
+/* `type` is a constant where this is inlined. */
+INLINE void tile(int type, const peg_attention_call *call, const peg_attention_item *item, int32_t head, float *scratch) {
+    const peg_attention_layer *layer = call->layer;
+    tile_room room = tile_rooms(call, scratch);
+    logit_rule rule = rule_of(layer);
+    int32_t shared = shared_heads(call), dim = layer->head_dim, width = padded_dim(call), n = round_up(item->count * shared, MR);
+    int32_t first, last, unused;
+    span(call, item->sequence, item->first, &first, &unused);
+    span(call, item->sequence, item->first + item->count - 1, &unused, &last);
+    const char *keys = call->plan->table ? call->k_cache : call->k, *values = call->plan->table ? call->v_cache : call->v;
+    int32_t from = item->chunk >= 0 ? item->chunk : first / TILE_CHUNK, to = item->chunk >= 0 ? item->chunk : last / TILE_CHUNK;
+    float *alone = item->chunk < 0 ? NULL
+                                   : call->parts + ((int64_t)(item->part + item->chunk) * layer->num_kv_heads + head) * call->part_stride;
+    read_queries(call, item, head, &room, n);
+    for (int32_t chunk = from; chunk <= to; chunk++) {
+        float *part = alone ? alone : chunk == from ? room.total : room.part;
+        for (int32_t r = 0; r < n; r++) part[r] = -INFINITY;
+        memset(part + n, 0, sizeof(float) * (size_t)n * (size_t)(width + 1));
+        int32_t end = (chunk + 1) * TILE_CHUNK;
+        if (end > last + 1) end = last + 1;
+        for (int32_t start = chunk * TILE_CHUNK; start < end; start += TILE) {
+            int32_t skip = first > start ? first - start : 0, count = end - start < TILE ? end - start : TILE;
+            if (skip >= count) continue;
+            locate(call, item->sequence, head, start + skip, count - skip, room.key_places + skip, room.value_places + skip,
+                   room.key_scales + skip, room.value_scales + skip);
+            pack_keys(type, keys, &room, skip, count, dim, width);
+            pack_values(type, values, &room, skip, count, dim, width);
+            for (int32_t r = 0; r < n; r += MR) row_block(call, item, &rule, &room, r, n, start, count, part);
+        }
+        if (part == room.part) join(room.total, part, n, width);
+    }
+    if (!alone) finish(call, item, head, room.total, n, PEG_F32);
+}
+
+#endif
