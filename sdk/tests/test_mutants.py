@@ -23,6 +23,7 @@ SUITES = {
     "adapter": conformance.AdapterSuite,
     "attention": conformance.AttentionSuite,
     "logger": conformance.LoggerSuite,
+    "logits_processor": conformance.LogitsProcessorSuite,
     "model": conformance.ModelSuite,
     "objective": conformance.ObjectiveSuite,
     "platform": conformance.PlatformSuite,

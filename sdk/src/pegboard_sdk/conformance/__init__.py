@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pegboard_sdk.conformance.adapter import AdapterSuite
     from pegboard_sdk.conformance.attention import AttentionSuite
     from pegboard_sdk.conformance.logger import LoggerSuite
+    from pegboard_sdk.conformance.logits_processor import LogitsProcessorSuite
     from pegboard_sdk.conformance.model import ModelSuite
     from pegboard_sdk.conformance.objective import ObjectiveSuite
     from pegboard_sdk.conformance.platform import PlatformSuite
@@ -20,13 +21,15 @@ __all__ = [
     "AdapterSuite",
     "AttentionSuite",
     "LoggerSuite",
+    "LogitsProcessorSuite",
     "ModelSuite",
     "ObjectiveSuite",
     "PlatformSuite",
     "PluginSuite",
 ]
 
-_HOMES = {name: "suite" if name == "PluginSuite" else name.removesuffix("Suite").lower() for name in __all__}
+_HOMES = {name: name.removesuffix("Suite").lower() for name in __all__}
+_HOMES |= {"PluginSuite": "suite", "LogitsProcessorSuite": "logits_processor"}
 
 
 def __getattr__(name: str) -> Any:

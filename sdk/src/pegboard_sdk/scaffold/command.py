@@ -9,7 +9,9 @@ import click
 
 @click.command()
 @click.argument("name")
-@click.option("--kind", required=True, help="platform, attention, model, adapter, objective or logger.")
+@click.option(
+    "--kind", required=True, help="platform, attention, model, adapter, objective, logger or logits_processor."
+)
 @click.option(
     "--dest",
     type=click.Path(path_type=Path),

@@ -10,10 +10,10 @@ from importlib.util import find_spec
 from pegboard.errors import ConfigError, nearest
 from pegboard.plugins.index import normalise, scan
 
-KINDS = ("adapter", "attention", "logger", "model", "objective", "platform")
+KINDS = ("adapter", "attention", "logger", "logits_processor", "model", "objective", "platform")
 """Kinds that there is a template for."""
 
-_SUFFIX = {"attention": "Attention", "model": "Family"}
+_SUFFIX = {"attention": "Attention", "logits_processor": "Processor", "model": "Family"}
 _NAME = re.compile(r"(?=.{1,60}$)[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 
 
