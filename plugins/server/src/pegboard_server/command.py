@@ -24,11 +24,20 @@ if TYPE_CHECKING:
 @click.option(
     "--allow-host", "hosts", multiple=True, metavar="NAME", help="A further name of ours, where no key guards."
 )
+@click.option(
+    "--admin-port", type=click.IntRange(0, 65535), help="Listen for adapters and cache resets too; off if not given."
+)
+@click.option("--admin-host", default="127.0.0.1", show_default=True, help="Address of that listener.")
 @click.option("--certfile", metavar="FILE", help="TLS certificate, PEM.")
 @click.option("--keyfile", metavar="FILE", help="Its key, PEM.")
 @click.option("--client-ca", metavar="FILE", help="Only clients whose certificate this authority signed may connect.")
 @click.option("--tool-parser", default="auto", show_default=True, metavar="NAME", help="How tool calls are written.")
 @click.option("--reasoning-parser", default="auto", show_default=True, metavar="NAME", help="How reasoning is written.")
+@click.option(
+    "--pooling", default="last", show_default=True, type=click.Choice(["last", "mean"]), help="Of embeddings."
+)
+@click.option("--score-template", metavar="FILE", help="Text of /score, with {query} and {document}.")
+@click.option("--score-labels", default="yes,no", show_default=True, help="The answers of /score, yes first.")
 @click.option("--unknown-fields", default="reject", show_default=True, type=click.Choice(["reject", "ignore"]))
 @click.option("--deadline", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Longest time of a request.")
 @click.option(
@@ -59,10 +68,11 @@ def serve(model: str, **given: Any) -> None:
     engine: dict[str, Any] = {"use": given["engine"], **pairs("--set", given["settings"])}
     engine |= {key: given[key] for key in ("kv_memory", "max_model_len") if given[key] is not None}
     import asyncio
+    from dataclasses import replace
 
     from pegboard.build import choose_platform
     from pegboard.plugins.load import Registry
-    from pegboard_server.app import create_app
+    from pegboard_server.app import create_admin_app, create_app
     from pegboard_server.serving import Address, load_engine, make_served
     from pegboard_server.serving import serve as listen
 
@@ -73,7 +83,11 @@ def serve(model: str, **given: Any) -> None:
     build = {key: given[key] for key in ("device", "dtype", "attention")}
     loaded = load_engine(registry, model, engine=engine, revision=given["revision"], platform=name, **build)
     served = make_served(registry, *loaded[:2], options, loaded[2])
-    asyncio.run(listen(served, create_app(served), address))
+    admin = None
+    if given["admin_port"] is not None:
+        where = replace(address, host=given["admin_host"], port=given["admin_port"])
+        admin = create_admin_app(served), where
+    asyncio.run(listen(served, create_app(served), address, admin=admin))
 
 
 def server_options(model: str, given: dict[str, Any]) -> ServerOptions:
@@ -90,6 +104,11 @@ def server_options(model: str, given: dict[str, Any]) -> ServerOptions:
     if "*" in given["origins"] and not keys:
         raise ConfigError("every web page may call a server without keys", fix="give --api-key, or name the origins")
     local = given["host"] in LOOPBACK
+    if given["admin_port"] is not None and given["admin_host"] not in LOOPBACK and not keys:
+        raise ConfigError(
+            f"whoever reaches {given['admin_host']} could change what is served",
+            fix="give --api-key, or leave --admin-host out",
+        )
     short = Path(model).name.removesuffix(".gguf") or model
     return ServerOptions(
         names=given["names"] or tuple(dict.fromkeys((short, model))),
@@ -97,6 +116,9 @@ def server_options(model: str, given: dict[str, Any]) -> ServerOptions:
         origins=given["origins"],
         hosts=(*LOOPBACK, *given["hosts"]) if local or given["hosts"] else None,
         unknown=given["unknown_fields"],
+        pooling=given["pooling"],
+        score_template=_template(given["score_template"]),
+        score_labels=_labels(given["score_labels"]),
         tool_parser=given["tool_parser"],
         reasoning_parser=given["reasoning_parser"],
         deadline=given["deadline"],
@@ -122,6 +144,27 @@ def read_limits(texts: tuple[str, ...]) -> Limits:
         if isinstance(value, bool) or not isinstance(value, wanted) or value <= 0:
             raise ConfigError(f"the limit {key} is {value!r}", fix="give a number above 0")
     return replace(Limits(), **values)
+
+
+def _template(file: str | None) -> str | None:
+    from pathlib import Path
+
+    if file is None:
+        return None
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--score-template {file} cannot be read: {error}", fix="name a text file") from error
+    if "{query}" not in text or "{document}" not in text:
+        raise ConfigError(f"--score-template {file} lacks {{query}} or {{document}}", fix="write both into it")
+    return text
+
+
+def _labels(text: str) -> tuple[str, str]:
+    labels = text.split(",")
+    if len(labels) != 2 or not all(labels):
+        raise ConfigError(f"--score-labels is {text!r}", fix="give two texts with a comma between, such as yes,no")
+    return labels[0], labels[1]
 
 
 def pairs(option: str, texts: tuple[str, ...]) -> dict[str, Any]:

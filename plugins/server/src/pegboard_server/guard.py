@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import time
 from collections.abc import Collection
@@ -18,6 +19,31 @@ HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
+
+
+_ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
+
+
+def is_text(body: bytes) -> bool:
+    """Whether a body of JSON is UTF-8 and its escapes are whole characters.
+
+    Python reads JSON in other encodings too, and halves of surrogate pairs, which no tokenizer and no answer can hold.
+    """
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    if b"\0" in body:
+        return False
+    if b"\\ud" not in body and b"\\uD" not in body:
+        return True
+    pending = -1  # where the second half of a pair must begin
+    for found in _ESCAPE.finditer(body):
+        code = int(found[1], 16) if found[1] else 0
+        if (0xDC00 <= code < 0xE000) != (pending >= 0) or pending not in (-1, found.start()):
+            return False
+        pending = found.end() if 0xD800 <= code < 0xDC00 else -1
+    return pending == -1
 
 
 class Guard:
@@ -95,7 +121,10 @@ class Guard:
                         raise _too_large(limit)
         except TimeoutError:
             raise ApiError(408, f"the body did not arrive within {self._limits.body_seconds:g} s") from None
-        whole: list[Message] = [{"type": "http.request", "body": b"".join(chunks), "more_body": False}]
+        body = b"".join(chunks)
+        if not is_text(body):
+            raise ApiError(400, "the body is not JSON in UTF-8, or holds half of a character")
+        whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def again() -> Message:
             return whole.pop() if whole else await receive()
