@@ -77,7 +77,7 @@ def test_hidden_states_beside_the_sampled_rows(executor: UniprocExecutor, built:
     asked = plan([4])
     asked.extras = {
         "more_rows": np.array([0, 1, 3, 2, 3, 4]),
-        "prompt": (np.array(IDS[1:3] + [IDS[4]]), 2),
+        "prompt": (np.array([*IDS[1:3], IDS[4]]), 2),
         "pool": np.array([[0, 1], [1, 3]]),
     }
     result = executor.collect(executor.submit(asked))

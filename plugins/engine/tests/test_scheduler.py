@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pegboard.types import SamplingParams
+from pegboard.types import SamplingParams, StepPlan
 from pegboard_engine.inputs import build_plan
 from pegboard_engine.pages import PagePool
 from pegboard_engine.policy import POLICIES
@@ -40,6 +40,7 @@ class Device:
         slots, columns, pages = plan.table
         self.table[slots, columns] = pages
         drawn, row = {}, 0
+        self.accepted = None
         for slot, count, length in zip(plan.slots, plan.query_lens, plan.seq_lens, strict=True):
             for position in range(length - count, length):
                 token = int(plan.input_ids[row])
@@ -50,9 +51,30 @@ class Device:
                     self.places[plan.slot_mapping[row]] = (*before, token)
                 row += 1
             drawn[row - 1] = following(list(self.read(slot, length)))
+        drafts = plan.extras.get("drafts")
+        if drafts is not None:
+            return self.verify(plan, drafts)
         ids = np.array([drawn[index] for index in plan.logits_indices.tolist()], dtype=np.int64)
         self.last[plan.logits_slots] = ids
         return ids
+
+    def verify(self, plan: StepPlan, drafts: np.ndarray) -> np.ndarray:
+        """As the sampler does: a proposed token stands as long as it is what would have come."""
+        lengths = dict(zip(plan.slots.tolist(), plan.seq_lens.tolist(), strict=True))
+        ids, accepted, start = [], [], 0
+        for count in drafts.tolist():
+            slot, rows = int(plan.logits_slots[start]), plan.logits_indices[start : start + count + 1]
+            tokens = self.read(slot, lengths[slot])
+            first = len(tokens) - count
+            drawn = [following(list(tokens[: first + i])) for i in range(count + 1)]
+            assert plan.input_ids[rows[1:]].tolist() == list(tokens[first:])
+            stands = [drawn[i] == tokens[first + i] for i in range(count)]
+            accepted.append(stands.index(False) if False in stands else count)
+            self.last[slot] = drawn[accepted[-1]]
+            ids += drawn
+            start += count + 1
+        self.accepted = np.array(accepted)
+        return np.array(ids, dtype=np.int64)
 
     def read(self, slot: int, length: int) -> tuple[int, ...]:
         """Tokens that the cache holds of a slot's sequence; each place must agree with those before it."""
@@ -94,7 +116,8 @@ class Bench:
         )
         self.device = Device(pages, self.table)
         self.depth = depth
-        self.flights: deque[tuple[Schedule, np.ndarray]] = deque()
+        self.flights: deque[tuple[Schedule, np.ndarray, np.ndarray | None]] = deque()
+        self.guesses = 0
         self.requests: list[Request] = []
         self.texts: dict[str, list[int]] = {}
         self.steps = 0
@@ -108,6 +131,7 @@ class Bench:
             limit=len(prompt) + output,
             root=self.prefixes.root(salt),
         )
+        one.sync = bool(self.guesses)
         self.requests.append(one)
         self.chosen.add(one)
         return one
@@ -115,19 +139,35 @@ class Bench:
     def step(self) -> tuple[list[str], list[int]]:
         """Fill the flights and collect one; return the names and counts of the first step that was scheduled."""
         told: tuple[list[str], list[int]] = ([], [])
-        while len(self.flights) < self.depth and (schedule := self.chosen.schedule()) is not None:
+        while len(self.flights) < self.depth:
+            if self.guesses:
+                self.guess()
+            if (schedule := self.chosen.schedule()) is None:
+                break
             assert schedule.counts.sum() <= self.chosen.max_num_tokens
             assert (schedule.counts[: schedule.num_decodes] == 1).all()
             self.steps += 1
             if not told[0]:
                 told = [self.table.request(slot).id for slot in schedule.slots], schedule.counts.tolist()
-            self.flights.append((schedule, self.device.run(schedule, self.steps, self.table)))
+            ids = self.device.run(schedule, self.steps, self.table)
+            self.flights.append((schedule, ids, self.device.accepted))
         if self.flights:
             progress = self.chosen.collect(*self.flights.popleft())
             for slot, stopped, full in zip(progress.slots, progress.stopped, progress.full, strict=True):
                 if stopped or full:
                     self.end(self.table.request(slot), State.STOPPED if stopped else State.LENGTH)
         return told
+
+    def guess(self) -> None:
+        """Propose up to `guesses` tokens for every request that waits for one, of which some are wrong."""
+        table = self.table
+        for slot in table.running.tolist():
+            if table.known[slot] - table.scheduled[slot] == 1 and not table.inflight[slot]:
+                tokens, ids = table.tokens[slot, : table.known[slot]].tolist(), []
+                for number in range((self.steps + slot) % (self.guesses + 1)):
+                    ids.append((following([*tokens, *ids]) + (number == self.steps % 4)) % 97)
+                if table.known[slot] < table.limit[slot] - 1:
+                    self.chosen.draft(slot, ids)
 
     def end(self, request: Request, state: State) -> None:
         self.chosen.finish(request, state)
@@ -316,9 +356,13 @@ class Life(RuleBasedStateMachine):
         depth=st.integers(1, 2),
         caching=st.booleans(),
         watermark=st.integers(0, 2),
+        guesses=st.integers(0, 5),
     )
-    def begin(self, pages: int, tokens: int, seqs: int, depth: int, caching: bool, watermark: int) -> None:
+    def begin(
+        self, pages: int, tokens: int, seqs: int, depth: int, caching: bool, watermark: int, guesses: int
+    ) -> None:
         self.bench = Bench(pages, tokens=tokens, seqs=seqs, depth=depth, caching=caching, watermark=watermark)
+        self.bench.guesses = guesses
         self.longest = (pages - 1) * SIZE
 
     @rule(kind=st.integers(0, 2), prompt=st.integers(1, 20), output=st.integers(1, 12), salt=st.sampled_from(["", "x"]))
@@ -383,3 +427,17 @@ def test_first_come_first_served(lengths: list[int], tokens: int) -> None:
     while bench.chosen.has_work:
         began += [name for name in bench.step()[0] if name not in began]
     assert began == [f"r{number}" for number in range(len(lengths))]
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_what_is_proposed_rightly_saves_steps_and_changes_nothing(depth: int) -> None:
+    steps = []
+    for guesses in (0, 4):
+        bench = Bench(100, depth=depth)
+        bench.guesses = guesses
+        request = bench.add([3, 1, 4], 30)
+        bench.run()
+        bench.check(request)
+        assert len(bench.texts[request.id]) == 33
+        steps.append(bench.steps)
+    assert steps[1] < 0.7 * steps[0]

@@ -86,10 +86,10 @@ class RequestOutput:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Numbers of a running engine; the last seven only ever grow.
+    """Numbers of a running engine; steps and all behind it only ever grow.
 
     running, waiting: requests. pages, held_pages, cached_pages: of the cache; a cached page is free and may be found again.
-    finished: by finish reason.
+    proposed, accepted: tokens of a speculator. finished: by finish reason.
     """
 
     running: int = 0
@@ -103,6 +103,8 @@ class EngineStats:
     prefix_queries: int = 0
     prefix_hits: int = 0
     preemptions: int = 0
+    proposed: int = 0
+    accepted: int = 0
     finished: Mapping[FinishReason, int] = field(default_factory=dict)
 
 

@@ -25,10 +25,11 @@ from pegboard_engine.options import EngineOptions
 from pegboard_engine.pages import PagePool
 from pegboard_engine.policy import POLICIES
 from pegboard_engine.prefix import PrefixCache
+from pegboard_engine.proposals import Proposals, spread
 from pegboard_engine.request import FINISH_REASONS, Request, State
 from pegboard_engine.results import by_row, read_embeddings, read_prompts
 from pegboard_engine.sampling.columns import SamplingColumns
-from pegboard_engine.scheduler import Schedule, Scheduler
+from pegboard_engine.scheduler import Progress, Schedule, Scheduler
 from pegboard_engine.table import Table
 from pegboard_engine.timeouts import Timeouts
 
@@ -70,6 +71,7 @@ class PagedEngine(Engine):
         self._finished: Counter[FinishReason] = Counter()
         self._steps = self._prompt_tokens = self._output_tokens = self._arrivals = 0
         self._executor: Executor | None = None
+        self._proposals: Proposals | None = None
         self._grammars: Grammars | None = None
 
     def load(self, built: BuiltModel, tokenizer: Tokenizer | None, registry: Registry) -> None:
@@ -93,6 +95,9 @@ class PagedEngine(Engine):
         self._columns = SamplingColumns(options.max_num_seqs, self.vocab_size)
         self._timeouts = Timeouts(self._clock)
         self._intake = Intake(tokenizer, registry, self.vocab_size, memory.longest, options.max_logprobs)
+        if options.speculator is not None:
+            self._proposals = Proposals(registry.create("speculator", options.speculator), self._table)
+            self._proposals.load(built, tokenizer, registry)
         self._executor = registry.create("executor", options.executor)
         cache = CachePlan(memory.layout, memory.num_pages, options.max_num_seqs, self._table.pages.shape[1])
         self._executor.load(built, cache, registry)
@@ -125,6 +130,7 @@ class PagedEngine(Engine):
         requests = []
         for index in range(params.n):
             request = self._intake.request(request_id, index, tokens, params, options)
+            request.sync |= self._proposals is not None
             self._arrivals += 1
             request.arrival, request.created, request.seed, request.root = self._arrivals, self._clock(), seed, root
             requests.append(request)
@@ -193,6 +199,8 @@ class PagedEngine(Engine):
             prefix_queries=self._prefixes.queries,
             prefix_hits=self._prefixes.hits,
             preemptions=self._scheduler.num_preemptions,
+            proposed=0 if self._proposals is None else self._proposals.proposed,
+            accepted=0 if self._proposals is None else self._proposals.accepted,
             finished=dict(self._finished),
         )
 
@@ -205,6 +213,9 @@ class PagedEngine(Engine):
         if self._grammars is not None:
             self._grammars.close()
             self._grammars = None
+        if self._proposals is not None:
+            self._proposals.close()
+            self._proposals = None
         if self._executor is not None:
             self._scheduler.pages.end_all_leases()
             self._executor.close()
@@ -212,6 +223,8 @@ class PagedEngine(Engine):
 
     def _submit(self, executor: Executor) -> bool:
         """Schedule a step and start it; False when there is nothing to do."""
+        if self._proposals is not None:
+            self._proposals.draft(self._scheduler)
         schedule = self._scheduler.schedule()
         if schedule is None:
             return False
@@ -220,6 +233,8 @@ class PagedEngine(Engine):
             self._enter(slot)
         slots = schedule.slots[schedule.sampled]
         positions = schedule.places - self._table.num_prompt[slots]
+        if schedule.drafts is not None:
+            slots, positions = spread(slots, positions, schedule.drafts)
         sampling = self._columns.batch(slots, positions, self._masks(slots)) if len(slots) else None
         plan = build_plan(self._steps, schedule, self._table, sampling)
         self._flights.append(_Flight(executor.submit(plan), schedule))
@@ -239,6 +254,8 @@ class PagedEngine(Engine):
     def _enter(self, slot: int) -> None:
         """Tell the sampler of a request that got a slot."""
         request = self._table.request(slot)
+        if not request.entered:
+            request.entered = self._clock()
         if request.embeds:
             return
         tokens = request.tokens
@@ -273,60 +290,90 @@ class PagedEngine(Engine):
 
     def _advance(self, schedule: Schedule, result: StepResult) -> list[RequestOutput]:
         """Give each request its token and end those that came to their end."""
-        progress = self._scheduler.collect(schedule, result.token_ids)
-        outputs = []
-        valid, errors = result.extras["valid"], result.extras.get("errors", {})
-        logprobs = by_row(result.extras["logprobs"]) if "logprobs" in result.extras else {}
+        table = self._table
+        progress = self._scheduler.collect(schedule, result.token_ids, result.extras.get("accepted"))
         if "prompt" in result.extras:
-            read_prompts(schedule, self._table, result.extras["prompt"])
-        plain = valid.all() and not errors
-        requests = self._table.requests
-        self._output_tokens += len(progress.rows)
-        for row, slot, token, stopped, full in zip(
-            progress.rows.tolist(),
-            progress.slots.tolist(),
-            progress.tokens.tolist(),
-            progress.stopped.tolist(),
-            progress.full.tolist(),
-            strict=True,
-        ):
-            request = requests[slot]
-            assert request is not None
-            if not plain and (row in errors or not valid[row]):
-                request.error = errors.get(row, "the model's logits are not finite")
-                outputs.append(self._end(request, State.FAILED))
-                continue
-            request.num_output += 1
-            state = (State.STOPPED if stopped else State.LENGTH) if stopped or full else None
-            piece = ""
-            if request.text is not None or request.matcher is not None:
-                try:
-                    state, piece = self._read(request, token, state)
-                except Exception as error:
-                    outputs.append(self._blame(request, "reading its output", error))
-                    continue
-            if state is None:
-                output = RequestOutput(
-                    request.id, [token], piece, None, None, request.num_prompt, request.num_output, request.index
-                )
-            else:
-                if state is State.STOPPED and stopped and token in request.params.stop_ids:
-                    request.stop_reason = token
-                output = self._end(request, state, [token], piece)
-            if request.num_output == 1:
-                output.num_cached_tokens = request.cached
-                output.prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs, None
-            if row in logprobs:
-                output.logprobs = [logprobs[row]]
-            outputs.append(output)
+            read_prompts(schedule, table, result.extras["prompt"])
+        slots = progress.slots
+        self._output_tokens += len(slots)
+        # Most rows of a step only add a token: nothing is looked up for them but what their output tells.
+        special = progress.stopped | progress.full | table.watched[slots] | ~result.extras["valid"][progress.rows]
+        special |= progress.counts == 1
+        if progress.runs is not None and schedule.drafts is not None and self._proposals is not None:
+            special[:] = True
+            self._proposals.count(schedule.drafts, progress.runs)
+        plain = ~special
+        requests = table.requests
+        outputs = [
+            RequestOutput(request.id, [token], "", None, None, request.num_prompt, count, request.index)
+            for request, token, count in zip(
+                [requests[slot] for slot in slots[plain].tolist()],
+                progress.tokens[plain].tolist(),
+                progress.counts[plain].tolist(),
+                strict=True,
+            )
+            if request is not None
+        ]
+        if special.any():
+            logprobs = by_row(result.extras["logprobs"]) if "logprobs" in result.extras else {}
+            for index in np.flatnonzero(special).tolist():
+                outputs.append(output := self._advance_one(progress, index, result))
+                if logprobs:
+                    stop = int(progress.rows[index]) + 1
+                    start = stop - (1 if progress.runs is None else len(progress.runs[index]))
+                    told = [logprobs[row] for row in range(start, stop) if row in logprobs]
+                    output.logprobs = told[: len(output.token_ids)] or None
         if "pooled" in result.extras:
-            for request in read_embeddings(schedule, self._table, result.extras["pooled"]):
-                output = self._end(request, State.STOPPED)
-                output.embedding, output.num_cached_tokens = request.pooled.tolist(), request.cached
-                outputs.append(output)
+            outputs += [self._embedded(one) for one in read_embeddings(schedule, table, result.extras["pooled"])]
         return outputs
 
-    def _read(self, request: Request, token: int, state: State | None) -> tuple[State | None, str]:
+    def _advance_one(self, progress: Progress, index: int, result: StepResult) -> RequestOutput:
+        """Give one request its token, with its text, its grammar and its end."""
+        row = int(progress.rows[index])
+        request = self._table.request(int(progress.slots[index]))
+        if not result.extras["valid"][row]:
+            request.error = result.extras.get("errors", {}).get(row, "the model's logits are not finite")
+            return self._end(request, State.FAILED)
+        tokens = [int(progress.tokens[index])] if progress.runs is None else progress.runs[index]
+        before = int(progress.counts[index]) - len(tokens)
+        state, piece, taken = None, "", 0
+        for taken, token in enumerate(tokens, 1):
+            if taken == len(tokens) and (progress.stopped[index] or progress.full[index]):
+                state = State.STOPPED if progress.stopped[index] else State.LENGTH
+            if request.text is not None or request.matcher is not None:
+                try:
+                    state, more = self._read(request, token, before + taken, state)
+                except Exception as error:
+                    return self._blame(request, "reading its output", error)
+                piece += more
+            if state is not None:
+                break
+        count, tokens = before + taken, tokens[:taken]
+        if state is None:
+            output = RequestOutput(request.id, tokens, piece, None, None, request.num_prompt, count, request.index)
+        else:
+            if state is State.STOPPED and request.stop_reason is None and tokens[-1] in request.params.stop_ids:
+                request.stop_reason = tokens[-1]
+            output = self._end(request, state, tokens, piece)
+            output.num_output_tokens = count
+        if before == 0:
+            self._tell_beginning(request, output)
+        return output
+
+    def _embedded(self, request: Request) -> RequestOutput:
+        """End a request whose embedding is complete."""
+        output = self._end(request, State.STOPPED)
+        output.embedding = request.pooled.tolist()
+        self._tell_beginning(request, output)
+        return output
+
+    def _tell_beginning(self, request: Request, output: RequestOutput) -> None:
+        """Put what only the first output tells into it."""
+        output.num_cached_tokens = request.cached
+        output.queue_time = request.entered - request.created
+        output.prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs, None
+
+    def _read(self, request: Request, token: int, count: int, state: State | None) -> tuple[State | None, str]:
         """Advance the grammar and the text of a request by a token; return the state it leads to and the text that is certain."""
         ended, piece = state is State.STOPPED, ""
         if request.matcher is not None and not ended and not request.matcher.accept(token):
@@ -334,7 +381,7 @@ class PagedEngine(Engine):
             return State.FAILED, ""
         text, params = request.text, request.params
         if text is not None and (not ended or params.include_stop):
-            piece = text.push(token, may_stop=request.num_output >= params.min_tokens)
+            piece = text.push(token, may_stop=count >= params.min_tokens)
             if text.stopped_by is not None:
                 request.stop_reason, state = text.stopped_by, State.STOPPED
         return state, piece
@@ -353,6 +400,7 @@ class PagedEngine(Engine):
             else:
                 request.error = problem
                 self._ended.append(self._end(request, State.FAILED))
+                self._ended[-1].rejected = True
 
     def _fail(self, schedule: Schedule, error: Exception) -> list[RequestOutput]:
         """End the requests of a step that raised; those that wait are not touched."""
@@ -397,6 +445,8 @@ class PagedEngine(Engine):
         siblings.remove(request)
         if not siblings:
             del self._requests[request.id]
+        if self._proposals is not None:
+            self._proposals.forget(request)
         text, request.text, request.matcher = request.text, None, None
         output = RequestOutput(
             request.id,

@@ -17,7 +17,8 @@ def build_plan(number: int, step: Schedule, table: Table, sampling: Any = None) 
 
     extras, where asked for: "more_rows": [P] int64 further rows whose hidden states are wanted, with "prompt": (how many of them are
     for prompt log-probabilities, their [.] target ids, the most alternatives) and "pool": [J, 2] int64 rows (first, stop) of the
-    rest, whose sum is wanted, one for each embedding.
+    rest, whose sum is wanted, one for each embedding. "drafts": [M] proposed tokens of each sampled sequence; M then counts sequences,
+    each of which has a row for every proposed token, whose ids are the last ones of its input, and one more.
     """
     slots, begins, counts, decodes = step.slots, step.begins, step.counts, step.num_decodes
     if decodes == len(slots):
@@ -35,6 +36,11 @@ def build_plan(number: int, step: Schedule, table: Table, sampling: Any = None) 
     found = positions < table.reused[owners]
     if found.any():
         mapping[found] = positions[found] % size
+    rows, drawn = ends_at[step.sampled], slots[step.sampled]
+    extras = _extras(step, table, ends_at) if decodes < len(slots) else {}
+    if step.drafts is not None:
+        extras["drafts"] = step.drafts
+        drawn, rows = np.repeat(drawn, step.drafts + 1), np.repeat(rows, step.drafts + 1) - countdown(step.drafts)
     return StepPlan(
         step=number,
         input_ids=ids,
@@ -45,12 +51,18 @@ def build_plan(number: int, step: Schedule, table: Table, sampling: Any = None) 
         slot_mapping=mapping,
         num_decodes=decodes,
         table=table.take_changes(),
-        logits_indices=ends_at[step.sampled],
-        logits_slots=slots[step.sampled],
+        logits_indices=rows,
+        logits_slots=drawn,
         sampling=sampling,
         adapters=table.adapters[slots] if table.num_adapted else None,
-        extras=_extras(step, table, ends_at) if decodes < len(slots) else {},
+        extras=extras,
     )
+
+
+def countdown(drafts: np.ndarray) -> np.ndarray:
+    """Return d, d - 1 … 0 for each d of `drafts`, end to end."""
+    lengths = drafts + 1
+    return np.repeat(lengths.cumsum(), lengths) - 1 - np.arange(lengths.sum())
 
 
 def _extras(step: Schedule, table: Table, ends_at: np.ndarray) -> dict[str, Any]:

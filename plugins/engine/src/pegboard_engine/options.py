@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -43,7 +43,8 @@ class EngineOptions(BaseModel):
     weights and workspace leave, a text such as "512MB", or None for room for a few full contexts of at most 512 MiB.
     prefix_caching: whether requests share the pages of equal beginnings. policy: "fcfs", or "priority" (lower first).
     watermark: fraction of the pages that admission leaves free for those who run. look_past: how many waiting requests may overtake
-    one that does not fit. max_logprobs: most log-probabilities a position. executor, grammar: names of plugins.
+    one that does not fit. max_logprobs: most log-probabilities a position. executor, grammar: names of plugins. speculator:
+    a plugin that guesses at the next tokens, as a name or a mapping with "use" and its options.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,6 +61,7 @@ class EngineOptions(BaseModel):
     max_logprobs: int = Field(default=20, ge=0)
     executor: str = "uniproc"
     grammar: str = "auto"
+    speculator: str | dict[str, Any] | None = None
 
     @field_validator("kv_memory")
     @classmethod

@@ -107,14 +107,17 @@ class PagePool:
             raise OutOfPages(f"{count} pages wanted, {self.num_free} free")
         taken = []
         for _ in range(count):
-            after = self._order.take(after)
-            if self._kept[after]:
-                self._forget(after)
-                if self.on_evict is not None:
-                    self.on_evict(after)
-            self._holders[after] = 1
+            after = self._take(after)
             taken.append(after)
         self.num_free -= count
+        return taken
+
+    def allocate_each(self, after: Sequence[int]) -> list[int]:
+        """Take a page for each of `after`, by preference the one that follows it. Raises OutOfPages as `allocate` does."""
+        if len(after) > self.num_free:
+            raise OutOfPages(f"{len(after)} pages wanted, {self.num_free} free")
+        taken = [self._take(page) for page in after]
+        self.num_free -= len(taken)
         return taken
 
     def hold(self, pages: Iterable[int]) -> None:
@@ -185,6 +188,15 @@ class PagePool:
         """End every lease, as on shutdown."""
         for lease in list(self._leases.values()):
             self.end_lease(lease)
+
+    def _take(self, after: int) -> int:
+        page = self._order.take(after)
+        if self._kept[page]:
+            self._forget(page)
+            if self.on_evict is not None:
+                self.on_evict(page)
+        self._holders[page] = 1
+        return page
 
     def _forget(self, page: int) -> None:
         self._kept[page] = 0

@@ -50,7 +50,7 @@ class PrefixCache:
         count = first + len(tokens) // size
         if not self.enabled or count <= len(digests):
             return
-        data = np.ascontiguousarray(tokens, dtype=np.int32).tobytes()
+        data = np.asarray(tokens, dtype=np.int32).tobytes()
         parent = digests[-1] if digests else root
         for page in range(len(digests) - first, count - first):
             chunk = data[page * size * 4 : (page + 1) * size * 4]

@@ -66,7 +66,8 @@ class Request:
     id: the request's; index: which of its answers. arrival: its place in the order of arrival. tokens: int32, prompt and confirmed
     output; current unless the request runs. limit: number of tokens at which it ends. seed: of its random stream. stop_ids: ids that
     end it. digests: of its full pages, as far as they are known; root: what their chain starts from. slot: its row of the table,
-    -1 unless it runs. sync: its next token cannot be drawn before the last one is known. matcher: of its grammar.
+    -1 unless it runs. created, entered: when it came and when it first
+    ran, by the engine's clock. sync: its next token cannot be drawn before the last one is known. matcher: of its grammar.
     """
 
     __slots__ = (
@@ -76,12 +77,12 @@ class Request:
         "created",
         "digests",
         "end_ids",
+        "entered",
         "error",
         "id",
         "index",
         "limit",
         "matcher",
-        "num_output",
         "num_prompt",
         "options",
         "params",
@@ -120,11 +121,11 @@ class Request:
         self.index = index
         self.arrival = arrival
         self.created = created
+        self.entered = 0.0
         self.params = params
         self.options = options or RequestOptions()
         self.tokens = prompt
         self.num_prompt = len(prompt)
-        self.num_output = 0
         self.limit = limit
         self.seed = seed
         self.stop_ids = stop_ids
@@ -143,6 +144,18 @@ class Request:
         self.stop_reason: str | int | None = None
         self.prompt_logprobs: list[Any] | None = None
         self.pooled: Any = None
+
+    @property
+    def num_output(self) -> int:
+        """Tokens generated so far; current unless the request runs."""
+        return len(self.tokens) - self.num_prompt
+
+    @property
+    def watched(self) -> bool:
+        """Whether a token means more to it than one more id: its text, its grammar or its log-probabilities are wanted."""
+        params = self.params
+        asks = params.logprobs is not None or bool(params.logprob_ids)
+        return asks or self.text is not None or params.grammar is not None
 
     @property
     def embeds(self) -> bool:

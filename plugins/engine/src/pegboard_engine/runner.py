@@ -85,8 +85,17 @@ class Runner:
             return Started(
                 plan.step, torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.bool), None, None, extras
             )
-        sampled = self._sampler.sample(built.model.head(hidden[:count]), plan.sampling)
-        self._last[self._to_device(plan.logits_slots)] = sampled.ids
+        logits = built.model.head(hidden[:count])
+        if (drafts := plan.extras.get("drafts")) is None:
+            sampled = self._sampler.sample(logits, plan.sampling)
+            self._last[self._to_device(plan.logits_slots)] = sampled.ids
+        else:
+            sampled = verified = self._sampler.verify(logits, plan.sampling, _proposed(plan, drafts))
+            extras["accepted"] = verified.accepted.cpu().numpy()
+            starts = np.concatenate([[0], np.cumsum(drafts + 1)[:-1]])
+            self._last[self._to_device(plan.logits_slots[starts])] = sampled.ids[
+                self._to_device(starts + extras["accepted"])
+            ]
         if sampled.errors:
             extras["errors"] = sampled.errors
         ids, valid = (x.to("cpu", non_blocking=True) for x in (sampled.ids, sampled.valid))
@@ -135,6 +144,15 @@ class Runner:
         event = torch.Event(self._built.device)
         event.record()
         return event
+
+
+def _proposed(plan: StepPlan, drafts: np.ndarray) -> list[np.ndarray]:
+    """Return the proposed ids of each sampled sequence: the inputs of its rows but the first."""
+    stops = (drafts + 1).cumsum()
+    return [
+        plan.input_ids[plan.logits_indices[stop - count : stop]]
+        for stop, count in zip(stops.tolist(), drafts.tolist(), strict=True)
+    ]
 
 
 def allocate_cache(layout: KVLayout, num_pages: int, device: torch.device) -> KVCache:

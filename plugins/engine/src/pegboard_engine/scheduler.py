@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,10 +20,10 @@ class Schedule:
     """One step: N sequences, those with one token first.
 
     slots, begins, counts: [N] the tokens begins … begins + counts - 1 of each. num_decodes: the first so many have one token,
-    decode_ids: its id, -1 where it is still in flight.
-    sampled: [M] indices of the sequences that get a token from this step, and places: [M] where in the request it goes.
-    generations: [N] of the slots. prefills: the requests behind the decodes. admitted: slots that
-    this step saw placed.
+    decode_ids: its id, -1 where it is still in flight. sampled: [M] indices of the sequences that get a token from this step, and
+    places: [M] where in the request it goes. drafts: [M] proposed tokens of each, which gets a row for every one of them and one
+    more; None where nothing is proposed. generations: [N] of the slots. prefills: the requests behind the decodes. admitted: slots
+    that this step saw placed.
     """
 
     slots: np.ndarray
@@ -33,21 +34,25 @@ class Schedule:
     sampled: np.ndarray
     places: np.ndarray
     generations: np.ndarray
+    drafts: np.ndarray | None
     prefills: list[Request]
     admitted: list[int]
 
 
 @dataclass(slots=True)
 class Progress:
-    """What a collected step did. rows: [K] of its M sampled rows that still count; slots, tokens: [K]; stopped, full: [K] bool, ended
-    by an end id or by length.
+    """What a collected step did. rows: [K] of its M sampled rows that still count; slots, tokens: [K]; counts: [K] output tokens so
+    far; stopped, full: [K] bool, ended by an end id or by length. runs: where tokens were proposed, all that each got; then rows are
+    those of the last one, and tokens and counts are of it.
     """
 
     rows: np.ndarray
     slots: np.ndarray
     tokens: np.ndarray
+    counts: np.ndarray
     stopped: np.ndarray
     full: np.ndarray
+    runs: list[list[int]] | None = None
 
 
 class Scheduler:
@@ -92,6 +97,19 @@ class Scheduler:
         self.prefixes.extend(request.digests, request.root, request.tokens)
         self.waiting.add(request)
 
+    def draft(self, slot: int, ids: Sequence[int]) -> None:
+        """Let the next step check proposed tokens of a slot that waits for its next token; as many as there is room for."""
+        table = self.table
+        known, limit = int(table.known[slot]), int(table.limit[slot])
+        count = min(len(ids), limit - known - 1)
+        room = int(table.num_pages[slot]) * table.page_size - known
+        if 0 <= room < count and self.pages.num_free > len(table):
+            table.append_page_each(np.array([slot]), self.pages.allocate_each(table.last_pages(np.array([slot]))))
+            room += table.page_size
+        count = max(0, min(count, room))
+        table.drafts[slot] = count
+        table.tokens[slot, known : known + count] = ids[:count]
+
     def schedule(self) -> Schedule | None:
         """Choose the next step and give its requests the pages they need. None when nobody can run."""
         self.pages.expire_leases()
@@ -103,8 +121,8 @@ class Scheduler:
             if len(lacking) <= self.pages.num_free:
                 break
             self._preempt(self._victim([table.request(slot) for slot in table.running.tolist()], self._rank))
-        for slot in lacking.tolist():
-            self._grow(slot, 1)
+        if len(lacking):
+            table.append_page_each(lacking, self.pages.allocate_each(table.last_pages(lacking)))
         budget = self.max_num_tokens - len(decodes)
         chunked, chunks = [], []
         for slot, wanted in zip(slots[need > 1].tolist(), need[need > 1].tolist(), strict=True):
@@ -113,18 +131,25 @@ class Scheduler:
             chunked.append(slot)
             chunks.append(min(wanted, budget))
             budget -= chunks[-1]
+            if table.drafts[slot]:
+                table.drafts[slot] = chunks[-1] - 1
         admitted = self._admit(budget, chunked, chunks) if self.num_preemptions == before else []
         if not len(decodes) and not chunked:
             return None
         return self._step(decodes, chunked, chunks, admitted)
 
-    def collect(self, step: Schedule, tokens: np.ndarray) -> Progress:
-        """Take what a step computed and sampled: `tokens` [M] int64. Rows whose request ended meanwhile do not count."""
+    def collect(self, step: Schedule, tokens: np.ndarray, accepted: np.ndarray | None = None) -> Progress:
+        """Take what a step computed and sampled: `tokens` [M] int64. Rows whose request ended meanwhile do not count.
+
+        accepted: where tokens were proposed, how many of them stand for each sampled sequence; then tokens has a row for each
+        proposed token and one more.
+        """
         table = self.table
         alive = table.generation[step.slots] == step.generations
         slots = step.slots if alive.all() else step.slots[alive]
-        counts = step.counts if slots is step.slots else step.counts[alive]
-        table.computed[slots] += counts
+        table.computed[slots] += step.counts if slots is step.slots else step.counts[alive]
+        if step.drafts is not None and accepted is not None:
+            return self._collect_runs(step, tokens, accepted, alive, slots)
         self._publish(slots)
         rows = np.flatnonzero(alive[step.sampled])
         slots, places, tokens = step.slots[step.sampled[rows]], step.places[rows], tokens[rows]
@@ -134,7 +159,42 @@ class Scheduler:
         table.inflight[slots] -= 1
         stopped = (table.stop_ids[slots] == tokens[:, None]).any(1)
         full = (places + 1 >= table.limit[slots]) & ~stopped
-        return Progress(rows, slots, tokens, stopped, full)
+        return Progress(rows, slots, tokens, places + 1 - table.num_prompt[slots], stopped, full)
+
+    def _collect_runs(
+        self, step: Schedule, tokens: np.ndarray, accepted: np.ndarray, alive: np.ndarray, ran: np.ndarray
+    ) -> Progress:
+        """As `collect`, for sequences of which each got one token or several."""
+        table = self.table
+        assert step.drafts is not None
+        starts = np.concatenate([[0], np.cumsum(step.drafts + 1)[:-1]])
+        kept = np.flatnonzero(alive[step.sampled])
+        slots, runs, stopped = step.slots[step.sampled[kept]], [], []
+        for slot, index in zip(slots.tolist(), kept.tolist(), strict=True):
+            first, place = int(starts[index]), int(step.places[index])
+            run = tokens[first : first + int(accepted[index]) + 1]
+            ends = np.flatnonzero(np.isin(run, table.stop_ids[slot]))
+            run = run[: ends[0] + 1] if len(ends) else run
+            stop = place + len(run)
+            table.tokens[slot, place:stop] = run
+            table.known[slot], table.last[slot], table.inflight[slot] = stop, run[-1], 0
+            # Keys of tokens that do not stand are in the cache too; the next step writes over them.
+            table.scheduled[slot] = table.computed[slot] = stop - 1
+            table.drafts[slot] = 0
+            runs.append(run.tolist())
+            stopped.append(bool(len(ends)))
+        self._publish(ran)
+        lengths = np.array([len(run) for run in runs], dtype=np.int64)
+        ended = np.array(stopped, dtype=bool)
+        return Progress(
+            rows=starts[kept] + lengths - 1,
+            slots=slots,
+            tokens=np.array([run[-1] for run in runs], dtype=np.int64),
+            counts=step.places[kept] + lengths - table.num_prompt[slots],
+            stopped=ended,
+            full=(step.places[kept] + lengths >= table.limit[slots]) & ~ended,
+            runs=runs,
+        )
 
     def finish(self, request: Request, state: State) -> None:
         """Move a request to a terminal state and free every page it holds."""
@@ -151,7 +211,7 @@ class Scheduler:
         table = self.table
         slots = table.running.copy()
         known = table.known[slots]
-        need = known - table.scheduled[slots]
+        need = known - table.scheduled[slots] + table.drafts[slots]
         # The last token of a full request is never computed: nothing is drawn after it.
         need[known >= table.limit[slots]] = 0
         if table.num_sync:
@@ -168,8 +228,8 @@ class Scheduler:
             slots, counts = decodes, np.ones(len(decodes), dtype=np.int64)
         begins = table.scheduled[slots]
         table.scheduled[slots] = ends = begins + counts
-        places = table.known[slots]
-        sampled = np.flatnonzero(ends == places)
+        places, drafts = table.known[slots], table.drafts[slots]
+        sampled = np.flatnonzero(ends == places + drafts)
         prefills = [table.request(slot) for slot in chunked]
         embeds = [index for index, request in enumerate(prefills, len(decodes)) if request.embeds]
         if embeds:
@@ -188,6 +248,7 @@ class Scheduler:
             sampled=sampled,
             places=places,
             generations=table.generation[slots],
+            drafts=drafts[sampled] if drafts.any() else None,
             prefills=prefills,
             admitted=admitted,
         )
@@ -242,10 +303,6 @@ class Scheduler:
         prefixes.claim(request.digests[len(found) :], slot)
         return slot
 
-    def _grow(self, slot: int, count: int) -> None:
-        last = int(self.table.pages[slot, self.table.num_pages[slot] - 1])
-        self.table.append_pages(slot, self.pages.allocate(count, after=last))
-
     def _publish(self, slots: np.ndarray) -> None:
         """Let others find the pages that a step filled."""
         if not self.prefixes.enabled:
@@ -254,14 +311,13 @@ class Scheduler:
         full = table.computed[slots] // size
         more = full > table.published[slots]
         for slot, stop in zip(slots[more].tolist(), full[more].tolist(), strict=True):
-            request, first = table.request(slot), int(table.published[slot])
-            known = len(request.digests)
+            digests, known = table.request(slot).digests, len(table.request(slot).digests)
             if known < stop:
                 tokens = table.tokens[slot, known * size : stop * size]
-                self.prefixes.extend(request.digests, request.root, tokens, known)
-            for index in range(first, stop):
-                self.prefixes.publish(request.digests[index], int(table.pages[slot, index]))
-            table.published[slot] = stop
+                self.prefixes.extend(digests, table.request(slot).root, tokens, known)
+            for index in range(int(table.published[slot]), stop):
+                self.prefixes.publish(digests[index], int(table.pages[slot, index]))
+        table.published[slots[more]] = full[more]
 
     def _preempt(self, request: Request) -> None:
         request.to(State.PREEMPTED)

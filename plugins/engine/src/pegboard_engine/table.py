@@ -16,7 +16,9 @@ class Table:
     inflight: how many of them are. scheduled: leading tokens whose keys are in the cache once the steps in flight are collected;
     computed: those of collected steps. limit: length at which the request ends. reused: leading tokens that were found in the
     cache and are not written again. pages: [S, W] int32 page numbers; num_pages: how many count. published: leading pages that
-    others may find. last: [S] the token at known - 1, -1 while it is in flight. stop_ids: [S, K], -1 where unused. generation: grows when a slot changes hands.
+    others may find. last: [S] the token at known - 1, -1 while it is in flight. stop_ids: [S, K], -1 where unused. watched: whether
+    a token needs more than being counted. generation: grows when a slot changes hands. drafts: proposed tokens, which stand in
+    `tokens` behind the known ones.
     """
 
     def __init__(self, num_slots: int, max_len: int, page_size: int) -> None:
@@ -24,7 +26,7 @@ class Table:
         self.num_slots = num_slots
         self.tokens = np.zeros((num_slots, max_len), dtype=np.int32)
         self.pages = np.zeros((num_slots, -(-max_len // page_size)), dtype=np.int32)
-        columns = np.zeros((10, num_slots), dtype=np.int64)
+        columns = np.zeros((11, num_slots), dtype=np.int64)
         (
             self.known,
             self.inflight,
@@ -36,18 +38,20 @@ class Table:
             self.num_pages,
             self.published,
             self.generation,
+            self.drafts,
         ) = columns
         self.last = np.zeros(num_slots, dtype=np.int32)
         self.adapters = np.full(num_slots, -1, dtype=np.int32)
         self.stop_ids = np.full((num_slots, _STOP_IDS), -1, dtype=np.int32)
         self.sync = np.zeros(num_slots, dtype=bool)
+        self.watched = np.zeros(num_slots, dtype=bool)
         self.requests: list[Request | None] = [None] * num_slots
         self.num_sync = 0
         self.num_adapted = 0
         self._free = list(range(num_slots - 1, -1, -1))
         self._order = np.zeros(num_slots, dtype=np.int32)
         self._count = 0
-        self._changes: tuple[list[int], list[int], list[int]] = ([], [], [])
+        self._changes: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def __len__(self) -> int:
         return self._count
@@ -84,7 +88,9 @@ class Table:
         self.reused[slot] = shared * self.page_size
         self.published[slot] = shared
         self.generation[slot] += 1
+        self.drafts[slot] = 0
         self.sync[slot] = request.sync
+        self.watched[slot] = request.watched
         self.num_sync += request.sync
         self.adapters[slot] = request.adapter
         self.num_adapted += request.adapter >= 0
@@ -123,15 +129,27 @@ class Table:
         stop = first + len(pages)
         self.pages[slot, first:stop] = pages
         self.num_pages[slot] = stop
-        slots, columns, numbers = self._changes
-        slots += [slot] * len(pages)
-        columns += range(first, stop)
-        numbers += pages
+        self._changes.append((np.full(len(pages), slot), np.arange(first, stop), np.array(pages)))
+
+    def last_pages(self, slots: np.ndarray) -> list[int]:
+        """Return the last page of each slot."""
+        found: list[int] = self.pages[slots, self.num_pages[slots] - 1].tolist()
+        return found
+
+    def append_page_each(self, slots: np.ndarray, pages: list[int]) -> None:
+        """Add one page to each of these slots' rows."""
+        columns = self.num_pages[slots]
+        self.pages[slots, columns] = pages
+        self.num_pages[slots] += 1
+        self._changes.append((slots, columns, np.array(pages)))
 
     def take_changes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return what changed in `pages` since the last call, as int32 arrays (slots, columns, pages)."""
-        slots, columns, pages = (np.array(change, dtype=np.int32) for change in self._changes)
-        self._changes = ([], [], [])
+        changes, self._changes = self._changes, []
+        if not changes:
+            empty = np.zeros(0, dtype=np.int32)
+            return empty, empty, empty
+        slots, columns, pages = (np.concatenate(part).astype(np.int32) for part in zip(*changes, strict=True))
         return slots, columns, pages
 
     def _set_stop_ids(self, slot: int, ids: tuple[int, ...]) -> None:

@@ -1,0 +1,91 @@
+"""Memory that two processes map, and where messages lie in it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections import deque
+
+import numpy as np
+
+ALIGN = 64
+
+
+def aligned(size: int) -> int:
+    """Return `size` rounded up to whole cache lines."""
+    return -(-size // ALIGN) * ALIGN
+
+
+class Segment:
+    """Anonymous memory that has no name anywhere: it is gone when the last process that maps it is, however that ends.
+
+    bytes: [size] uint8. Arrays made from it keep it mapped.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        """Map what a file descriptor stands for; the descriptor stays the caller's."""
+        self.size = os.fstat(descriptor).st_size
+        self.memory = mmap.mmap(descriptor, self.size)
+        self.bytes = np.frombuffer(self.memory, dtype=np.uint8)
+
+    def view(self, dtype: np.dtype, shape: tuple[int, ...], offset: int) -> np.ndarray:
+        """Return an array that lies at `offset`. Raises ValueError when it does not lie inside."""
+        if offset < 0 or min(shape, default=0) < 0:
+            raise ValueError(f"an array of shape {shape} at {offset}")
+        return np.ndarray(shape, dtype, buffer=self.memory, offset=offset)  # which checks its end
+
+
+def create_file(size: int) -> int:
+    """Return the descriptor of an anonymous file of `size` bytes, whose memory is there. Raises OSError when it is not."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("pegboard")
+    else:
+        with tempfile.TemporaryFile(prefix="pegboard-") as file:
+            descriptor = os.dup(file.fileno())
+    try:
+        if hasattr(os, "posix_fallocate"):
+            # Else a lack of memory would kill whoever writes first.
+            os.posix_fallocate(descriptor, 0, size)
+        else:
+            os.ftruncate(descriptor, size)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+class Ring:
+    """Places of blocks in a segment of `capacity` bytes, in the order in which they are taken and released.
+
+    Free is what lies after the newest block up to the oldest, around the end; a block lies in one piece.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._blocks: deque[tuple[int, int]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def take(self, size: int) -> int | None:
+        """Return the offset of a new block of `size` bytes, above 0; None when there is no room."""
+        start = self._place(size)
+        if start is not None:
+            self._blocks.append((start, start + size))
+        return start
+
+    def release(self, count: int) -> None:
+        """Give back the oldest `count` blocks."""
+        for _ in range(count):
+            self._blocks.popleft()
+
+    def _place(self, size: int) -> int | None:
+        if not self._blocks:
+            return 0 if size <= self.capacity else None
+        oldest, newest = self._blocks[0][0], self._blocks[-1][1]
+        if self._blocks[-1][0] < oldest:  # it has gone around the end
+            return newest if newest + size <= oldest else None
+        if newest + size <= self.capacity:
+            return newest
+        return 0 if size <= oldest else None
