@@ -125,7 +125,7 @@ class PagedEngine(Engine):
             self._grammars = Grammars(
                 self._registry, self._tokenizer, self.vocab_size, self.options.grammar, self._wake.set
             )
-        root = self._prefixes.root(options.salt, options.adapter, self.weights_version)
+        root = self._root(options)
         seed = secrets.randbits(63) if params.seed is None else params.seed
         requests = []
         for index in range(params.n):
@@ -176,9 +176,7 @@ class PagedEngine(Engine):
         self.weights_version = version
         for requests in self._requests.values():
             for request in requests:
-                # What is in the cache was made by the old weights: nobody shall find it under the new ones.
-                request.root = self._prefixes.root(request.options.salt, request.options.adapter, version)
-                request.digests = []
+                self._scheduler.renew(request, self._root(request.options))
 
     def reset_cache(self) -> None:
         self._prefixes.reset()
@@ -220,6 +218,10 @@ class PagedEngine(Engine):
             self._scheduler.pages.end_all_leases()
             self._executor.close()
             self._executor = None
+
+    def _root(self, options: RequestOptions) -> bytes:
+        """Return what pages must have in common beside their tokens."""
+        return self._prefixes.root(options.salt, options.adapter, self.weights_version)
 
     def _submit(self, executor: Executor) -> bool:
         """Schedule a step and start it; False when there is nothing to do."""
@@ -393,14 +395,14 @@ class PagedEngine(Engine):
         return self._end(request, State.FAILED)
 
     def _admit_grammars(self) -> None:
-        for request, problem in self._grammars.ready() if self._grammars is not None else ():
+        for request, problem, rejected in self._grammars.ready() if self._grammars is not None else ():
             if problem is None:
                 request.to(State.WAITING)
                 self._scheduler.add(request)
             else:
                 request.error = problem
                 self._ended.append(self._end(request, State.FAILED))
-                self._ended[-1].rejected = True
+                self._ended[-1].rejected = rejected
 
     def _fail(self, schedule: Schedule, error: Exception) -> list[RequestOutput]:
         """End the requests of a step that raised; those that wait are not touched."""

@@ -52,10 +52,12 @@ class Grammars:
         if future is not None:
             future.cancel()
 
-    def ready(self) -> list[tuple[Request, str | None]]:
-        """Return the requests whose grammar is compiled, each with a matcher now, or with what is wrong with the grammar."""
+    def ready(self) -> list[tuple[Request, str | None, bool]]:
+        """Return the requests whose grammar is compiled, each with a matcher now, or with what is wrong and whether that is the
+        grammar itself.
+        """
         done = [request for request, future in self._waiting.items() if future.done()]
-        return [(request, self._take(request)) for request in done]
+        return [(request, *self._take(request)) for request in done]
 
     def close(self) -> None:
         """Stop the workers. What is being compiled is not waited for."""
@@ -69,11 +71,11 @@ class Grammars:
                 self._prepared = True
         return self._backend.compile(spec)
 
-    def _take(self, request: Request) -> str | None:
+    def _take(self, request: Request) -> tuple[str | None, bool]:
         try:
             request.matcher = self._waiting.pop(request).result().matcher()
         except PegboardError as error:
-            return f"the grammar cannot be used: {error.message}"
+            return f"the grammar cannot be used: {error.message}", True
         except Exception as error:
-            return f"the grammar cannot be used: its compiler raised {type(error).__name__}"
-        return None
+            return f"the grammar cannot be used: its compiler raised {type(error).__name__}", False
+        return None, False

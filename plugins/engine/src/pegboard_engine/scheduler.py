@@ -206,6 +206,16 @@ class Scheduler:
         elif waits:
             self.waiting.remove(request)
 
+    def renew(self, request: Request, root: bytes) -> None:
+        """Let a request's further pages be found under another root, since the weights changed.
+
+        What a running one adds follows keys of the old weights: nobody else may find it.
+        """
+        if request.slot >= 0:
+            self.prefixes.unclaim(request.digests[int(self.table.published[request.slot]) :], request.slot)
+            root = self.prefixes.root(root, request.arrival)
+        request.digests, request.root = [], root
+
     def _wanted(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the slots in their order and how many tokens each could compute now."""
         table = self.table

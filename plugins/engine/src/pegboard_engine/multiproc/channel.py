@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pegboard_engine.multiproc.segments import Ring, Segment, aligned, create_file
+from pegboard_engine.multiproc.segments import Ring, Segment, aligned, create
 from pegboard_engine.multiproc.values import MessageError, is_plain, pack, unpack
 
 _PREFIX = struct.Struct("<4sIB")
@@ -28,6 +28,7 @@ _MAGIC = b"PEGB"
 _MOST_JSON = 1 << 28
 _FIRST_RING = 1 << 18
 _AT_ONCE = 1 << 18
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 _SAME, _NEW_RING, _OWN = range(3)
 """Where the arrays of a message lie: in the ring as before; in a new ring; in a segment of its own."""
 
@@ -93,13 +94,13 @@ class Channel:
         self, kind: str, packed: tuple[Any, Sequence[np.ndarray]], *, timeout: float | None = None, own: bool = False
     ) -> None:
         """As `send`, for what `values.pack` returned."""
-        body = _json(packed[0])
+        body = _ENCODE(packed[0])
         if len(body) > _MOST_JSON:
             raise TypeError(f"a message of {len(body)} bytes beside its arrays is too long")
         with self._lock:
             where, descriptor, specs = self._write(packed[1], own)
             try:
-                head = _json([kind, self._done, where, specs])
+                head = _ENCODE([kind, self._done, where, specs])
                 text = f"{head[:-1]},{body}]".encode()
                 prefix = _PREFIX.pack(_MAGIC, len(text), descriptor is not None)
                 self._send_all(prefix + text, descriptor, _deadline(timeout))
@@ -138,16 +139,17 @@ class Channel:
         size = sum(aligned(array.nbytes) for array in arrays)
         where, descriptor, ring, segment, offset = _SAME, None, None, self._out, 0
         if size and own:
-            where, descriptor = _OWN, create_file(size)
-            segment = Segment(descriptor)
+            where = _OWN
+            segment, descriptor = create(size)
         elif size:
             ring = self._ring
             found = None if ring is None else ring.take(size)
             if ring is None or found is None:
                 capacity = max(self._first_ring, 2 * self.capacity, 2 * size)
-                where, descriptor = _NEW_RING, create_file(capacity)
-                segment = self._out = Segment(descriptor)
-                ring = self._ring = Ring(capacity)
+                where = _NEW_RING
+                segment, descriptor = create(capacity)
+                self._out, ring = segment, Ring(capacity)
+                self._ring = ring
                 found = ring.take(size)
             assert found is not None
             offset = found
@@ -270,10 +272,6 @@ class Channel:
                     array = view
             arrays.append(array)
         return arrays
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
 
 
 def _deadline(timeout: float | None) -> float | None:

@@ -20,24 +20,23 @@ def aligned(size: int) -> int:
 class Segment:
     """Anonymous memory that has no name anywhere: it is gone when the last process that maps it is, however that ends.
 
-    bytes: [size] uint8. Arrays made from it keep it mapped.
+    size: in bytes. Arrays made from it keep it mapped.
     """
 
     def __init__(self, descriptor: int) -> None:
         """Map what a file descriptor stands for; the descriptor stays the caller's."""
         self.size = os.fstat(descriptor).st_size
-        self.memory = mmap.mmap(descriptor, self.size)
-        self.bytes = np.frombuffer(self.memory, dtype=np.uint8)
+        self._memory = mmap.mmap(descriptor, self.size)
 
     def view(self, dtype: np.dtype, shape: tuple[int, ...], offset: int) -> np.ndarray:
         """Return an array that lies at `offset`. Raises ValueError when it does not lie inside."""
         if offset < 0 or min(shape, default=0) < 0:
             raise ValueError(f"an array of shape {shape} at {offset}")
-        return np.ndarray(shape, dtype, buffer=self.memory, offset=offset)  # which checks its end
+        return np.ndarray(shape, dtype, buffer=self._memory, offset=offset)  # which checks its end
 
 
-def create_file(size: int) -> int:
-    """Return the descriptor of an anonymous file of `size` bytes, whose memory is there. Raises OSError when it is not."""
+def create(size: int) -> tuple[Segment, int]:
+    """Return a new segment of `size` bytes, and a descriptor that others map. Raises OSError when there is no memory for it."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("pegboard")
     else:
@@ -49,14 +48,14 @@ def create_file(size: int) -> int:
             os.posix_fallocate(descriptor, 0, size)
         else:
             os.ftruncate(descriptor, size)
-    except OSError:
+        return Segment(descriptor), descriptor
+    except BaseException:
         os.close(descriptor)
         raise
-    return descriptor
 
 
 class Ring:
-    """Places of blocks in a segment of `capacity` bytes, in the order in which they are taken and released.
+    """Places of blocks in a segment of `capacity` bytes, taken and released in the same order.
 
     Free is what lies after the newest block up to the oldest, around the end; a block lies in one piece.
     """
