@@ -177,6 +177,10 @@ void peg_set_threads(int threads, int (*count)(void)) {
     atomic_store(&thread_count, count);
 }
 
+/* peg_threads() for those outside. */
+PEG_API int peg_threads_now(void);
+int peg_threads_now(void) { return peg_threads(); }
+
 /* Set for how long an idle worker looks for work before it sleeps; returns what it was. */
 PEG_API int64_t peg_set_spin(int64_t nanoseconds);
 int64_t peg_set_spin(int64_t nanoseconds) { return atomic_exchange(&spin_nanoseconds, nanoseconds); }
