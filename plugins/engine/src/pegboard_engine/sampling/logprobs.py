@@ -102,9 +102,10 @@ def gather_logprobs(logits: Tensor, rows: np.ndarray, ids: Tensor, nums: np.ndar
 
 def _gather(logits: Tensor, ids: Tensor, count: int, where: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
     most = greatest(logits)[1][:, None]
-    base = most.double() + mass((logits - most).exp_()).log()[:, None]
+    buffer = (logits - most).exp_()
+    base = most.double() + mass(buffer).log()[:, None]
     raw = logits.gather(1, ids[:, None])
-    ranks = (logits > raw).sum(1) + 1
+    ranks = torch.gt(logits, raw, out=buffer).sum(1).long() + 1
     best = top_ids(logits, count) if count else ids.new_zeros(len(ids), 0)
     top = (logits.gather(1, best) - base).float()
     extra = (logits[where] - base[where[0], 0]).float()

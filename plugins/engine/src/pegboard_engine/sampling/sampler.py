@@ -89,6 +89,9 @@ class Sampler:
     ) -> None:
         self._vocab = vocab_size
         self._device = torch.device(device)
+        # What each octet of a mask adds to eight logits.
+        bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+        self._octets = torch.from_numpy(np.where(bits, 0, -np.inf).astype(np.float32)).to(self._device)
         self._counts = Counts(vocab_size, self._device)
         self._tails = Tails(self._device)
         made = processors if processors is None or callable(processors) else factory_of(processors)
@@ -177,10 +180,8 @@ class Sampler:
 
     def _mask_(self, logits: Tensor, rows: np.ndarray, masks: np.ndarray) -> None:
         octets = torch.from_numpy(masks.astype("<i4").view(np.uint8)).to(logits.device)
-        bits = (octets[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=logits.device)) & 1
-        where = self._index(rows)
-        forbidden = bits.flatten(1)[:, : self._vocab] == 0
-        logits[where] = logits[where].masked_fill_(forbidden, float("-inf"))
+        added = self._octets.index_select(0, octets.flatten().int()).view(len(rows), -1)[:, : self._vocab]
+        logits.index_add_(0, self._index(rows), added)
 
     def _forbid_words_(self, logits: Tensor, batch: SamplingBatch, at: _Proposals | None) -> None:
         assert batch.word_rows is not None and batch.word_ids is not None and batch.word_heads is not None
