@@ -297,7 +297,7 @@ class PagedEngine(Engine):
         if "prompt" in result.extras:
             read_prompts(schedule, table, result.extras["prompt"])
         slots = progress.slots
-        self._output_tokens += len(slots)
+        self._output_tokens += len(slots) if progress.runs is None else sum(map(len, progress.runs))
         # Most rows of a step only add a token: nothing is looked up for them but what their output tells.
         special = progress.stopped | progress.full | table.watched[slots] | ~result.extras["valid"][progress.rows]
         special |= progress.counts == 1

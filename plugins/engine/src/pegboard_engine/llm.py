@@ -6,15 +6,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from pegboard.build import BuiltModel
-from pegboard.errors import ConfigError
+from pegboard.errors import ConfigError, PegboardError
 from pegboard.interfaces.engine import Engine, FinishReason, Pooling, RequestOptions, RequestOutput, TokenLogprobs
 from pegboard.interfaces.tokenizer import Tokenizer
 from pegboard.opened import open_any
 from pegboard.plugins.load import Registry
 from pegboard.types import Message, SamplingParams
+from pegboard_engine.sampling.beam import Beam, BeamOptions, beam_search
 
 Prompt = str | Sequence[int]
 Conversation = Sequence[Message | Mapping[str, Any]]
@@ -166,6 +167,32 @@ class LLM:
         found = self._run([self._encoded(p) for p in prompts], [_text(p) for p in prompts], params)
         pairs = [dict(one.outputs[0].logprobs[0].extra) for one in found if one.outputs[0].logprobs]
         return [1 / (1 + math.exp(pair[ids[1]] - pair[ids[0]])) for pair in pairs]
+
+    def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        num_beams: int,
+        max_tokens: int = 128,
+        *,
+        length_penalty: float = 1.0,
+        early_stopping: bool | Literal["never"] = False,
+    ) -> list[list[Beam]]:
+        """Return the `num_beams` best outputs of each prompt, best first, as Hugging Face's `generate(num_beams=…)` finds them.
+
+        A step of the search is a batch of requests of one token each, whose beginnings are found in the cache.
+        """
+        ends = self.tokenizer.eos_ids
+        options = BeamOptions(num_beams, max_tokens, ends, length_penalty, early_stopping)
+        return beam_search(self._next_logprobs, [self._encoded(prompt) for prompt in _listed(prompts)], options)
+
+    def _next_logprobs(self, sequences: Sequence[Sequence[int]], count: int) -> list[list[tuple[int, float]]]:
+        params = SamplingParams(
+            max_tokens=1, temperature=0, logprobs=min(count, self.engine.vocab_size), detokenize=False
+        )
+        found = self._run([list(ids) for ids in sequences], [None] * len(sequences), params)
+        if (failed := next((one.outputs[0] for one in found if one.outputs[0].logprobs is None), None)) is not None:
+            raise PegboardError(f"a step of the search failed: {failed.error}", fix="look at the log")
+        return [list(one.outputs[0].logprobs[0].top) for one in found if one.outputs[0].logprobs]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[RequestOutput]:
         """Yield what each step adds to one answer; leaving the loop early ends the request."""

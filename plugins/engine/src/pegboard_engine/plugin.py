@@ -11,6 +11,9 @@ MULTIPROC = PluginSpec(
     target="pegboard_engine.multiproc.executor:MultiprocExecutor",
     schema="pegboard_engine.multiproc.options:MultiprocOptions",
 )
+DRAFT = PluginSpec(
+    kind="speculator", target="pegboard_engine.draft:DraftSpeculator", schema="pegboard_engine.draft:DraftOptions"
+)
 GENERATE = PluginSpec(kind="command", target="pegboard_engine.commands.generate:generate")
 CHAT = PluginSpec(kind="command", target="pegboard_engine.commands.chat:chat")
 BENCH_OFFLINE = PluginSpec(kind="command", target="pegboard_engine.commands.bench:offline")
