@@ -33,16 +33,21 @@ _LOOK_FOR_PARENT = 2000
 
 
 def main(descriptor: int) -> None:
-    """Serve the parent at the other end of a socket until it says stop or is gone."""
+    """Serve the parent at the other end of a socket until it says stop or is gone, and end the process."""
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=False)
     connection = socket.socket(fileno=descriptor)
     threading.Thread(target=_end_with_parent, args=(descriptor, os.getppid()), daemon=True).start()
     channel = Channel(connection, copy=False)
+    status = 0
     try:
         Worker(channel).run()
     except ChannelClosed:
-        sys.exit(1)
+        status = 1
+    # Taking torch apart in good order would take seconds and do nothing that the system does not do.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 class Worker:
