@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pegboard_sdk.conformance.adapter import AdapterSuite
     from pegboard_sdk.conformance.attention import AttentionSuite
+    from pegboard_sdk.conformance.grammar import GrammarSuite
     from pegboard_sdk.conformance.logger import LoggerSuite
     from pegboard_sdk.conformance.logits_processor import LogitsProcessorSuite
     from pegboard_sdk.conformance.model import ModelSuite
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AdapterSuite",
     "AttentionSuite",
+    "GrammarSuite",
     "LoggerSuite",
     "LogitsProcessorSuite",
     "ModelSuite",

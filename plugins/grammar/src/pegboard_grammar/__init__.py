@@ -1,0 +1,1 @@
+"""Grammars by llguidance: which tokens may come next."""
