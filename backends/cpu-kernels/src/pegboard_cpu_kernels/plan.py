@@ -39,14 +39,14 @@ class Functions:
         self.free: Any = held.peg_attention_plan_free
         self.free.restype, self.free.argtypes = None, [_Address]
         self.set: Any = held.peg_attention_plan_set
-        self.set.argtypes = [_Address, _Int, _Address, _Address, _Long, _Address, _Long, _Long, _Address, _Address]
-        self.set.argtypes = [*self.set.argtypes, _Int, _Int, ctypes.POINTER(_Long)]
+        table: list[Any] = [_Address, _Long, _Long, _Address]
+        self.set.argtypes = [_Address, _Int, _Address, _Address, _Long, *table, _Address, _Int, _Int, _Address]
         # The same function twice: keeping Python's lock, and giving it away while it runs.
         self.attend_held: Any = held.peg_attention
         self.attend_free: Any = ctypes.CDLL(library._name).peg_attention
         for attend in (self.attend_held, self.attend_free):
-            pairs = [_Address, _Long] * 3
-            attend.argtypes = [_Address, _Address, *pairs, *[_Address] * 5, _Long]
+            strided: list[Any] = [_Address, _Long]
+            attend.argtypes = [_Address, _Address, *strided * 3, *[_Address] * 5, _Long]
 
 
 class CpuPlan:
@@ -129,7 +129,8 @@ class CpuPlan:
         layout = self.layout
         if layout is None:
             raise ValueError("a plan without a layout was made for a batch without a cache")
-        shape, dtype = layout.shape(len(cache.k[layer])), getattr(torch, layout.dtype)
+        shape: tuple[int, ...] = layout.shape(len(cache.k[layer]))
+        dtype: torch.dtype = getattr(torch, layout.dtype)
         wanted = [(name, getattr(cache, name), shape, dtype) for name in ("k", "v")]
         if layout.scaled:
             wanted += [(name, getattr(cache, name), shape[:-1], torch.float32) for name in ("k_scale", "v_scale")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,20 +16,27 @@ from pegboard.ops import registered
 _FEW_ROWS = 4
 
 
+def library() -> ctypes.CDLL | None:
+    """Return the compiled library: None where pegboard-cpu-kernels is absent, unusable or switched off."""
+    try:
+        from pegboard_cpu_kernels.library import find
+    except ImportError:
+        return None
+    return find().library
+
+
 def compiled(dtype: torch.dtype, others: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
-    """Return the compiled replacements for models of `dtype`: none where pegboard-cpu-kernels is absent, unusable or switched off.
+    """Return the compiled replacements for models of `dtype`; empty where there is no library.
 
     others: replacements of ours, which are asked where a compiled one does not apply.
     """
-    try:
-        from pegboard_cpu_kernels import library, ops
-    except ImportError:
+    found = library()
+    if found is None:
         return {}
-    found = library.find()
-    if found.library is None:
-        return {}
+    from pegboard_cpu_kernels import ops
+
     functions = {name: op.function for name, op in registered().items()}
-    return ops.replacements(found.library, dtype, functions | dict(others))
+    return ops.replacements(found, dtype, functions | dict(others))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

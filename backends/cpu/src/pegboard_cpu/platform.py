@@ -32,7 +32,7 @@ class CpuPlatform(Platform):
         return torch.bfloat16 if _fast_bfloat16() else torch.float32
 
     def attention_preference(self, phase: Phase, spec: AttentionSpec) -> tuple[str, ...]:
-        return ("sdpa",)
+        return ("cpu", "sdpa") if phase != "train" and kernels.library() is not None else ("sdpa",)
 
     def kernels(self, phase: Phase, dtype: torch.dtype, index: int = 0) -> Mapping[str, Callable[..., Any]]:
         wide = dtype == torch.float16 or (dtype == torch.bfloat16 and not _fast_bfloat16())
