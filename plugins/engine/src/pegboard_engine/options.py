@@ -43,8 +43,8 @@ class EngineOptions(BaseModel):
     weights and workspace leave, a text such as "512MB", or None for room for a few full contexts of at most 512 MiB.
     prefix_caching: whether requests share the pages of equal beginnings. policy: "fcfs", or "priority" (lower first).
     watermark: fraction of the pages that admission leaves free for those who run. look_past: how many waiting requests may overtake
-    one that does not fit. max_logprobs: most log-probabilities a position. executor, grammar: names of plugins. speculator:
-    a plugin that guesses at the next tokens, as a name or a mapping with "use" and its options.
+    one that does not fit. max_logprobs: most log-probabilities a position. grammar: name of a plugin. executor: a plugin that
+    runs the steps, speculator: one that guesses at the next tokens, each as a name or a mapping with "use" and its options.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,7 +59,7 @@ class EngineOptions(BaseModel):
     watermark: float = Field(default=0.01, ge=0, lt=1)
     look_past: int = Field(default=16, ge=0)
     max_logprobs: int = Field(default=20, ge=0)
-    executor: str = "uniproc"
+    executor: str | dict[str, Any] = "uniproc"
     grammar: str = "auto"
     speculator: str | dict[str, Any] | None = None
 
