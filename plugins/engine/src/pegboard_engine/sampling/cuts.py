@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pegboard_engine.sampling.blocks import mass, top_values
+from pegboard_engine.sampling.blocks import mass, on_host, top_values
 
 # The nuclei of a trained model are seldom larger.
 _GUESS = 128
@@ -58,7 +58,7 @@ def _nucleus(weights: Tensor, floor: Tensor | None, top_p: np.ndarray) -> Tensor
     """Return [R] the least weight that top_p keeps of what is not below floor [R]; floor itself where top_p is 1."""
     share = torch.from_numpy(top_p).to(weights.device, torch.float64)
     target = (share * mass(weights if floor is None else _above(weights, floor)))[:, None]
-    if weights.device.type == "cpu":
+    if on_host(weights):
         found, short = _reach(top_values(weights, min(_GUESS, weights.shape[1])), target)
         rows = (short & (share < 1)).nonzero().squeeze(1)
         if rows.numel():
@@ -94,6 +94,6 @@ def _typical(weights: Tensor, typical_p: np.ndarray) -> Tensor:
 
 def _ascending(values: Tensor) -> Tensor:
     """Return each row sorted. On the host by numpy, which does it several times faster than torch."""
-    if values.device.type == "cpu":
+    if on_host(values):
         return torch.from_numpy(np.sort(values.numpy(), axis=1))
     return values.sort(1).values
