@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
 import pytest
 from starlette.testclient import TestClient
-from starlette.types import ASGIApp
 
 from pegboard.interfaces.engine import Engine
 from pegboard.plugins.load import Registry
@@ -22,7 +17,7 @@ from pegboard_sdk.toys.tokenizer import TinyTokenizer
 from pegboard_server.app import create_app
 from pegboard_server.options import ServerOptions
 from pegboard_server.served import Served
-from pegboard_server.serving import Address, make_served, running
+from pegboard_server.serving import make_served
 
 DISTS = Path(__file__).parent / "dists"
 
@@ -82,42 +77,3 @@ def open_client(start: Start) -> Iterator[Callable[..., TestClient]]:
 @pytest.fixture
 def client(open_client: Callable[..., TestClient]) -> TestClient:
     return open_client()
-
-
-@contextmanager
-def listening(served: Served, app: ASGIApp | None = None, address: Address | None = None) -> Iterator[str]:
-    """Serve on a free port from a thread; gives the URL."""
-    url: list[str] = []
-    up, down = threading.Event(), threading.Event()
-
-    async def run() -> None:
-        async with running(served, app or create_app(served), address or Address(port=0)) as where:
-            url.append(where)
-            up.set()
-            await asyncio.to_thread(down.wait)
-
-    thread = threading.Thread(target=lambda: asyncio.run(run()))
-    thread.start()
-    try:
-        assert up.wait(20)
-        yield url[0]
-    finally:
-        down.set()
-        thread.join(20)
-        assert not thread.is_alive()
-
-
-def events(response: httpx.Response) -> list[Any]:
-    """Return the values of a stream, the mark at its end as text."""
-    lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
-    return [line if line == "[DONE]" else json.loads(line) for line in lines]
-
-
-def user(text: str, **fields: Any) -> dict[str, Any]:
-    """Return the body of a chat with one message."""
-    return {"messages": [{"role": "user", "content": text}], **fields}
-
-
-def echo_of(client: TestClient) -> Any:
-    """Return the engine behind a client."""
-    return client.served.loop._engine  # type: ignore[attr-defined]

@@ -109,7 +109,7 @@ def test_when_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_full_server_says_when(open_client: Callable[..., TestClient]) -> None:
-    client = open_client(limits=Limits(waiting=2))
+    client = open_client(limits=Limits(inside=2))
     release = threading.Event()
     answers: list[int] = []
 

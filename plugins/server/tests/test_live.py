@@ -18,29 +18,26 @@ from openai import OpenAI
 from pegboard_server.app import create_admin_app, create_app
 from pegboard_server.options import Limits
 from pegboard_server.served import Served
-from pegboard_server.serving import Address, running
+from pegboard_server.serving import Address, Door, bind, running
 
 Start = Callable[..., Served]
+ANY = Address(port=0)
 CHAT = "/v1/chat/completions"
 
 
 @contextmanager
-def listening(served: Served, *, admin: bool = False) -> Iterator[Any]:
+def listening(served: Served, *, admin: bool = False, address: Address = ANY) -> Iterator[Any]:
     """Serve on a free port from a thread; gives its URL, with `admin` a pair of URLs."""
     urls: list[str] = []
     up, down = threading.Event(), threading.Event()
+    apps = [create_app(served), *([create_admin_app(served)] if admin else [])]
+    doors = [Door(app, address, bind(address)) for app in apps]
 
     async def run() -> None:
-        async with running(served, create_app(served), Address(port=0)) as url:
-            urls.append(url)
-            if admin:
-                async with running(served, create_admin_app(served), Address(port=0)) as other:
-                    urls.append(other)
-                    up.set()
-                    await asyncio.to_thread(down.wait)
-            else:
-                up.set()
-                await asyncio.to_thread(down.wait)
+        async with running(served, *doors) as found:
+            urls.extend(found)
+            up.set()
+            await asyncio.to_thread(down.wait)
 
     thread = threading.Thread(target=lambda: asyncio.run(run()))
     thread.start()

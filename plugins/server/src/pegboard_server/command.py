@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,12 +13,17 @@ from pegboard.errors import ConfigError
 if TYPE_CHECKING:
     from pegboard_server.options import Limits, ServerOptions
 
+log = logging.getLogger("pegboard.server")
+
 
 @click.command()
 @click.argument("model")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0 is every one.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 is any free port.")
 @click.option("--name", "names", multiple=True, metavar="NAME", help="What requests call the model; may be repeated.")
+@click.option(
+    "--adapter", "adapters", multiple=True, metavar="NAME=FOLDER", help="Serve an adapter too; may be repeated."
+)
 @click.option("--api-key", "keys", multiple=True, metavar="KEY", help="A key that requests must show; may be repeated.")
 @click.option("--api-key-file", metavar="FILE", help="Keys, one a line. Also read: PEGBOARD_API_KEYS, commas between.")
 @click.option("--allow-origin", "origins", multiple=True, metavar="URL", help="A web page's origin that may call us.")
@@ -66,28 +72,38 @@ def serve(model: str, **given: Any) -> None:
     """
     options = server_options(model, given)
     engine: dict[str, Any] = {"use": given["engine"], **pairs("--set", given["settings"])}
+    adapters = pairs("--adapter", given["adapters"])
     engine |= {key: given[key] for key in ("kv_memory", "max_model_len") if given[key] is not None}
     import asyncio
+    import gc
     from dataclasses import replace
 
     from pegboard.build import choose_platform
     from pegboard.plugins.load import Registry
     from pegboard_server.app import create_admin_app, create_app
-    from pegboard_server.serving import Address, load_engine, make_served
+    from pegboard_server.serving import Address, Door, bind, load_engine, make_served
     from pegboard_server.serving import serve as listen
 
     address = Address(given["host"], given["port"], given["certfile"], given["keyfile"], given["client_ca"])
+    addresses = [address]
+    if given["admin_port"] is not None:
+        addresses.append(replace(address, host=given["admin_host"], port=given["admin_port"]))
+    # Before the model is read, which takes long: whatever else can be wrong.
+    sockets = [bind(each) for each in addresses]
     registry = Registry.discover()
     name, platform = choose_platform(registry, given["platform"])
     platform.configure(threads=given["threads"])
     build = {key: given[key] for key in ("device", "dtype", "attention")}
     loaded = load_engine(registry, model, engine=engine, revision=given["revision"], platform=name, **build)
+    for name, folder in adapters.items():
+        loaded[0].load_adapter(name, str(folder))
     served = make_served(registry, *loaded[:2], options, loaded[2])
-    admin = None
-    if given["admin_port"] is not None:
-        where = replace(address, host=given["admin_host"], port=given["admin_port"])
-        admin = create_admin_app(served), where
-    asyncio.run(listen(served, create_app(served), address, admin=admin))
+    apps = (create_app(served), create_admin_app(served))
+    doors = [Door(*each) for each in zip(apps, addresses, sockets, strict=False)]
+    # What is there now stays: without this it is looked through again and again for garbage, while requests wait, and at the end.
+    gc.collect()
+    gc.freeze()
+    asyncio.run(listen(served, doors))
 
 
 def server_options(model: str, given: dict[str, Any]) -> ServerOptions:
@@ -104,6 +120,8 @@ def server_options(model: str, given: dict[str, Any]) -> ServerOptions:
     if "*" in given["origins"] and not keys:
         raise ConfigError("every web page may call a server without keys", fix="give --api-key, or name the origins")
     local = given["host"] in LOOPBACK
+    if not local and not keys:
+        log.warning("whoever reaches %s may use this server: give --api-key to ask for a key", given["host"])
     if given["admin_port"] is not None and given["admin_host"] not in LOOPBACK and not keys:
         raise ConfigError(
             f"whoever reaches {given['admin_host']} could change what is served",

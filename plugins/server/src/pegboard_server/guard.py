@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pegboard_server.errors import ApiError, internal
+from pegboard_server.errors import ApiError, internal, unavailable
 from pegboard_server.metrics import Metrics
 from pegboard_server.options import Limits
 from pegboard_server.security import Keys, host_name
@@ -64,6 +64,7 @@ class Guard:
         hosts: Collection[str] | None,
     ) -> None:
         self._app, self._keys, self._limits, self._metrics = app, keys, limits, metrics
+        self._held = 0
         self._open, self._hosts = frozenset(open_paths), None if hosts is None else frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,11 +75,11 @@ class Guard:
             await send({"type": "websocket.close"})
             return
         answer = _Answer(send, f"req-{secrets.token_hex(12)}")
-        scope.setdefault("state", {})["arrival"] = time.monotonic()
         try:
             self._admit(scope)
-            body = await self._body(scope, receive)
-            await self._app(scope, body, answer.send)
+            with self._hold() as hold:
+                body = await self._body(scope, receive, hold)
+                await self._app(scope, body, answer.send)
         except ApiError as error:
             await answer.fail(error, scope, receive)
         except Exception as error:
@@ -101,7 +102,24 @@ class Guard:
                 headers={"www-authenticate": "Bearer"},
             )
 
-    async def _body(self, scope: Scope, receive: Receive) -> Receive:
+    @contextmanager
+    def _hold(self) -> Iterator[Callable[[int], None]]:
+        """Give a function that counts bytes of bodies which are held in memory, until the block is left."""
+        mine = 0
+
+        def hold(count: int) -> None:
+            nonlocal mine
+            mine += count
+            self._held += count
+            if self._held > self._limits.held_bytes:
+                raise unavailable("too many large bodies are here at once")
+
+        try:
+            yield hold
+        finally:
+            self._held -= mine
+
+    async def _body(self, scope: Scope, receive: Receive, hold: Callable[[int], None]) -> Receive:
         """Read the body and return a `receive` that gives it in one piece."""
         limit = self._limits.body_bytes
         declared = dict(scope["headers"]).get(b"content-length", b"0")
@@ -119,6 +137,7 @@ class Guard:
                     more = message.get("more_body", False)
                     if size > limit:
                         raise _too_large(limit)
+                    hold(len(chunks[-1]))
         except TimeoutError:
             raise ApiError(408, f"the body did not arrive within {self._limits.body_seconds:g} s") from None
         body = b"".join(chunks)

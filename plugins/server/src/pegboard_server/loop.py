@@ -91,16 +91,21 @@ class EngineLoop:
         try:
             await self.call(lambda engine: self._add(engine, jobs))
         except BaseException:
-            self.close(stream)
+            self._drop(stream)
             raise
         return stream
 
     def close(self, stream: Stream, cause: str = "disconnect") -> None:
         """End what is left of a stream's requests. Safe to call twice. cause: what the metrics count it as."""
+        if count := self._drop(stream):
+            self._metrics.aborted(cause, count)
+
+    def _drop(self, stream: Stream) -> int:
+        """Forget a stream's requests and end them in the engine; return how many went on."""
         ids = [request_id for request_id in stream.unfinished if self._tracks.pop(request_id, None) is not None]
         if ids:
-            self._metrics.aborted(cause, len(ids))
             self._post(lambda engine: self._abort(engine, ids))
+        return len(ids)
 
     def end_all(self, error: str) -> None:
         """End every request, its stream being told `error`."""

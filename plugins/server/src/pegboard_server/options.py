@@ -9,16 +9,18 @@ from dataclasses import dataclass, field
 class Limits:
     """What one request may ask for, checked before anything is allocated for it.
 
-    body_bytes, body_seconds: of the body, and until it is there. prompts: prompts or inputs of one request. messages, tools: of a
-    conversation. answers: n. tokens: of all prompts with all their answers at their longest; None for 16 full contexts, and at least
-    2**20. stop, stop_chars: number and length of stop texts. ids: entries of logit_bias, allowed_token_ids, stop_token_ids, bad_words.
-    logprobs: most probable tokens of a position. schema_bytes, schema_depth: of a JSON schema or grammar, and of all tools together.
-    template_seconds: until a conversation is rendered. waiting: prompts that may be in the server without running; whoever comes
-    then is told to come again later.
+    body_bytes, body_seconds: of the body, and until it is there. held_bytes: of all bodies that are here at once. prompts: prompts
+    or inputs of one request. messages, tools: of a conversation. answers: n. tokens: of all prompts with all their answers at their
+    longest; None for 16 full contexts, and at least 2**20. stop, stop_chars: number and length of stop texts. ids: entries of
+    logit_bias, allowed_token_ids and stop_token_ids, characters of bad_words. logprobs: most probable tokens of a position.
+    schema_bytes, schema_depth: of a JSON schema or grammar, and of all tools together.
+    template_seconds: until a conversation is rendered. inside: prompts that may be in the server at once, those that run included;
+    whoever comes then is told to come again later.
     """
 
     body_bytes: int = 8 << 20
     body_seconds: float = 30.0
+    held_bytes: int = 512 << 20
     prompts: int = 2048
     messages: int = 1024
     tools: int = 128
@@ -31,7 +33,7 @@ class Limits:
     schema_bytes: int = 64 << 10
     schema_depth: int = 32
     template_seconds: float = 5.0
-    waiting: int = 1024
+    inside: int = 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,9 @@ class Served:
                 raise of_user(error) from error
             try:
                 yield stream
+            except ApiError:
+                self.loop.close(stream, "failure")  # one answer failed, and the others of its request with it
+                raise
             finally:
                 self.loop.close(stream)
 

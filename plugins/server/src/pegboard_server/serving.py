@@ -7,6 +7,7 @@ import contextlib
 import logging
 import signal
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def make_served(
         tokenizer=tokenizer,
         options=options,
         metrics=metrics,
-        admission=Admission(options.limits.waiting),
+        admission=Admission(options.limits.inside),
         renderer=Renderer(tokenizer, options.limits.template_seconds),
         parsers=parsers,
         max_model_len=engine.max_model_len,
@@ -95,33 +96,17 @@ class Listener(uvicorn.Server):
         yield
 
 
-def listener(app: ASGIApp, address: Address, *, lifespan: bool) -> tuple[Listener, socket.socket]:
-    """Return a server and its socket, bound. Raises ConfigError when the address or the certificate cannot be had."""
-    config = uvicorn.Config(
-        app,
-        host=address.host,
-        port=address.port,
-        log_level="warning",
-        access_log=False,
-        lifespan="on" if lifespan else "off",
-        ws="none",
-        server_header=False,
-        proxy_headers=False,
-        ssl_certfile=address.certfile,
-        ssl_keyfile=address.keyfile,
-        ssl_ca_certs=address.ca,
-        ssl_cert_reqs=2 if address.ca else 0,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=5,
-    )
-    try:
-        config.load()
-    except OSError as error:
-        raise ConfigError(
-            f"TLS cannot be had from {address.certfile} and {address.keyfile}: {error}", fix="name PEM files that match"
-        ) from error
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+def bind(address: Address) -> socket.socket:
+    """Return a socket at an address. Raises ConfigError when it cannot be had, or when its certificate cannot be used."""
+    if address.certfile is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(address.certfile, address.keyfile)
+            if address.ca is not None:
+                ssl.create_default_context(cafile=address.ca)
+        except OSError as error:
+            files = ", ".join(filter(None, (address.certfile, address.keyfile, address.ca)))
+            raise ConfigError(f"TLS cannot be had from {files}: {error}", fix="name PEM files that match") from error
+    bound = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((address.host, address.port))
@@ -131,38 +116,70 @@ def listener(app: ASGIApp, address: Address, *, lifespan: bool) -> tuple[Listene
             f"{address.host}:{address.port} cannot be listened at: {error.strerror or error}",
             fix="choose another --port",
         ) from error
-    return Listener(config), bound
+    return bound
 
 
-async def serve(
-    served: Served, app: ASGIApp, address: Address, *, admin: tuple[ASGIApp, Address] | None = None
-) -> None:
-    """Listen until a signal comes, then let streams end and stop. A second signal ends them at once."""
-    server, bound = listener(app, address, lifespan=True)
-    pairs = [(server, bound)]
-    if admin is not None:
-        pairs.append(listener(*admin, lifespan=False))
+@dataclass(slots=True)
+class Door:
+    """An application that listens. bound: its socket."""
+
+    app: ASGIApp
+    address: Address
+    bound: socket.socket
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        host, port = self.bound.getsockname()[:2]
+        scheme = "http" if self.address.certfile is None else "https"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+    def listener(self, *, lifespan: bool) -> Listener:
+        """Return the server. lifespan: whether it starts and stops what it serves."""
+        address = self.address
+        config = uvicorn.Config(
+            self.app,
+            log_level="warning",
+            access_log=False,
+            lifespan="on" if lifespan else "off",
+            ws="none",
+            server_header=False,
+            proxy_headers=False,
+            ssl_certfile=address.certfile,
+            ssl_keyfile=address.keyfile,
+            ssl_ca_certs=address.ca,
+            ssl_cert_reqs=ssl.CERT_REQUIRED if address.ca else ssl.CERT_NONE,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=5,
+        )
+        return Listener(config)
+
+
+async def serve(served: Served, doors: Sequence[Door]) -> None:
+    """Listen until a signal comes, then let streams end and stop. A second signal ends them at once.
+
+    The first door starts and stops the engine's loop.
+    """
+    servers = [door.listener(lifespan=number == 0) for number, door in enumerate(doors)]
     stop = asyncio.Event()
     with _signals(stop, served):
-        tasks = [asyncio.create_task(each.serve(sockets=[sock])) for each, sock in pairs]
-        warm = asyncio.create_task(_begin(served, pairs))
+        tasks = [asyncio.create_task(s.serve(sockets=[d.bound])) for s, d in zip(servers, doors, strict=True)]
+        begin = asyncio.create_task(_begin(served, servers, doors))
         drained = asyncio.create_task(_drain(served, stop))
         await asyncio.wait([*tasks, drained], return_when=asyncio.FIRST_COMPLETED)
-        for each, _ in pairs:
-            each.should_exit = True
-        for task in (drained, warm):
+        for server in servers:
+            server.should_exit = True
+        for task in (drained, begin):
             task.cancel()
         await asyncio.gather(*tasks)
+    log.info("stopped")
 
 
-async def _begin(served: Served, pairs: Sequence[tuple[Listener, socket.socket]]) -> None:
-    while not all(each.started for each, _ in pairs):
+async def _begin(served: Served, servers: Sequence[Listener], doors: Sequence[Door]) -> None:
+    while not all(server.started for server in servers):
         await asyncio.sleep(0.01)
     await warm_up(served)
-    scheme = "https" if pairs[0][0].config.is_ssl else "http"
-    host, port = pairs[0][1].getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    log.info("serving %s at %s://%s:%d", ", ".join(served.options.names), scheme, shown, port)
+    log.info("serving %s at %s", ", ".join(served.options.names), " and ".join(door.url for door in doors))
 
 
 async def warm_up(served: Served) -> None:
@@ -215,14 +232,14 @@ def _signals(stop: asyncio.Event, served: Served) -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def running(served: Served, app: ASGIApp, address: Address) -> AsyncIterator[str]:
-    """Serve inside the block, without signals, and give the URL: for tests, and for servers within a larger program."""
-    server, bound = listener(app, address, lifespan=True)
-    task = asyncio.create_task(server.serve(sockets=[bound]))
+async def running(served: Served, *doors: Door) -> AsyncIterator[list[str]]:
+    """Serve inside the block, without signals, and give the URLs: for tests, and for servers within a larger program."""
+    servers = [door.listener(lifespan=number == 0) for number, door in enumerate(doors)]
+    tasks = [asyncio.create_task(s.serve(sockets=[d.bound])) for s, d in zip(servers, doors, strict=True)]
     try:
-        await _begin(served, [(server, bound)])
-        host, port = bound.getsockname()[:2]
-        yield f"{'https' if server.config.is_ssl else 'http'}://{host}:{port}"
+        await _begin(served, servers, doors)
+        yield [door.url for door in doors]
     finally:
-        server.should_exit = True
-        await task
+        for server in servers:
+            server.should_exit = True
+        await asyncio.gather(*tasks)

@@ -81,13 +81,14 @@ def test_echo_alone(client: TestClient) -> None:
 
 
 def test_a_stream_with_echo(client: TestClient) -> None:
-    body = {"prompt": list(b"say:ab"), "echo": True, "logprobs": 1, "stream": True}
-    chunks = events(client.post(URL, json=body))[:-1]
-    whole = client.post(URL, json={**body, "stream": False}).json()["choices"][0]
-    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole["text"] == "say:abab"
-    for name in ("tokens", "token_logprobs", "text_offset", "top_logprobs"):
-        joined = [x for c in chunks for x in (c["choices"][0]["logprobs"] or {name: []})[name]]
-        assert joined == whole["logprobs"][name]
+    body = {"prompt": list(b"say:ab"), "echo": True, "logprobs": 1, "stream": True, "n": 2}
+    chunks = [chunk["choices"][0] for chunk in events(client.post(URL, json=body))[:-1]]
+    for whole in client.post(URL, json={**body, "stream": False}).json()["choices"]:
+        mine = [chunk for chunk in chunks if chunk["index"] == whole["index"]]
+        assert "".join(chunk["text"] for chunk in mine) == whole["text"] == "say:abab"
+        assert whole["logprobs"]["tokens"] == [*"say:ab", "a", "b", "<eos>"]
+        for name in ("tokens", "token_logprobs", "text_offset", "top_logprobs"):
+            assert [x for c in mine for x in (c["logprobs"] or {name: []})[name]] == whole["logprobs"][name]
 
 
 @pytest.mark.parametrize(

@@ -27,14 +27,21 @@ DEFAULT_TOKENS = 16
 
 @dataclass(slots=True)
 class Text:
-    """One answer while it comes. echoed: the prompt's text where it is repeated. silent: the generated token is not wanted."""
+    """One answer while it comes. text: begins with the prompt's where that is repeated. silent: no generated token is wanted.
 
-    echoed: str | None
+    prompted: whether `tokens` and `entries` hold the prompt's. sent, sent_tokens, offset: characters and tokens that a stream has
+    sent, and the characters of those tokens.
+    """
+
+    text: str
     silent: bool
-    text: str = ""
     tokens: list[int] = field(default_factory=list)
     entries: list[TokenLogprobs | None] = field(default_factory=list)
     finish: str | None = None
+    prompted: bool = False
+    sent: int = 0
+    sent_tokens: int = 0
+    offset: int = 0
 
 
 @dataclass(slots=True)
@@ -60,8 +67,7 @@ class Texts:
                 count.add(output)
         choices = []
         for index, answer in enumerate(answers):
-            text = (answer.echoed or "") + answer.text
-            choices.append({"index": index, "text": text, "logprobs": None, "finish_reason": answer.finish})
+            choices.append({"index": index, "text": answer.text, "logprobs": None, "finish_reason": answer.finish})
             if self.top is not None:
                 choices[-1]["logprobs"] = texts.completion(answer.tokens, answer.entries, self.top, 0)
         return Envelope(self.id, "text_completion", self.model).chunk(choices, self.counted(count))
@@ -73,23 +79,10 @@ class Texts:
         envelope = Envelope(self.id, "text_completion", self.model)
         async with self.served.stream(self.jobs) as stream:
             async for output in stream:
-                before = self.of(answers, output)
-                seen, known = len(before.text), len(before.tokens)
                 index = self.take(answers, output)
                 count.add(output)
-                answer = answers[index]
-                piece = answer.text[seen:]
-                if not known and not seen and answer.echoed is not None and output.index is not None:
-                    piece, answer.echoed = answer.echoed + piece, None
-                choice: dict[str, Any] = {"index": index, "text": piece, "logprobs": None}
-                choice["finish_reason"] = answer.finish
-                if self.top is not None and len(answer.tokens) > known:
-                    offset = sum(len(texts.of(token)[0]) for token in answer.tokens[:known])
-                    choice["logprobs"] = texts.completion(
-                        answer.tokens[known:], answer.entries[known:], self.top, offset
-                    )
-                if piece or choice["logprobs"] or answer.finish:
-                    yield data(envelope.chunk([choice]))
+                if (choice := self.unsent(answers[index], texts)) is not None:
+                    yield data(envelope.chunk([{"index": index, **choice}]))
         if self.usage:
             yield data(envelope.chunk([], self.counted(count)))
 
@@ -108,14 +101,23 @@ class Texts:
     def answers(self) -> list[Text]:
         """Return the answers, empty, in the order of their choices."""
         return [
-            Text(echoed, self.silent)
+            Text(echoed or "", self.silent)
             for job, echoed in zip(self.jobs, self.echoed, strict=True)
             for _ in range(job.params.n)
         ]
 
-    def of(self, answers: Sequence[Text], output: RequestOutput) -> Text:
-        """Return the answer that an output belongs to."""
-        return answers[self.choice(output)]
+    def unsent(self, answer: Text, texts: TokenTexts) -> dict[str, Any] | None:
+        """Return what a stream has not sent of an answer yet, None for nothing."""
+        piece, answer.sent = answer.text[answer.sent :], len(answer.text)
+        logprobs = None
+        if self.top is not None and len(answer.tokens) > answer.sent_tokens:
+            new = slice(answer.sent_tokens, None)
+            logprobs = texts.completion(answer.tokens[new], answer.entries[new], self.top, answer.offset)
+            answer.offset += sum(map(len, logprobs["tokens"]))
+            answer.sent_tokens = len(answer.tokens)
+        if not piece and logprobs is None and answer.finish is None:
+            return None
+        return {"text": piece, "logprobs": logprobs, "finish_reason": answer.finish}
 
     def choice(self, output: RequestOutput) -> int:
         """Return the index of the choice that an output belongs to."""
@@ -128,9 +130,12 @@ class Texts:
             raise of_output(output)
         index = self.choice(output)
         answer = answers[index]
-        if output.prompt_logprobs is not None and answer.echoed is not None:
-            answer.tokens += self.prompts[index // self.jobs[0].params.n]
-            answer.entries += output.prompt_logprobs
+        first = index - output.index
+        if output.prompt_logprobs is not None and not answers[first].prompted:  # they come once, for all answers
+            for each in answers[first : first + self.jobs[0].params.n]:
+                each.prompted = True
+                each.tokens[:0] = self.prompts[first // self.jobs[0].params.n]
+                each.entries[:0] = output.prompt_logprobs
         if not answer.silent:
             answer.text += output.text
             if output.logprobs is not None:
