@@ -28,6 +28,8 @@ class RequestOptions:
     however far it came. queue_timeout: seconds that it may wait for its first step. adapter: name of a loaded adapter.
     salt: requests share cached prefixes only with those of the same salt (a tenant's, say).
     task: "embed" returns the pooled hidden state of the prompt in place of tokens. pooling: how.
+    labels: texts that the engine only hands on to observers. A server gives "model" and "operation" (as its client named them) and
+    the client's "traceparent" and "tracestate" (W3C Trace Context).
     """
 
     priority: int = 0
@@ -37,6 +39,23 @@ class RequestOptions:
     salt: str = ""
     task: Task = "generate"
     pooling: Pooling = "last"
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """What was asked for, and when what happened: seconds of `time.monotonic`, None for what did not come to be.
+
+    params, options: as the request was added. arrival: it was added. started: its first step was scheduled. first_token: its first
+    token was there. finished: it ended.
+    """
+
+    params: SamplingParams
+    options: RequestOptions
+    arrival: float
+    started: float | None
+    first_token: float | None
+    finished: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +84,7 @@ class RequestOutput:
     token, None for the first. num_cached_tokens: prompt tokens that were found in the cache. embedding: with task "embed".
     rejected: whether the error is a mistake of the request's (a grammar that does not compile, say), so that `error` may be told to
     whoever sent it. queue_time: seconds from its arrival to its first step, with the first output that can tell.
+    record: with the last output, for observers.
     """
 
     request_id: str
@@ -82,6 +102,7 @@ class RequestOutput:
     embedding: list[float] | None = None
     rejected: bool = False
     queue_time: float | None = None
+    record: RequestRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +189,9 @@ class Engine(ABC):
         return
 
     def load_adapter(self, name: str, folder: str) -> None:
-        """Make the adapter of a folder available to requests. Raises ConfigError when it cannot be served or the name is taken."""
+        """Make the adapter of a folder available to requests. Raises ConfigError or ModelError when it cannot be served, ConfigError
+        when the name is taken or there is no room.
+        """
         from pegboard.errors import ConfigError
 
         raise ConfigError(

@@ -59,7 +59,10 @@ class HookSpecs:
 
     @hookspec
     def request_finished(self, output: RequestOutput) -> None:
-        """A generation request came to its end."""
+        """An answer to a generation request came to its end; `output.record` tells what was asked for, and when what happened.
+
+        Called by the thread that steps the engine: what takes time belongs elsewhere.
+        """
 
     @hookspec
     def doctor(self) -> list[str] | None:
