@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pegboard.types import AttentionInputs, AttentionSpec, KVCache, KVLayout
 from pegboard_sdpa.masks import causal_mask
+from pegboard_sdpa.rows import Rows
 
 
 @dataclass(slots=True)
@@ -53,24 +54,21 @@ class PagedPlan:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, cache: KVCache | None) -> Tensor:
         """[T, heads, D] -> [T, heads, D]."""
         assert cache is not None
-        keys, values = cache.k[spec.layer].flatten(0, 1), cache.v[spec.layer].flatten(0, 1)
-        keys.index_copy_(0, self._slots, k.to(keys.dtype))
-        values.index_copy_(0, self._slots, v.to(values.dtype))
+        keys, values = Rows.of(cache, spec.layer)
+        keys.write(self._slots, k)
+        values.write(self._slots, v)
         parts = []
         for sequence in self._sequences:
             rows = q[sequence.start : sequence.start + sequence.queries]
             parts.append(self._one(rows, self._tokens(keys, sequence, q), self._tokens(values, sequence, q), spec))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _tokens(self, flat: Tensor, sequence: _Sequence, q: Tensor) -> Tensor:
-        """Return the sequence's rows of a cache tensor, [length, kv_heads, D] in q's dtype."""
+    def _tokens(self, rows: Rows, sequence: _Sequence, q: Tensor) -> Tensor:
+        """Return the sequence's keys or values, [length, kv_heads, D] in q's dtype."""
         if sequence.first_slot is not None:
-            rows = flat[sequence.first_slot : sequence.first_slot + sequence.length]
-        else:
-            assert sequence.pages is not None
-            pages = flat.unflatten(0, (-1, self._layout.page_size))
-            rows = pages.index_select(0, sequence.pages).flatten(0, 1)[: sequence.length]
-        return rows.to(q.dtype)
+            return rows.between(sequence.first_slot, sequence.length, q.dtype)
+        assert sequence.pages is not None
+        return rows.of_pages(sequence.pages, self._layout.page_size, sequence.length, q.dtype)
 
     def _one(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
         if q.shape[0] == 1:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pegboard.types import AttentionInputs, AttentionSpec, KVCache, KVLayout
+from pegboard_sdpa.rows import Rows
 
 
 class StaticDecodePlan:
@@ -58,8 +59,8 @@ class StaticDecodePlan:
         if spec.window not in self._masks:
             self._masks[spec.window] = self._mask(spec.window)
         keys, values = (
-            self._write_and_read(pages, new, q.dtype)
-            for pages, new in ((cache.k[spec.layer], k), (cache.v[spec.layer], v))
+            self._write_and_read(rows, new, q.dtype)
+            for rows, new in zip(Rows.of(cache, spec.layer), (k, v), strict=True)
         )
         grouped = q.reshape(q.shape[0], spec.num_kv_heads, -1, spec.head_dim)
         out = F.scaled_dot_product_attention(
@@ -78,7 +79,6 @@ class StaticDecodePlan:
         mask = self._keys < lens
         return mask if window is None else mask & (self._keys >= lens - window)
 
-    def _write_and_read(self, pages: Tensor, new: Tensor, dtype: torch.dtype) -> Tensor:
-        flat = pages.flatten(0, 1)
-        flat.index_copy_(0, self._slots, new.to(pages.dtype))
-        return flat[self._reads].transpose(1, 2).to(dtype)
+    def _write_and_read(self, rows: Rows, new: Tensor, dtype: torch.dtype) -> Tensor:
+        rows.write(self._slots, new)
+        return rows.at(self._reads, dtype).transpose(1, 2)
