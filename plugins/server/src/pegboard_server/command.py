@@ -76,6 +76,7 @@ def serve(model: str, **given: Any) -> None:
     engine |= {key: given[key] for key in ("kv_memory", "max_model_len") if given[key] is not None}
     import asyncio
     import gc
+    from contextlib import ExitStack
     from dataclasses import replace
 
     from pegboard.build import choose_platform
@@ -88,22 +89,23 @@ def serve(model: str, **given: Any) -> None:
     addresses = [address]
     if given["admin_port"] is not None:
         addresses.append(replace(address, host=given["admin_host"], port=given["admin_port"]))
-    # Before the model is read, which takes long: whatever else can be wrong.
-    sockets = [bind(each) for each in addresses]
-    registry = Registry.discover()
-    name, platform = choose_platform(registry, given["platform"])
-    platform.configure(threads=given["threads"])
-    build = {key: given[key] for key in ("device", "dtype", "attention")}
-    loaded = load_engine(registry, model, engine=engine, revision=given["revision"], platform=name, **build)
-    for name, folder in adapters.items():
-        loaded[0].load_adapter(name, str(folder))
-    served = make_served(registry, *loaded[:2], options, loaded[2])
-    apps = (create_app(served), create_admin_app(served))
-    doors = [Door(*each) for each in zip(apps, addresses, sockets, strict=False)]
-    # What is there now stays: without this it is looked through again and again for garbage, while requests wait, and at the end.
-    gc.collect()
-    gc.freeze()
-    asyncio.run(listen(served, doors))
+    with ExitStack() as stack:
+        # Before the model is read, which takes long: whatever else can be wrong.
+        sockets = [stack.enter_context(bind(each)) for each in addresses]
+        registry = Registry.discover()
+        name, platform = choose_platform(registry, given["platform"])
+        platform.configure(threads=given["threads"])
+        build = {key: given[key] for key in ("device", "dtype", "attention")}
+        loaded = load_engine(registry, model, engine=engine, revision=given["revision"], platform=name, **build)
+        for adapter, folder in adapters.items():
+            loaded[0].load_adapter(adapter, str(folder))
+        served = make_served(registry, *loaded[:2], options, loaded[2])
+        apps = (create_app(served), create_admin_app(served))
+        doors = [Door(*each) for each in zip(apps, addresses, sockets, strict=False)]
+        # What is there now stays. Without this it is searched for garbage again and again while requests wait, and at the end.
+        gc.collect()
+        gc.freeze()
+        asyncio.run(listen(served, doors))
 
 
 def server_options(model: str, given: dict[str, Any]) -> ServerOptions:
