@@ -47,7 +47,7 @@ class RequestRecord:
     """What was asked for, and when what happened: seconds of `time.monotonic`, None for what did not come to be.
 
     params, options: as the request was added. arrival: it was added. started: its first step was scheduled. first_token: its first
-    token was there. finished: it ended.
+    token was there. finished: it ended. num_cached_tokens: prompt tokens that were found in the cache.
     """
 
     params: SamplingParams
@@ -56,6 +56,7 @@ class RequestRecord:
     started: float | None
     first_token: float | None
     finished: float
+    num_cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
