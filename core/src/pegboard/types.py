@@ -134,12 +134,15 @@ class CachePlan:
     """What an executor allocates beside the weights.
 
     num_pages: pages of `layout`, the reserved page 0 included. num_slots: sequences at once. max_pages: pages of one sequence.
+    max_adapters: adapters that may be loaded at once, beside the model; max_adapter_rank: the highest rank of any of them.
     """
 
     layout: KVLayout
     num_pages: int
     num_slots: int
     max_pages: int
+    max_adapters: int = 0
+    max_adapter_rank: int = 0
 
 
 @dataclass(slots=True)
@@ -203,7 +206,8 @@ class ForwardContext:
     positions: [T] int64, or [3, T] for families with three-axis rotary positions.
     plans: one attention plan per cache group.
     cache: the paged cache, or None (training, scoring).
-    adapter_slots: [T] int64, which loaded adapter each row uses (-1: none); None when all rows use the model as built.
+    adapter_slots: [T] int64 on the host, which loaded adapter each row uses (-1: none); None when all rows use the model as built.
+    adapter_plans: what the owner of the slots made of them, by owner, so that it is made once a pass and not in every layer.
     logits_indices: [M] int64 rows whose logits are wanted; None for all.
     spans: rows whose input embeddings come from outside.
     rope: (cos, sin) pairs, each [T, 1, rotary_dim] and sin with its first half negated, one per rotary table of the model;
@@ -217,6 +221,7 @@ class ForwardContext:
     logits_indices: Tensor | None = None
     spans: Sequence[EmbeddingSpan] = ()
     rope: Sequence[tuple[Tensor, Tensor]] = ()
+    adapter_plans: dict[Any, Any] = field(default_factory=dict)
 
 
 ParallelStyle = Literal["column", "row", "vocab", "expert", "replicate"]

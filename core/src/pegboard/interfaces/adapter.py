@@ -23,6 +23,26 @@ class AdapterFiles:
     tensors: Mapping[str, Tensor]
 
 
+class AdapterSlots(ABC):
+    """Several adapters of one kind in one model at once, each in a slot; a row of a batch says which it uses.
+
+    Rows choose by `ForwardContext.adapter_slots`; those with -1, and with a slot that is empty here, compute as the model was built.
+    Requests of a batch do not influence each other: what one adapter holds never reaches a row that does not use it.
+    """
+
+    @abstractmethod
+    def load(self, slot: int, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+        """Put an adapter into a slot, in place of what is there. tensors, config: as `Adapter.tensors` and `Adapter.config` give them.
+
+        Raises ConfigError for an adapter that cannot be served beside others (it can be merged instead), ModelError listing the
+        missing, unexpected and mis-shaped tensors; the slots are then as before.
+        """
+
+    @abstractmethod
+    def unload(self, slot: int) -> None:
+        """Empty a slot; nothing happens when it is empty. With no adapter left the model is the plain one again."""
+
+
 class Adapter(ABC):
     """An adapter method with its options; constructed with the validated options of its schema.
 
@@ -40,6 +60,16 @@ class Adapter(ABC):
         raise ModelError(
             f"{cls.__name__} cannot read adapter folders", fix="merge the adapter with the tool that wrote it"
         )
+
+    @classmethod
+    def serving(cls, model: nn.Module, *, num_slots: int, max_rank: int, dtype: torch.dtype) -> AdapterSlots:
+        """Return slots for adapters of this kind in a loaded model that computes in `dtype`; it is not changed before one is loaded.
+
+        num_slots: slots are numbered below it. max_rank: an adapter of a higher rank is refused.
+        """
+        from pegboard.errors import ConfigError
+
+        raise ConfigError(f"{cls.__name__} cannot be served beside others", fix="merge the adapter into the model")
 
     @abstractmethod
     def attach(self, model: nn.Module) -> list[str]:

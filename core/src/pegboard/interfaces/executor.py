@@ -51,7 +51,11 @@ class Executor(ABC):
         raise ExecutorDied(f"{type(self).__name__} cannot start again")
 
     def load_adapter(self, slot: int, tensors: Mapping[str, Tensor], config: Mapping[str, object]) -> None:
-        """Put an adapter, as `Adapter.tensors` and `Adapter.config` give it, into a slot; steps in flight do not use that slot."""
+        """Put an adapter into a slot; steps in flight do not use that slot.
+
+        tensors: as `Adapter.tensors` gives them. config: as `Adapter.config` does, with the name of the plugin under "use".
+        Raises ConfigError or ModelError for one that cannot be served, as `AdapterSlots.load` does.
+        """
         from pegboard.errors import ConfigError
 
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -80,6 +81,11 @@ class LinearGroup(Layer):
         self.names = tuple(names)
         self._weight: Tensor | None = None
         self._bias: Tensor | None = None
+        self._seen: list[nn.Module] = []
+        self._adapted: list[nn.Module] = []
+        self._starts: list[int] = []
+        self._additive = True
+        self._group_add: Callable[..., Tensor] | None = None
 
     @property
     def members(self) -> list[nn.Module]:
@@ -131,27 +137,35 @@ class LinearGroup(Layer):
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
         """[T, in_features] -> [T, sum of out_features], the members' outputs side by side."""
         members = self.members
-        if self._weight is not None and all(type(member) is Linear for member in members):
-            return self._base(x, self._weight)
-        adapted = [member for member in members if hasattr(member, "base")]
-        if self._weight is None or any(not member.additive for member in adapted):
+        if members != self._seen:
+            self._look(members)
+        if self._weight is None or not self._additive:
             return torch.cat([member(x, ctx) for member in members], -1)
         out = self._base(x, self._weight)
-        group_add = getattr(type(adapted[0]), "group_add", None)
-        if group_add is not None and len({type(member) for member in adapted}) == 1:
-            starts, start = [], 0
-            for member in members:
-                starts.append(start)
-                start += self._out(member)
-            wanted = [start for member, start in zip(members, starts, strict=True) if hasattr(member, "base")]
-            added: Tensor = group_add(adapted, x, out, wanted, ctx)
+        if not self._adapted:
+            return out
+        if self._group_add is not None:
+            added: Tensor = self._group_add(self._adapted, x, out, self._starts, ctx)
             return added
-        deltas = iter([cast(Any, member).delta(x, ctx) for member in adapted])
+        deltas = iter([cast(Any, member).delta(x, ctx) for member in self._adapted])
         parts = []
         for member, part in zip(members, out.split([self._out(member) for member in members], -1), strict=True):
             delta = next(deltas) if hasattr(member, "base") else None
             parts.append(part if delta is None else part + delta)
         return torch.cat(parts, -1)
+
+    def _look(self, members: list[nn.Module]) -> None:
+        """Note which members are adapted and where their columns start: what every pass asks anew would show in a decode step."""
+        adapted = [member for member in members if hasattr(member, "base")]
+        ends = itertools.accumulate(self._out(member) for member in members) if adapted else ()
+        starts = [
+            end - self._out(member) for member, end in zip(members, ends, strict=False) if hasattr(member, "base")
+        ]
+        self._adapted, self._starts = adapted, starts
+        self._additive = all(member.additive for member in adapted)
+        kinds = {type(member) for member in adapted}
+        self._group_add = getattr(kinds.pop(), "group_add", None) if len(kinds) == 1 else None
+        self._seen = members
 
     @staticmethod
     def _out(member: nn.Module) -> int:

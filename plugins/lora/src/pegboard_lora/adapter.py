@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from pegboard.errors import ConfigError, ModelError
 from pegboard.interfaces.adapter import Adapter, AdapterFiles
-from pegboard_lora.files import CONFIG_FILE, open_adapter, peft_config, peft_names, read_settings
+from pegboard_lora.files import CONFIG_FILE, check_tensors, open_adapter, peft_config, peft_names, read_settings
 from pegboard_lora.layers import DoraLinear, LoraLinear
 from pegboard_lora.options import LoraOptions
-from pegboard_lora.targets import adaptable, select
+from pegboard_lora.slots import LoraSlots
+from pegboard_lora.targets import adaptable, device_of, put, select
 
 
 class LoraAdapter(Adapter):
@@ -55,7 +56,7 @@ class LoraAdapter(Adapter):
                 dropout=self.options.dropout,
                 dtype=dtype,
             )
-            _put(model, name, adapted)
+            put(model, name, adapted)
         self._names = names
         return names
 
@@ -63,7 +64,7 @@ class LoraAdapter(Adapter):
         """Give the parameters their first values. `dtype` is the model's; the adapter's own is its option."""
         generator = torch.Generator().manual_seed(seed)
         for _, module in sorted(_adapted(model).items()):
-            module.reset(device=_device(module.base), init=self.options.init, generator=generator)
+            module.reset(device=device_of(module.base), init=self.options.init, generator=generator)
 
     def tensors(self, model: nn.Module) -> dict[str, Tensor]:
         """Return the parameters under PEFT's names, sharing memory with the model's."""
@@ -72,26 +73,12 @@ class LoraAdapter(Adapter):
     @torch.no_grad()
     def load(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         """Copy parameters named as in `tensors`; parameters without storage get it beside their base weight."""
-        expected = _parameters(model)
-        problems = [f"missing: {name}" for name in expected if name not in tensors]
-        problems += [f"unexpected: {name}" for name in tensors if name not in expected]
-        problems += [
-            f"wrong shape: {name} is {list(tensors[name].shape)}, expected {list(parameter.shape)}"
-            for name, parameter in expected.items()
-            if name in tensors and tensors[name].shape != parameter.shape
-        ]
-        if problems:
-            shown = "\n  ".join(problems[:20])
-            more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
-            raise ModelError(
-                f"the adapter's tensors do not fit the model:\n  {shown}{more}",
-                fix="use the rank and targets of adapter_config.json, and the base model that it names",
-            )
+        check_tensors({name: tuple(parameter.shape) for name, parameter in _parameters(model).items()}, tensors)
         for module_name, module in _adapted(model).items():
             for name, attribute in peft_names(module_name, magnitude=isinstance(module, DoraLinear)).items():
                 parameter = getattr(module, attribute)
                 if parameter.is_meta:
-                    parameter = nn.Parameter(torch.empty_like(parameter, device=_device(module.base)))
+                    parameter = nn.Parameter(torch.empty_like(parameter, device=device_of(module.base)))
                     setattr(module, attribute, parameter)
                 parameter.copy_(tensors[name])
 
@@ -104,7 +91,12 @@ class LoraAdapter(Adapter):
         adapted = _adapted(model)
         _require_weights({name: module.base for name, module in adapted.items()}, "merging")
         for name, module in adapted.items():
-            _put(model, name, module.merge())
+            put(model, name, module.merge())
+
+    @classmethod
+    def serving(cls, model: nn.Module, *, num_slots: int, max_rank: int, dtype: torch.dtype) -> LoraSlots:
+        """Return slots for plain LoRA; an adapter of DoRA is refused when it is loaded."""
+        return LoraSlots(model, num_slots=num_slots, max_rank=max_rank, dtype=dtype)
 
     @contextmanager
     def disabled(self, model: nn.Module) -> Iterator[None]:
@@ -136,16 +128,6 @@ def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         for module_name, module in _adapted(model).items()
         for name, attribute in peft_names(module_name, magnitude=isinstance(module, DoraLinear)).items()
     }
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, module)
-
-
-def _device(base: nn.Module) -> torch.device:
-    tensors = [*base.parameters(), *base.buffers()]
-    return tensors[0].device if tensors else torch.device("cpu")
 
 
 def _require_weights(modules: Mapping[str, nn.Module], what: str) -> None:

@@ -71,6 +71,24 @@ def peft_config(options: LoraOptions, base: str, adapted: Sequence[str], *, dora
     }
 
 
+def check_tensors(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> None:
+    """Compare names and shapes. Raises ModelError listing what is missing, unexpected or of a wrong shape together."""
+    problems = [f"missing: {name}" for name in expected if name not in tensors]
+    problems += [f"unexpected: {name}" for name in tensors if name not in expected]
+    problems += [
+        f"wrong shape: {name} is {list(tensors[name].shape)}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    if problems:
+        shown = "\n  ".join(problems[:20])
+        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise ModelError(
+            f"the adapter's tensors do not fit the model:\n  {shown}{more}",
+            fix="use the rank and targets of adapter_config.json, and the base model that it names",
+        )
+
+
 def open_adapter(folder: str | Path) -> tuple[LoraAdapter, dict[str, Tensor]]:
     """Read an adapter folder of PEFT's: the adapter to attach, and its tensors to load.
 
@@ -88,7 +106,7 @@ def open_adapter(folder: str | Path) -> tuple[LoraAdapter, dict[str, Tensor]]:
     except SafetensorError as error:
         raise ModelError(f"{folder / TENSOR_FILE} is damaged: {error}", fix="fetch or save the adapter again") from None
     kind = DoraAdapter if settings.get("use_dora") else LoraAdapter
-    return kind(_options(settings, folder / CONFIG_FILE)), tensors
+    return kind(options_of(settings, str(folder / CONFIG_FILE))), tensors
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -107,7 +125,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _options(settings: Mapping[str, Any], path: Path) -> LoraOptions:
+def options_of(settings: Mapping[str, Any], path: str) -> LoraOptions:
+    """Return the options that an adapter_config.json means. path: how to call it. Raises ModelError naming what is not supported."""
     fix = "pegboard-lora reads plain LoRA and DoRA of linear layers"
     if settings.get("peft_type") != "LORA":
         raise ModelError(f"{path}: peft_type is {settings.get('peft_type')!r}, expected 'LORA'", fix=fix)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 
 from pegboard.errors import ConfigError, nearest
@@ -26,6 +27,18 @@ def adaptable(model: nn.Module) -> dict[str, nn.Module]:
             if not name.startswith(tuple(adapted)):
                 found[name] = module
     return found
+
+
+def put(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Let a module take the place that `name` says."""
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, module)
+
+
+def device_of(base: nn.Module) -> torch.device:
+    """Return where the weights of a layer are."""
+    tensors = [*base.parameters(), *base.buffers()]
+    return tensors[0].device if tensors else torch.device("cpu")
 
 
 def is_plain(target: str) -> bool:

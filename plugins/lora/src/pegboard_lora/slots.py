@@ -1,0 +1,140 @@
+"""Several LoRA adapters in one model at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pegboard.errors import ConfigError, ModelError
+from pegboard.interfaces.adapter import AdapterSlots
+from pegboard.nn import LinearGroup
+from pegboard.ops import linear as reference_linear
+from pegboard_lora.files import CONFIG_FILE, check_tensors, options_of, peft_names
+from pegboard_lora.rows import Arranger, Part
+from pegboard_lora.sites import RowLinear, Site, make_factors
+from pegboard_lora.targets import adaptable, device_of, put, select
+
+if TYPE_CHECKING:
+    from pegboard.types import ForwardContext
+
+_MERGE = "merge it into the model (`peg merge`), and serve that"
+
+
+class LoraSlots(AdapterSlots):
+    """Layers are wrapped when an adapter that is loaded targets them, and put back when none does."""
+
+    def __init__(self, model: nn.Module, *, num_slots: int, max_rank: int, dtype: torch.dtype) -> None:
+        self._model = model
+        self._num_slots = num_slots
+        self._max_rank = max_rank
+        self._dtype = dtype
+        self._layers = adaptable(model)
+        self._sites = _sites(model, self._layers, self.parts)
+        self._loaded: dict[int, list[str]] = {}
+        devices = [device_of(layer) for layer in self._layers.values()]
+        self._arranger = Arranger(devices[0] if devices else torch.device("cpu"))
+
+    @torch.no_grad()
+    def load(self, slot: int, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+        """Put an adapter into a slot; tensors under PEFT's names, config as in adapter_config.json."""
+        if not 0 <= slot < self._num_slots:
+            raise ConfigError(f"there is no slot {slot}", fix=f"slots are 0 to {self._num_slots - 1}")
+        pairs = self._read(tensors, config)
+        self.unload(slot)
+        for site, members in self._sites:
+            if any(name in pairs for name in members):
+                site.put(slot, make_factors([pairs.get(name) for name in members]))
+        self._loaded[slot] = list(pairs)
+        self._wrap()
+
+    def unload(self, slot: int) -> None:
+        """Empty a slot."""
+        self._loaded.pop(slot, None)
+        for site, _ in self._sites:
+            site.put(slot, None)
+        self._wrap()
+
+    def parts(self, ctx: ForwardContext) -> Sequence[Part]:
+        """Return how the rows of a batch are arranged by slot."""
+        found: Sequence[Part] | None = ctx.adapter_plans.get(self)
+        if found is None:
+            assert ctx.adapter_slots is not None
+            found = self._arranger.arrange(ctx.adapter_slots.numpy(), self._loaded)
+            ctx.adapter_plans[self] = found
+        return found
+
+    def _read(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return A and scaled B^T of each layer that an adapter targets, on the layer's device, by the layer's name."""
+        try:
+            options = options_of(config, CONFIG_FILE)
+        except ModelError as error:
+            raise ConfigError(f"the adapter cannot be served beside others: {error.message}", fix=_MERGE) from error
+        if config.get("use_dora"):
+            raise ConfigError(
+                "an adapter of DoRA changes whole rows of weights: it cannot be one of several", fix=_MERGE
+            )
+        names = select(list(self._layers), options.targets)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name in names:
+            rank, layer = options.rank_of(name), self._layers[name]
+            if rank > self._max_rank:
+                raise ConfigError(
+                    f"the adapter's rank for {name} is {rank}, above max_adapter_rank, {self._max_rank}",
+                    fix=f"raise max_adapter_rank, or {_MERGE}",
+                )
+            of_a, of_b = peft_names(name, magnitude=False)
+            shapes |= {of_a: (rank, layer.in_features), of_b: (layer.out_features, rank)}  # type: ignore[dict-item]
+        check_tensors(shapes, tensors)
+        pairs = {}
+        for name in names:
+            layer = self._layers[name]
+            down, up = (tensors[key] for key in peft_names(name, magnitude=False))
+            wide = torch.promote_types(up.dtype, torch.float32)
+            device, dtype = device_of(layer), _product_dtype(layer, self._dtype)
+            pair = (down.to(device, dtype), (up.to(wide) * options.scaling_of(name)).to(device, dtype).t())
+            # Zero times something that is not finite would reach the rows of others.
+            if not all(tensor.isfinite().all() for tensor in pair):
+                raise ModelError(
+                    f"the adapter's tensors for {name} hold values that are not finite in {dtype}",
+                    fix="train or export it again",
+                )
+            pairs[name] = pair
+        return pairs
+
+    def _wrap(self) -> None:
+        """Let exactly those layers be wrapped that a loaded adapter targets."""
+        self._arranger.forget()
+        wanted = {name for names in self._loaded.values() for name in names}
+        for site, members in self._sites:
+            for index, name in enumerate(members):
+                wrapped = isinstance(self._model.get_submodule(name), RowLinear)
+                if wrapped != (name in wanted):
+                    layer = self._layers[name]
+                    put(self._model, name, layer if wrapped else RowLinear(layer, site, index))
+
+
+def _sites(
+    model: nn.Module, layers: Mapping[str, nn.Module], parts: Callable[[ForwardContext], Sequence[Part]]
+) -> list[tuple[Site, tuple[str, ...]]]:
+    """Return sites with the names of their members: one for the layers that a group computes together, one for each other."""
+    found: list[tuple[Site, tuple[str, ...]]] = []
+    left = dict.fromkeys(layers)
+    for name, module in model.named_modules():
+        if isinstance(module, LinearGroup):
+            owner = name.rpartition(".")[0]
+            members = tuple(f"{owner}.{leaf}" if owner else leaf for leaf in module.names)
+            if all(member in left for member in members):
+                found.append((Site(parts), members))
+                for member in members:
+                    del left[member]
+    return found + [(Site(parts), (name,)) for name in left]
+
+
+def _product_dtype(layer: nn.Module, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype to multiply in: a platform that replaces the product in half precision does so as torch's own is slow there."""
+    kernels = getattr(layer, "kernels", None)
+    replaced = kernels is not None and kernels.linear is not reference_linear
+    return torch.float32 if replaced and dtype.itemsize < 4 else dtype
