@@ -134,7 +134,7 @@ def open_any(registry: Registry, location: str, revision: str | None = None) -> 
     names = adapter_plugins(registry, folder)
     if not names:
         return OpenedModel(open_model(registry, location, revision), None, location, revision)
-    adapted = _open_adapter(registry, folder, names)
+    _, adapted = open_adapter(registry, folder, names)
     beside = folder / adapted.base
     base = str(beside) if beside.exists() else adapted.base
     try:
@@ -166,13 +166,16 @@ def adapter_plugins(registry: Registry, folder: Path) -> list[str]:
     ]
 
 
-def _open_adapter(registry: Registry, folder: Path, names: list[str]) -> AdapterFiles:
-    """Several methods share a marker file: the first that can read the folder does, else the first one's error counts."""
+def open_adapter(registry: Registry, folder: Path, names: list[str]) -> tuple[str, AdapterFiles]:
+    """Open an adapter folder by one of the plugins `names` that claim it; return which it was, and what it read.
+
+    Several methods share a marker file: the first that can read the folder does, else the first one's error counts.
+    """
     refusals: list[ModelError] = []
     for name in names:
         try:
             opened: AdapterFiles = registry.load("adapter", name).open(folder)
-            return opened
+            return name, opened
         except ModelError as error:
             refusals.append(error)
     raise refusals[0]

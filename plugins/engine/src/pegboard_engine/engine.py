@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from pegboard.errors import ConfigError
 from pegboard.interfaces.engine import Engine, EngineStats, FinishReason, RequestOptions, RequestOutput
 from pegboard.interfaces.executor import ExecutorDied
 from pegboard.types import CachePlan, SamplingParams, StepResult
+from pegboard_engine.adapters import LoadedAdapters
 from pegboard_engine.grammars import Grammars
 from pegboard_engine.inputs import build_plan
 from pegboard_engine.intake import Intake
@@ -99,7 +100,15 @@ class PagedEngine(Engine):
             self._proposals = Proposals(registry.create("speculator", options.speculator), self._table)
             self._proposals.load(built, tokenizer, registry)
         self._executor = registry.create("executor", options.executor)
-        cache = CachePlan(memory.layout, memory.num_pages, options.max_num_seqs, self._table.pages.shape[1])
+        self._adapters = LoadedAdapters(registry, options.max_adapters)
+        cache = CachePlan(
+            memory.layout,
+            memory.num_pages,
+            options.max_num_seqs,
+            self._table.pages.shape[1],
+            options.max_adapters,
+            options.max_adapter_rank,
+        )
         self._executor.load(built, cache, registry)
 
     @property
@@ -131,10 +140,12 @@ class PagedEngine(Engine):
         for index in range(params.n):
             request = self._intake.request(request_id, index, tokens, params, options)
             request.sync |= self._proposals is not None
+            request.adapter = self._adapters.slot(options.adapter)
             self._arrivals += 1
             request.arrival, request.created, request.seed, request.root = self._arrivals, self._clock(), seed, root
             requests.append(request)
         self._requests[request_id] = requests
+        self._adapters.use(options.adapter, len(requests))
         self._prompt_tokens += len(tokens)
         for request in requests:
             self._timeouts.watch(request)
@@ -177,6 +188,16 @@ class PagedEngine(Engine):
         for requests in self._requests.values():
             for request in requests:
                 self._scheduler.renew(request, self._root(request.options))
+
+    def load_adapter(self, name: str, folder: str) -> None:
+        self._adapters.load(name, folder, self._loaded())
+
+    def unload_adapter(self, name: str) -> None:
+        self._drain()
+        self._adapters.unload(name, self._loaded())
+
+    def adapters(self) -> Mapping[str, str]:
+        return {} if self._executor is None else self._adapters.folders
 
     def reset_cache(self) -> None:
         self._prefixes.reset()
@@ -221,7 +242,7 @@ class PagedEngine(Engine):
 
     def _root(self, options: RequestOptions) -> bytes:
         """Return what pages must have in common beside their tokens."""
-        return self._prefixes.root(options.salt, options.adapter, self.weights_version)
+        return self._prefixes.root(options.salt, self._adapters.key(options.adapter), self.weights_version)
 
     def _submit(self, executor: Executor) -> bool:
         """Schedule a step and start it; False when there is nothing to do."""
@@ -443,6 +464,7 @@ class PagedEngine(Engine):
         if self._grammars is not None and request.state is State.WAITING_FOR_GRAMMAR:
             self._grammars.drop(request)
         self._scheduler.finish(request, state)
+        self._adapters.use(request.options.adapter, -1)
         siblings = self._requests[request.id]
         siblings.remove(request)
         if not siblings:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from pegboard.build import BuiltModel
 from pegboard.interfaces.executor import Executor
 from pegboard.plugins.load import Registry
 from pegboard.types import CachePlan, StepPlan, StepResult
 from pegboard_engine.runner import Runner, Started
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class UniprocExecutor(Executor):
@@ -51,6 +56,12 @@ class UniprocExecutor(Executor):
 
     def update_weights(self, version: int) -> None:
         self._loaded().update_weights(version)
+
+    def load_adapter(self, slot: int, tensors: Mapping[str, Tensor], config: Mapping[str, object]) -> None:
+        self._loaded().load_adapter(slot, tensors, config)
+
+    def unload_adapter(self, slot: int) -> None:
+        self._loaded().unload_adapter(slot)
 
     def close(self) -> None:
         self._runner = None

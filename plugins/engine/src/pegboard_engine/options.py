@@ -43,8 +43,9 @@ class EngineOptions(BaseModel):
     weights and workspace leave, a text such as "512MB", or None for room for a few full contexts of at most 512 MiB.
     prefix_caching: whether requests share the pages of equal beginnings. policy: "fcfs", or "priority" (lower first).
     watermark: fraction of the pages that admission leaves free for those who run. look_past: how many waiting requests may overtake
-    one that does not fit. max_logprobs: most log-probabilities a position. grammar: name of a plugin. executor: a plugin that
-    runs the steps, speculator: one that guesses at the next tokens, each as a name or a mapping with "use" and its options.
+    one that does not fit. max_logprobs: most log-probabilities a position. max_adapters: adapters that may be loaded at
+    once, beside the model; max_adapter_rank: the highest rank of any. grammar: name of a plugin. executor: a plugin that runs the
+    steps, speculator: one that guesses at the next tokens, each as a name or a mapping with "use" and its options.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,6 +60,8 @@ class EngineOptions(BaseModel):
     watermark: float = Field(default=0.01, ge=0, lt=1)
     look_past: int = Field(default=16, ge=0)
     max_logprobs: int = Field(default=20, ge=0)
+    max_adapters: int = Field(default=4, ge=0)
+    max_adapter_rank: int = Field(default=64, ge=1)
     executor: str | dict[str, Any] = "uniproc"
     grammar: str = "auto"
     speculator: str | dict[str, Any] | None = None

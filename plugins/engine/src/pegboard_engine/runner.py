@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor
 from pegboard.build import BuiltModel
 from pegboard.plugins.load import Registry
 from pegboard.types import AttentionInputs, CachePlan, ForwardContext, KVCache, KVLayout, StepPlan, StepResult
+from pegboard_engine.adapters import ServedAdapters
+from pegboard_engine.graphs import DecodeGraphs
 from pegboard_engine.sampling.logprobs import Logprobs, logprobs_of
 from pegboard_engine.sampling.sampler import Sampler
 
@@ -51,12 +54,13 @@ class Runner:
         self._table = torch.zeros(cache.num_slots, cache.max_pages, dtype=torch.int32)
         # The token sampled last in each slot, for steps that were planned before it was known.
         self._last = torch.zeros(cache.num_slots, dtype=torch.int64, device=built.device)
+        self.adapters = ServedAdapters(built, cache, registry)
         self.cache = allocate_cache(cache.layout, cache.num_pages, built.device)
+        self._graphs = DecodeGraphs(built, self.cache, self._groups) if cache.graphs else None
 
     @torch.inference_mode()
     def start(self, plan: StepPlan) -> Started:
         """Run a step, or give it to the device."""
-        built, device = self._built, self._built.device
         slots, columns, pages = plan.table
         if len(slots):
             self._table.numpy()[slots, columns] = pages
@@ -68,24 +72,17 @@ class Runner:
             plan.num_decodes,
             table_rows=plan.slots,
         )
-        more = plan.extras.get("more_rows")
-        rows = plan.logits_indices if more is None else np.concatenate([plan.logits_indices, more])
-        all_rows = more is None and len(rows) == len(plan.input_ids)
-        ctx = ForwardContext(
-            positions=self._to_device(plan.positions),
-            plans=[built.attention.plan(inputs, device, self.cache.layout)] * self._groups,
-            cache=self.cache,
-            adapter_slots=self._adapters(plan),
-            logits_indices=None if all_rows else self._to_device(rows),
-        )
-        hidden = built.model(self._input_ids(plan), ctx)
-        count = len(plan.logits_indices)
-        extras = self._extras(plan, hidden[count:])
-        if not count:
+        ids, positions = self._input_ids(plan), self._to_device(plan.positions)
+        extras: dict[str, Any] = {}
+        logits = None
+        if self._graphs is not None and plan.num_decodes == len(plan.slots) and plan.adapters is None:
+            logits = self._graphs.run(ids, positions, inputs)
+        if logits is None:
+            logits = self._forward(plan, ids, positions, inputs, extras)
+        if logits is None:
             return Started(
                 plan.step, torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.bool), None, None, extras
             )
-        logits = built.model.head(hidden[:count])
         if (drafts := plan.extras.get("drafts")) is None:
             sampled = self._sampler.sample(logits, plan.sampling)
             self._last[self._to_device(plan.logits_slots)] = sampled.ids
@@ -101,10 +98,38 @@ class Runner:
         ids, valid = (x.to("cpu", non_blocking=True) for x in (sampled.ids, sampled.valid))
         return Started(plan.step, ids, valid, self._recorded(), sampled.logprobs, extras)
 
+    def _forward(
+        self, plan: StepPlan, ids: Tensor, positions: Tensor, inputs: AttentionInputs, extras: dict[str, Any]
+    ) -> Tensor | None:
+        """Run the model; return the logits of the rows to sample from, and put what else was asked for into `extras`."""
+        built, device = self._built, self._built.device
+        more = plan.extras.get("more_rows")
+        rows = plan.logits_indices if more is None else np.concatenate([plan.logits_indices, more])
+        all_rows = more is None and len(rows) == len(plan.input_ids)
+        ctx = ForwardContext(
+            positions=positions,
+            plans=[built.attention.plan(inputs, device, self.cache.layout)] * self._groups,
+            cache=self.cache,
+            adapter_slots=self.adapters.rows(plan.adapters, plan.query_lens),
+            logits_indices=None if all_rows else self._to_device(rows),
+        )
+        hidden = built.model(ids, ctx)
+        count = len(plan.logits_indices)
+        extras.update(self._extras(plan, hidden[count:]))
+        return built.model.head(hidden[:count]) if count else None
+
     def update_weights(self, version: int) -> None:
         """Refresh what was derived from the weights."""
         with torch.no_grad():
             self._built.model.refresh_derived(version)
+
+    def load_adapter(self, slot: int, tensors: Mapping[str, Tensor], config: Mapping[str, object]) -> None:
+        """Put an adapter into a slot; see `Executor.load_adapter`."""
+        self.adapters.load(slot, tensors, config)
+
+    def unload_adapter(self, slot: int) -> None:
+        """Empty a slot."""
+        self.adapters.unload(slot)
 
     def _input_ids(self, plan: StepPlan) -> Tensor:
         ids = torch.from_numpy(plan.input_ids)
@@ -113,11 +138,6 @@ class Runner:
         if len(unknown):
             ids[self._to_device(unknown)] = self._last[self._to_device(plan.slots[unknown])]
         return ids
-
-    def _adapters(self, plan: StepPlan) -> Tensor | None:
-        if plan.adapters is None:
-            return None
-        return self._to_device(np.repeat(plan.adapters, plan.query_lens).astype(np.int64))
 
     def _extras(self, plan: StepPlan, hidden: Tensor) -> dict[str, Any]:
         """What was asked for beside tokens, from the hidden states [P, H] of `more_rows`."""
