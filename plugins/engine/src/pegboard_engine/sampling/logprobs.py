@@ -55,20 +55,14 @@ class Logprobs:
     def tokens(self) -> list[TokenLogprobs]:
         """Return one value for each row, for people. Waits for the device."""
         held = self.host()
-        owners = held.extra_ids[:, 0].searchsorted(np.arange(len(held.rows) + 1))
+        owners = held.extra_ids[:, 0].searchsorted(np.arange(len(held.rows) + 1)).tolist()
+        extra = list(zip(held.extra_ids[:, 1].tolist(), held.extra.tolist(), strict=True))
+        columns = (held.ids, held.chosen, held.ranks, held.nums, held.top_ids, held.top)
         result = []
-        for i, num in enumerate(held.nums.tolist()):
-            end = held.top.shape[1] if num < 0 else num
-            part = slice(owners[i], owners[i + 1])
-            result.append(
-                TokenLogprobs(
-                    int(held.ids[i]),
-                    float(held.chosen[i]),
-                    int(held.ranks[i]),
-                    tuple(zip(held.top_ids[i, :end].tolist(), held.top[i, :end].tolist(), strict=True)),
-                    tuple(zip(held.extra_ids[part, 1].tolist(), held.extra[part].tolist(), strict=True)),
-                )
-            )
+        for i, (token, chosen, rank, num, ids, top) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
+            best = tuple(zip(ids, top, strict=True))
+            more = tuple(extra[owners[i] : owners[i + 1]])
+            result.append(TokenLogprobs(token, chosen, rank, best if num < 0 else best[:num], more))
         return result
 
 
