@@ -79,7 +79,8 @@ class LLM:
     """A model behind an engine.
 
     model: a folder (of a model, or of an adapter beside its base), a file or a hub id. quantizer: name of a plugin that stores the
-    weights in fewer bits, or a mapping with "use" and its options. Options beside the named ones are the engine's own:
+    weights in fewer bits, or a mapping with "use" and its options. adapters: name -> folder of adapters to load beside the model, which
+    requests choose with `RequestOptions(adapter=name)`. Options beside the named ones are the engine's own:
     `LLM("model.gguf", kv_memory="1GiB", max_model_len=4096)`.
     """
 
@@ -94,6 +95,7 @@ class LLM:
         attention: str = "auto",
         quantizer: str | Mapping[str, Any] | None = None,
         engine: str = "paged",
+        adapters: Mapping[str, str] | None = None,
         registry: Registry | None = None,
         **options: Any,
     ) -> None:
@@ -108,17 +110,23 @@ class LLM:
         self.registry.hooks.call("model_built", role="engine", model=self.built.model)
         self.engine.load(self.built, self.tokenizer, self.registry)
         self._count = 0
+        try:
+            for name, folder in (adapters or {}).items():
+                self.engine.load_adapter(name, folder)
+        except BaseException:
+            self.close()
+            raise
 
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
-        options: RequestOptions | None = None,
+        options: RequestOptions | Sequence[RequestOptions] | None = None,
     ) -> list[Generation]:
         """Return the answers in the order of the prompts.
 
         prompts: a text or a list of token ids, or a list of such. params: for all, or one for each; None for the model's own.
-        options: priority, adapter and the like, for all.
+        options: priority, adapter and the like, for all or for each.
         """
         listed = _listed(prompts)
         return self._run([self._encoded(prompt) for prompt in listed], [_text(p) for p in listed], params, options)
@@ -127,7 +135,7 @@ class LLM:
         self,
         messages: Conversation | Sequence[Conversation],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
-        options: RequestOptions | None = None,
+        options: RequestOptions | Sequence[RequestOptions] | None = None,
         **template: Any,
     ) -> list[Generation]:
         """As `generate`, for conversations through the model's chat template.
@@ -194,12 +202,14 @@ class LLM:
             raise PegboardError(f"a step of the search failed: {failed.error}", fix="look at the log")
         return [list(one.outputs[0].logprobs[0].top) for one in found if one.outputs[0].logprobs]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, options: RequestOptions | None = None
+    ) -> Iterator[RequestOutput]:
         """Yield what each step adds to one answer; leaving the loop early ends the request."""
         params = params or self.default_params()
         if params.n != 1:
             raise ConfigError("a stream is of one answer", fix="leave n at 1, or use `generate`")
-        request_id = self._add(self._encoded(prompt), params)
+        request_id = self._add(self._encoded(prompt), params, options)
         finished = False
         try:
             while not finished:
@@ -231,15 +241,19 @@ class LLM:
         prompts: Sequence[list[int]],
         texts: Sequence[str | None],
         params: SamplingParams | Sequence[SamplingParams] | None,
-        options: RequestOptions | None = None,
+        options: RequestOptions | Sequence[RequestOptions] | None = None,
     ) -> list[Generation]:
         each = [params or self.default_params()] * len(prompts) if not isinstance(params, Sequence) else list(params)
-        if len(each) != len(prompts):
-            raise ConfigError(f"{len(prompts)} prompts, {len(each)} params", fix="give one for all, or one for each")
+        chosen = list(options) if isinstance(options, Sequence) else [options] * len(prompts)
+        for what, given in (("params", each), ("options", chosen)):
+            if len(given) != len(prompts):
+                raise ConfigError(
+                    f"{len(prompts)} prompts, {len(given)} {what}", fix="give one for all, or one for each"
+                )
         found: dict[str, Generation] = {}
         try:
-            for text, prompt, one in zip(texts, prompts, each, strict=True):
-                request_id = self._add(prompt, one, options)
+            for text, prompt, one, option in zip(texts, prompts, each, chosen, strict=True):
+                request_id = self._add(prompt, one, option)
                 found[request_id] = Generation(text, prompt, [Completion(index) for index in range(one.n)])
             left = sum(one.n for one in each)
             while left:
