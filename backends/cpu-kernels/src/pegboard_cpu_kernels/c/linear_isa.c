@@ -13,6 +13,9 @@
 #define PANEL 24    /* rows of weights that are widened at once */
 #define KBLOCK 1024 /* so many elements of a tile's rows fit the first cache, and of a panel and its rows of x the second */
 #define MOST_ROWS 64
+#ifndef FETCH
+#define FETCH 3 /* into every cache */
+#endif
 
 #if VL == 16
 #define MR 6
@@ -94,6 +97,20 @@ void PEG_NAME(peg_linear_prepare)(const peg_matrix *matrix, const void *x, int64
     }
 }
 
+/* Adds the lanes of total[i][j] to sums[i][j]. */
+PEG_INLINE void gather(const int mr, const int nr, vf total[8][8], float sums[][PANEL]) {
+#pragma GCC unroll 8
+    for (int i = 0; i < mr; i++) {
+#pragma GCC unroll 2
+        for (int j = 0; j < nr; j += 4) {
+            float part[4];
+            vf none = vf_zero();
+            vf_sums(total[i][j], j + 1 < nr ? total[i][j + 1] : none, j + 2 < nr ? total[i][j + 2] : none, j + 3 < nr ? total[i][j + 3] : none, part);
+            for (int c = 0; c < 4 && j + c < nr; c++) sums[i][j + c] += part[c];
+        }
+    }
+}
+
 /* Adds to sums[i][j] the products of rows i < mr of x and rows j < nr of float32 weights. */
 PEG_INLINE void tile_f32(const int mr, const int nr, const float *x, int64_t x_row, const float *w, int64_t w_row, int64_t k, float sums[][PANEL]) {
     vf total[8][8];
@@ -110,19 +127,23 @@ PEG_INLINE void tile_f32(const int mr, const int nr, const float *x, int64_t x_r
             for (int j = 0; j < nr; j++) total[i][j] = vf_fma(a, b[j], total[i][j]);
         }
     }
+    gather(mr, nr, total, sums);
+}
+
+/* Asks for `bytes` that are needed soon. */
+PEG_INLINE void fetch(const int bytes, const char *p) {
+#ifdef NO_FETCH
+    return;
+#endif
 #pragma GCC unroll 8
-    for (int i = 0; i < mr; i++)
-#pragma GCC unroll 8
-        for (int j = 0; j < nr; j++) sums[i][j] += vf_sum(total[i][j]);
+    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, FETCH);
 }
 
 /* The same from weights as they lie: their first k elements, which are whole pairs of vectors; then a last pair from `tail`, where the end of
  * each row lies with zeros behind it, unless that is NULL. */
 PEG_INLINE void tile_as(const int type, const int mr, const int nr, const float *x, int64_t x_row, const void *w, int64_t stride, int64_t k,
-                        const void *tail, float sums[][8]) {
+                        const void *tail, const int ahead, float sums[][PANEL]) {
     vf total[8][8];
-    for (int i = 0; i < mr; i++)
-        for (int j = 0; j < nr; j++) sums[i][j] = 0;
     for (int64_t start = 0, end; start < k || tail; start = end) {
         const void *base = at(type, w, start);
         end = k - start < KBLOCK ? k : start + KBLOCK;
@@ -130,6 +151,7 @@ PEG_INLINE void tile_as(const int type, const int mr, const int nr, const float 
             for (int j = 0; j < nr; j++) total[i][j] = vf_zero();
         for (int64_t step = stride, count = end - start;;) {
             for (int64_t p = 0; p < count; p += 2 * VL) {
+                if (ahead) fetch(nr * 2 * VL * (int)size_of(type), (const char *)w + nr * (int64_t)size_of(type) * (stride + start + p));
 #pragma GCC unroll 8
                 for (int j = 0; j < nr; j++) {
                     const void *row = at(type, base, j * step + p);
@@ -154,23 +176,21 @@ PEG_INLINE void tile_as(const int type, const int mr, const int nr, const float 
             step = count = 2 * VL;
         }
         if (base == tail) tail = NULL;
-#pragma GCC unroll 8
-        for (int i = 0; i < mr; i++)
-#pragma GCC unroll 8
-            for (int j = 0; j < nr; j++) sums[i][j] += vf_sum(total[i][j]);
+        gather(mr, nr, total, sums);
     }
 }
 
 #ifdef PEG_ISA_AVX512BF16
 /* The same by products of bfloat16 pairs. */
 PEG_INLINE void tile_dots(const int mr, const int nr, const uint16_t *x, int64_t x_row, const uint16_t *w, int64_t stride, int64_t k,
-                          const uint16_t *tail, float sums[][8]) {
+                          const uint16_t *tail, const int ahead, float sums[][PANEL]) {
     vf total[8][8];
     for (int i = 0; i < mr; i++)
         for (int j = 0; j < nr; j++) total[i][j] = vf_zero();
     for (int64_t end = k;; end = k + 32, w = tail, stride = 32, x += k) {
         for (int64_t p = 0; p < (end == k ? k : 32); p += 32) {
             __m512bh b[8];
+            if (ahead) fetch(nr * 64, (const char *)w + nr * 2 * (stride + p));
 #pragma GCC unroll 8
             for (int j = 0; j < nr; j++) b[j] = (__m512bh)_mm512_loadu_si512(w + j * stride + p);
 #pragma GCC unroll 8
@@ -182,22 +202,38 @@ PEG_INLINE void tile_dots(const int mr, const int nr, const uint16_t *x, int64_t
         }
         if (end != k || tail == NULL) break;
     }
-#pragma GCC unroll 8
-    for (int i = 0; i < mr; i++)
-#pragma GCC unroll 8
-        for (int j = 0; j < nr; j++) sums[i][j] = vf_sum(total[i][j]);
+    gather(mr, nr, total, sums);
 }
 #endif
 
-/* Scale, bias, rounding. */
-static void finish(const peg_matrix *matrix, const float *sums, int64_t sums_row, int64_t m, int64_t n, int64_t n0, void *out) {
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t j = 0; j < n; j++) {
-            float sum = sums[i * sums_row + j];
-            if (matrix->scales) sum *= matrix->scales[n0 + j];
-            if (matrix->bias) sum += load_as(matrix->x_type, matrix->bias, n0 + j);
-            store_as(matrix->x_type, out, i * matrix->n + n0 + j, sum);
+/* Scale, bias, rounding: sums [m][count] to columns n … of out. */
+PEG_INLINE void finish_as(const int type, const peg_matrix *matrix, float sums[][PANEL], int64_t m, int64_t count, int64_t n, void *out) {
+    const float *scales = matrix->scales ? matrix->scales + n : NULL;
+    const void *bias = matrix->bias ? at(type, matrix->bias, n) : NULL;
+    for (int64_t i = 0; i < m; i++) {
+        void *row = at_out(type, out, i * matrix->n + n);
+        int64_t j = 0;
+        for (; j + VL <= count; j += VL) {
+            vf y = vf_load(sums[i] + j);
+            if (scales) y = vf_mul(y, vf_load(scales + j));
+            if (bias) y = vf_add(y, vf_load_as(type, at(type, bias, j)));
+            vf_store_as(type, at_out(type, row, j), y);
         }
+        for (; j < count; j++) {
+            float y = sums[i][j];
+            if (scales) y *= scales[j];
+            if (bias) y += load_as(type, bias, j);
+            store_as(type, row, j, y);
+        }
+    }
+}
+
+static void finish(const peg_matrix *matrix, float sums[][PANEL], int64_t m, int64_t count, int64_t n, void *out) {
+    switch (matrix->x_type) {
+    case PEG_F32: finish_as(PEG_F32, matrix, sums, m, count, n, out); break;
+    case PEG_BF16: finish_as(PEG_BF16, matrix, sums, m, count, n, out); break;
+    default: finish_as(PEG_F16, matrix, sums, m, count, n, out); break;
+    }
 }
 
 /* The last, incomplete pair of vectors of `n` rows of weights, each filled up with zeros; NULL when there is none. */
@@ -211,68 +247,94 @@ static const void *tails(const peg_matrix *matrix, const void *w, int64_t n, cha
     return memory;
 }
 
-/* `call` with the number of rows as a constant. */
+/* Tiles of every size that comes up, each a function of its own: one that held them all would keep the compiler busy for minutes. */
+typedef void (*peg_tile)(const void *x, int64_t x_row, const void *w, int64_t stride, int64_t k, const void *tail, float (*sums)[PANEL]);
+
+#define TILE(name, type, mr, nr, ahead)                                                                                           \
+    static void name##_##mr##_##nr(const void *x, int64_t x_row, const void *w, int64_t stride, int64_t k, const void *tail,      \
+                                   float (*sums)[PANEL]) {                                                                       \
+        tile_as(type, mr, nr, x, x_row, w, stride, k, tail, ahead, sums);                                                         \
+    }
+#define DOT(name, type, mr, nr, ahead)                                                                                            \
+    static void name##_##mr##_##nr(const void *x, int64_t x_row, const void *w, int64_t stride, int64_t k, const void *tail,      \
+                                   float (*sums)[PANEL]) {                                                                       \
+        tile_dots(mr, nr, x, x_row, w, stride, k, tail, ahead, sums);                                                             \
+    }
+#define WIDE(name, type, mr, nr, ahead)                                                                                           \
+    static void name##_##mr##_##nr(const void *x, int64_t x_row, const void *w, int64_t stride, int64_t k, const void *tail,      \
+                                   float (*sums)[PANEL]) {                                                                       \
+        (void)tail;                                                                                                               \
+        tile_f32(mr, nr, x, x_row, w, stride, k, sums);                                                                           \
+    }
+
 #if MR == 6
-#define WITH_ROWS(mr, call) \
-    switch (mr) {           \
-    case 1: call(1); break; \
-    case 2: call(2); break; \
-    case 3: call(3); break; \
-    case 4: call(4); break; \
-    case 5: call(5); break; \
-    default: call(6);       \
-    }
+#define ROWS_OF(make, name, type, nr) \
+    make(name, type, 1, nr, 0) make(name, type, 2, nr, 0) make(name, type, 3, nr, 0) make(name, type, 4, nr, 0) make(name, type, 5, nr, 0) make(name, type, 6, nr, 0)
+#define NAMES_OF(name, nr) {name##_1_##nr, name##_2_##nr, name##_3_##nr, name##_4_##nr, name##_5_##nr, name##_6_##nr}
 #elif MR == 4
-#define WITH_ROWS(mr, call) \
-    switch (mr) {           \
-    case 1: call(1); break; \
-    case 2: call(2); break; \
-    case 3: call(3); break; \
-    default: call(4);       \
-    }
+#define ROWS_OF(make, name, type, nr) make(name, type, 1, nr, 0) make(name, type, 2, nr, 0) make(name, type, 3, nr, 0) make(name, type, 4, nr, 0)
+#define NAMES_OF(name, nr) {name##_1_##nr, name##_2_##nr, name##_3_##nr, name##_4_##nr}
 #else
-#define WITH_ROWS(mr, call) \
-    switch (mr) {           \
-    case 1: call(1); break; \
-    default: call(2);       \
-    }
+#define ROWS_OF(make, name, type, nr) make(name, type, 1, nr, 0) make(name, type, 2, nr, 0)
+#define NAMES_OF(name, nr) {name##_1_##nr, name##_2_##nr}
+#endif
+#if NR == 4
+#define COLUMNS_OF(make, name, type) ROWS_OF(make, name, type, 4) ROWS_OF(make, name, type, 1)
+#define BOTH_OF(name) {NAMES_OF(name, 4), NAMES_OF(name, 1)}
+#else
+#define COLUMNS_OF(make, name, type) ROWS_OF(make, name, type, 3) ROWS_OF(make, name, type, 1)
+#define BOTH_OF(name) {NAMES_OF(name, 3), NAMES_OF(name, 1)}
+#endif
+
+COLUMNS_OF(TILE, f32, PEG_F32)
+COLUMNS_OF(TILE, bf16, PEG_BF16)
+COLUMNS_OF(TILE, f16, PEG_F16)
+COLUMNS_OF(TILE, i8, PEG_I8)
+COLUMNS_OF(WIDE, wide, PEG_F32)
+TILE(f32, PEG_F32, 1, 8, 1)
+TILE(bf16, PEG_BF16, 1, 8, 1)
+TILE(f16, PEG_F16, 1, 8, 1)
+TILE(i8, PEG_I8, 1, 8, 1)
+
+/* By type, in order of their numbers; then width NR or 1; then rows. */
+static const peg_tile tiles[4][2][MR] = {BOTH_OF(f32), BOTH_OF(bf16), BOTH_OF(f16), BOTH_OF(i8)};
+static const peg_tile single[4] = {f32_1_8, bf16_1_8, f16_1_8, i8_1_8};
+static const peg_tile wide[2][MR] = BOTH_OF(wide);
+#ifdef PEG_ISA_AVX512BF16
+COLUMNS_OF(DOT, dot, PEG_BF16)
+DOT(dot, PEG_BF16, 1, 8, 1)
+static const peg_tile dots[2][MR] = BOTH_OF(dot);
 #endif
 
 /* From weights as they lie: the rows of a tile of weights stay in the first cache while all rows of x pass. */
-PEG_INLINE void block_as(const int type, const peg_matrix *matrix, const char *x, int64_t row_bytes, int64_t m, int64_t n0, int64_t n1, void *out) {
-    const int dots = type == PEG_BF16 && DOTS(matrix);
-    int64_t whole = matrix->k / (2 * VL) * (2 * VL), x_row = row_bytes / (dots ? 2 : 4);
+static void block(const peg_matrix *matrix, const char *x, int64_t row_bytes, int64_t m, int64_t n0, int64_t n1, void *out) {
+    int64_t whole = matrix->k / (2 * VL) * (2 * VL), x_row = row_bytes / (DOTS(matrix) ? 2 : 4);
+    const peg_tile(*table)[MR] = tiles[matrix->type];
+    peg_tile one = single[matrix->type];
     char memory[8 * 2 * VL * 4];
-    float sums[8][8];
-    for (int64_t n = n0; n < n1;) {
-        int width = m == 1 ? 8 : m <= 2 ? 4 : NR;
-        if (n1 - n < width) width = 1;
-        const void *w = at(type, matrix->weights, n * matrix->stride);
-        const void *tail = tails(matrix, w, width, memory);
-        for (int64_t i = 0; i < m; i += MR) {
-            int64_t rows = m - i < MR ? m - i : MR;
-            const char *first = x + i * row_bytes;
+    float sums[MOST_ROWS + MR][PANEL];
 #ifdef PEG_ISA_AVX512BF16
-#define TILE(mr, nr)                                                                                     \
-    (dots ? tile_dots(mr, nr, (const uint16_t *)first, x_row, w, matrix->stride, whole, tail, sums)      \
-          : tile_as(type, mr, nr, (const float *)first, x_row, w, matrix->stride, whole, tail, sums))
-#else
-#define TILE(mr, nr) tile_as(type, mr, nr, (const float *)first, x_row, w, matrix->stride, whole, tail, sums)
+    if (DOTS(matrix)) {
+        table = dots;
+        one = dot_1_8;
+    }
 #endif
-#define MIDDLE(mr) TILE(mr, NR)
-#define NARROW(mr) TILE(mr, 1)
-            if (width == 1) {
-                WITH_ROWS(rows, NARROW)
-            } else if (m == 1) {
-                TILE(1, 8);
-            } else if (m == 2) {
-                TILE(2, 4);
-            } else {
-                WITH_ROWS(rows, MIDDLE)
+    for (int64_t n = n0; n < n1; n += PANEL) {
+        int64_t count = n1 - n < PANEL ? n1 - n : PANEL;
+        memset(sums, 0, (size_t)m * sizeof sums[0]);
+        for (int64_t j = 0; j < count;) {
+            int width = m == 1 ? 8 : NR;
+            if (count - j < width) width = 1;
+            const void *w = at(matrix->type, matrix->weights, (n + j) * matrix->stride);
+            const void *tail = tails(matrix, w, width, memory);
+            for (int64_t i = 0; i < m; i += MR) {
+                int64_t rows = m - i < MR ? m - i : MR;
+                peg_tile tile = width == 8 ? one : table[width == 1][rows - 1];
+                tile(x + i * row_bytes, x_row, w, matrix->stride, whole, tail, (float(*)[PANEL])(&sums[i][j]));
             }
-            finish(matrix, sums[0], 8, rows, width, n, at_out(matrix->x_type, out, i * matrix->n));
+            j += width;
         }
-        n += width;
+        finish(matrix, sums, m, count, n, out);
     }
 }
 
@@ -300,20 +362,12 @@ static void block_panel(const peg_matrix *matrix, const char *x, int64_t row_byt
                 const float *first = (const float *)(x + i * row_bytes) + start;
                 for (int64_t j = 0; j < count;) {
                     int width = count - j < NR ? 1 : NR;
-                    const float *w = panel + j * length;
-                    float(*target)[PANEL] = (float(*)[PANEL])(&sums[i][j]);
-#define PANEL_TILE(mr) tile_f32(mr, NR, first, x_row, w, length, length, target)
-#define PANEL_NARROW(mr) tile_f32(mr, 1, first, x_row, w, length, length, target)
-                    if (width == 1) {
-                        WITH_ROWS(rows, PANEL_NARROW)
-                    } else {
-                        WITH_ROWS(rows, PANEL_TILE)
-                    }
+                    wide[width == 1][rows - 1](first, x_row, panel + j * length, length, length, NULL, (float(*)[PANEL])(&sums[i][j]));
                     j += width;
                 }
             }
         }
-        finish(matrix, sums[0], PANEL, m, count, n, out);
+        finish(matrix, sums, m, count, n, out);
     }
 }
 
@@ -323,10 +377,5 @@ void PEG_NAME(peg_linear_block)(const peg_matrix *matrix, const void *prepared, 
         block_panel(matrix, prepared, row_bytes, m, n0, n1, panel, out);
         return;
     }
-    switch (matrix->type) {
-    case PEG_F32: block_as(PEG_F32, matrix, prepared, row_bytes, m, n0, n1, out); break;
-    case PEG_BF16: block_as(PEG_BF16, matrix, prepared, row_bytes, m, n0, n1, out); break;
-    case PEG_F16: block_as(PEG_F16, matrix, prepared, row_bytes, m, n0, n1, out); break;
-    default: block_as(PEG_I8, matrix, prepared, row_bytes, m, n0, n1, out); break;
-    }
+    block(matrix, prepared, row_bytes, m, n0, n1, out);
 }

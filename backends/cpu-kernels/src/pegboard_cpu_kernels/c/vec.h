@@ -138,21 +138,35 @@ PEG_INLINE void vf_store_f16(uint16_t *p, vf x) {
 PEG_INLINE vf vf_load_i8(const int8_t *p) { return (vf){(float)p[0], (float)p[1], (float)p[2], (float)p[3]}; }
 #endif
 
-/* The sum of all lanes, in an order that is always the same. */
-PEG_INLINE float vf_sum(vf x) {
-#if VL == 16
-    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
-#elif VL == 8
-    __m256 half = x;
-#endif
+/* The sums of all lanes of four vectors, in an order that is always the same and is that of vf_sum too. */
 #if VL > 4
-    __m128 q = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-    q = _mm_add_ps(q, _mm_movehl_ps(q, q));
-    return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+PEG_INLINE __m256 half_of(vf x) {
+#if VL == 16
+    return _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
 #else
-    return (x[0] + x[2]) + (x[1] + x[3]);
+    return x;
 #endif
 }
+PEG_INLINE void vf_sums(vf a, vf b, vf c, vf d, float *sums) {
+    __m256 ab = _mm256_hadd_ps(half_of(a), half_of(b)), cd = _mm256_hadd_ps(half_of(c), half_of(d));
+    __m256 all = _mm256_hadd_ps(ab, cd);
+    _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+}
+PEG_INLINE float vf_sum(vf x) {
+    __m256 half = half_of(x);
+    half = _mm256_hadd_ps(half, half);
+    half = _mm256_hadd_ps(half, half);
+    return _mm_cvtss_f32(_mm_add_ss(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
+#else
+PEG_INLINE float vf_sum(vf x) { return (x[0] + x[1]) + (x[2] + x[3]); }
+PEG_INLINE void vf_sums(vf a, vf b, vf c, vf d, float *sums) {
+    sums[0] = vf_sum(a);
+    sums[1] = vf_sum(b);
+    sums[2] = vf_sum(c);
+    sums[3] = vf_sum(d);
+}
+#endif
 
 PEG_INLINE float vf_largest(vf x) {
     float lanes[VL], largest;
