@@ -31,11 +31,13 @@ _TO_DIE = 5.0
 _TO_ANSWER = 0.2
 
 # The worker imports what its parent would, from the same places. Ctrl-C in a terminal goes to the whole group: the parent decides.
-_CODE = """
+_PREPARE = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 import json
 sys.path[:] = json.loads(sys.argv[2])
+"""
+_CODE = """
 from pegboard_engine.multiproc.worker import main
 main(int(sys.argv[1]))
 """
@@ -44,8 +46,11 @@ main(int(sys.argv[1]))
 class WorkerProcess:
     """One worker. Each method that waits has a time limit; once the worker is lost, `died` says how, and the process is gone."""
 
-    def __init__(self, rank: int) -> None:
-        """Start a process; it waits for its first message. Raises ConfigError where processes cannot share memory this way."""
+    def __init__(self, rank: int, code: str = _CODE) -> None:
+        """Start a process that runs `code`, with the number of its socket and the import path as arguments.
+
+        Raises ConfigError where processes cannot share memory this way.
+        """
         if not hasattr(socket, "send_fds"):
             raise ConfigError("this system has no Unix sockets for executor 'multiproc'", fix="use executor uniproc")
         self.rank = rank
@@ -57,7 +62,7 @@ class WorkerProcess:
         arguments = [str(theirs.fileno()), json.dumps(sys.path)]
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _CODE, *arguments],
+                [sys.executable, "-P", "-c", _PREPARE + code, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=write,
                 stderr=write,

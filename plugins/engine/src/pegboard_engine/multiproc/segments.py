@@ -36,18 +36,14 @@ class Segment:
 
 
 def create(size: int) -> tuple[Segment, int]:
-    """Return a new segment of `size` bytes, and a descriptor that others map. Raises OSError when there is no memory for it."""
+    """Return a new segment of `size` bytes, and a descriptor that others map; memory comes as it is written. Raises OSError."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("pegboard")
     else:
         with tempfile.TemporaryFile(prefix="pegboard-") as file:
             descriptor = os.dup(file.fileno())
     try:
-        if hasattr(os, "posix_fallocate"):
-            # Else a lack of memory would kill whoever writes first.
-            os.posix_fallocate(descriptor, 0, size)
-        else:
-            os.ftruncate(descriptor, size)
+        os.ftruncate(descriptor, size)
         return Segment(descriptor), descriptor
     except BaseException:
         os.close(descriptor)
@@ -68,7 +64,7 @@ class Ring:
         return len(self._blocks)
 
     def take(self, size: int) -> int | None:
-        """Return the offset of a new block of `size` bytes, above 0; None when there is no room."""
+        """Return the offset of a new block of `size` bytes; None when there is no room."""
         start = self._place(size)
         if start is not None:
             self._blocks.append((start, start + size))

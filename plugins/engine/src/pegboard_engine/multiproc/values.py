@@ -79,8 +79,9 @@ def _pack(value: Any, arrays: list[np.ndarray]) -> Any:
         return ["logprobs", *_pack(value.pack(), arrays)[1:]]
     if isinstance(value, Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
-        # Bytes, since numpy has not all of torch's dtypes.
-        arrays.append(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        flat = value.detach().cpu().contiguous().flatten()
+        # Bytes, since numpy has not all of torch's dtypes; nothing of no elements, whose stride may be anything.
+        arrays.append(flat.view(torch.uint8).numpy() if len(flat) else np.empty(0, np.uint8))
         return ["tensor", dtype, list(value.shape), len(arrays) - 1]
     if isinstance(value, np.generic) and is_plain(value.dtype):
         return value.item()
@@ -117,7 +118,8 @@ def _unpack(packed: Any, arrays: Sequence[np.ndarray]) -> Any:
         return Logprobs.unpack([_unpack(part, arrays) for part in rest])
     if tag == "tensor":
         dtype, shape, index = rest
-        return torch.from_numpy(arrays[_index(index)]).view(getattr(torch, dtype)).reshape(shape)
+        flat, kind = arrays[_index(index)], getattr(torch, dtype)
+        return torch.from_numpy(flat).view(kind).reshape(shape) if len(flat) else torch.empty(shape, dtype=kind)
     raise MessageError(f"a value has the unknown tag {tag!r}")
 
 
