@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,10 @@ from pegboard.interfaces.engine import Engine
 from pegboard.plugins.load import Registry
 from pegboard_sdk.site import Site
 from pegboard_sdk.toys.tokenizer import TinyTokenizer
-from pegboard_server.app import create_app
+from pegboard_server.app import create_admin_app, create_app
 from pegboard_server.options import ServerOptions
 from pegboard_server.served import Served
-from pegboard_server.serving import make_served
+from pegboard_server.serving import Address, Door, bind, make_served, running
 
 DISTS = Path(__file__).parent / "dists"
 
@@ -77,6 +80,40 @@ def open_client(start: Start) -> Iterator[Callable[..., TestClient]]:
 @pytest.fixture
 def client(open_client: Callable[..., TestClient]) -> TestClient:
     return open_client()
+
+
+@contextmanager
+def listening(served: Served, *, admin: bool = False, address: Address | None = None) -> Iterator[Any]:
+    """Serve on a free port from a thread; gives its URL, with `admin` a pair of URLs."""
+    urls: list[str] = []
+    where = address or Address(port=0)
+    up, down = threading.Event(), threading.Event()
+    apps = [create_app(served), *([create_admin_app(served)] if admin else [])]
+    doors = [Door(app, where, bind(where)) for app in apps]
+
+    async def run() -> None:
+        async with running(served, *doors) as found:
+            urls.extend(found)
+            up.set()
+            await asyncio.to_thread(down.wait)
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    try:
+        assert up.wait(20)
+        yield urls if admin else urls[0]
+    finally:
+        down.set()
+        thread.join(20)
+        assert not thread.is_alive()
+    assert served.loop.num_open == 0
+    assert served.admission.inside == 0
+
+
+@pytest.fixture
+def listen() -> Callable[..., Any]:
+    """Return a context manager that serves what it is given on a free port, and gives the URL."""
+    return listening
 
 
 SHAPE: dict[str, Any] = {

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import httpx2 as httpx
@@ -15,41 +14,12 @@ import openai
 import pytest
 from openai import OpenAI
 
-from pegboard_server.app import create_admin_app, create_app
 from pegboard_server.options import Limits
 from pegboard_server.served import Served
-from pegboard_server.serving import Address, Door, bind, running
 
 Start = Callable[..., Served]
-ANY = Address(port=0)
+Listen = Callable[..., AbstractContextManager[Any]]
 CHAT = "/v1/chat/completions"
-
-
-@contextmanager
-def listening(served: Served, *, admin: bool = False, address: Address = ANY) -> Iterator[Any]:
-    """Serve on a free port from a thread; gives its URL, with `admin` a pair of URLs."""
-    urls: list[str] = []
-    up, down = threading.Event(), threading.Event()
-    apps = [create_app(served), *([create_admin_app(served)] if admin else [])]
-    doors = [Door(app, address, bind(address)) for app in apps]
-
-    async def run() -> None:
-        async with running(served, *doors) as found:
-            urls.extend(found)
-            up.set()
-            await asyncio.to_thread(down.wait)
-
-    thread = threading.Thread(target=lambda: asyncio.run(run()))
-    thread.start()
-    try:
-        assert up.wait(20)
-        yield urls if admin else urls[0]
-    finally:
-        down.set()
-        thread.join(20)
-        assert not thread.is_alive()
-    assert served.loop.num_open == 0
-    assert served.admission.inside == 0
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -65,9 +35,9 @@ def user(text: str, **fields: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], **fields}
 
 
-def test_the_openai_client(start: Start) -> None:
+def test_the_openai_client(start: Start, listen: Listen) -> None:
     with (
-        listening(start(keys=("key-of-the-test",))) as url,
+        listen(start(keys=("key-of-the-test",))) as url,
         OpenAI(base_url=f"{url}/v1", api_key="key-of-the-test") as client,
     ):
         assert [model.id for model in client.models.list()] == ["echo", "other"]
@@ -96,8 +66,8 @@ def test_the_openai_client(start: Start) -> None:
         assert types[-1] == "response.completed"
 
 
-def test_the_openai_client_sees_errors_as_its_own(start: Start) -> None:
-    with listening(start(keys=("key-of-the-test",))) as url:
+def test_the_openai_client_sees_errors_as_its_own(start: Start, listen: Listen) -> None:
+    with listen(start(keys=("key-of-the-test",))) as url:
         client = OpenAI(base_url=f"{url}/v1", api_key="key-of-the-test", max_retries=0)
         messages: Any = [{"role": "user", "content": "say:a"}]
         with pytest.raises(openai.NotFoundError):
@@ -112,10 +82,10 @@ def test_the_openai_client_sees_errors_as_its_own(start: Start) -> None:
         client.close()
 
 
-def test_the_openai_client_calls_tools(start: Start) -> None:
+def test_the_openai_client_calls_tools(start: Start, listen: Listen) -> None:
     tools: Any = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
     messages: Any = [{"role": "user", "content": 'say:[{"name": "f", "arguments": {"x": 1}}]'}]
-    with listening(start({"max_model_len": 1024})) as url, OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+    with listen(start({"max_model_len": 1024})) as url, OpenAI(base_url=f"{url}/v1", api_key="none") as client:
         asked: Any = {"model": "echo", "messages": messages, "tools": tools, "tool_choice": "required"}
         with client.chat.completions.stream(**asked) as stream:
             for _ in stream:
@@ -126,9 +96,9 @@ def test_the_openai_client_calls_tools(start: Start) -> None:
         assert (call.function.name, json.loads(call.function.arguments)) == ("f", {"x": 1})
 
 
-def test_pieces_come_while_the_answer_goes_on(start: Start) -> None:
+def test_pieces_come_while_the_answer_goes_on(start: Start, listen: Listen) -> None:
     served = start({"pace": 0.01, "max_model_len": 100_000})
-    with listening(served) as url, httpx.Client(base_url=url) as client:
+    with listen(served) as url, httpx.Client(base_url=url) as client:
         with client.stream("POST", CHAT, json=user("!long", stream=True)) as response:
             lines = response.iter_lines()
             for _ in range(6):
@@ -141,10 +111,10 @@ def test_pieces_come_while_the_answer_goes_on(start: Start) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_away_ends_its_request(start: Start, stream: bool) -> None:
+def test_a_client_that_goes_away_ends_its_request(start: Start, listen: Listen, stream: bool) -> None:
     served = start({"pace": 0.001, "max_model_len": 100_000})
     engine: Any = served.loop._engine
-    with listening(served) as url, httpx.Client(base_url=url) as client:
+    with listen(served) as url, httpx.Client(base_url=url) as client:
         for word in ("!long", "!wait"):
             with pytest.raises(httpx.ReadTimeout):
                 with client.stream("POST", CHAT, json=user(word, stream=stream), timeout=0.3) as response:
@@ -158,17 +128,17 @@ def test_a_client_that_goes_away_ends_its_request(start: Start, stream: bool) ->
         assert client.post(CHAT, json=user("say:a")).json()["choices"][0]["message"]["content"] == "a"
 
 
-def test_comments_keep_a_waiting_stream_alive(start: Start) -> None:
+def test_comments_keep_a_waiting_stream_alive(start: Start, listen: Listen) -> None:
     served = start(keep_alive=0.05)
-    with listening(served) as url, httpx.Client(base_url=url) as client:
+    with listen(served) as url, httpx.Client(base_url=url) as client:
         with client.stream("POST", CHAT, json=user("!wait", stream=True)) as response:
             lines = [line for line, _ in zip(response.iter_lines(), range(5), strict=False) if line]
         assert set(lines) == {": keep-alive"}
 
 
-def test_an_error_after_the_first_event_becomes_the_last_one(start: Start) -> None:
+def test_an_error_after_the_first_event_becomes_the_last_one(start: Start, listen: Listen) -> None:
     served = start(keep_alive=0.05)
-    with listening(served) as url, httpx.Client(base_url=url) as client:
+    with listen(served) as url, httpx.Client(base_url=url) as client:
         with client.stream("POST", CHAT, json=user("!wait", stream=True)) as response:
             lines = response.iter_lines()
             assert next(lines) == ": keep-alive"
@@ -178,9 +148,9 @@ def test_an_error_after_the_first_event_becomes_the_last_one(start: Start) -> No
         assert rest[-1] == "data: [DONE]"
 
 
-def test_the_openai_client_raises_on_an_error_in_a_stream(start: Start) -> None:
+def test_the_openai_client_raises_on_an_error_in_a_stream(start: Start, listen: Listen) -> None:
     served = start({"pace": 0.01, "max_model_len": 100_000})
-    with listening(served) as url, OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+    with listen(served) as url, OpenAI(base_url=f"{url}/v1", api_key="none") as client:
         messages: Any = [{"role": "user", "content": "!long"}]
         stream = client.chat.completions.create(model="echo", messages=messages, stream=True)
         next(iter(stream))
@@ -190,9 +160,9 @@ def test_the_openai_client_raises_on_an_error_in_a_stream(start: Start) -> None:
                 pass
 
 
-def test_a_dead_engine(start: Start) -> None:
+def test_a_dead_engine(start: Start, listen: Listen) -> None:
     served = start()
-    with listening(served) as url, httpx.Client(base_url=url) as client:
+    with listen(served) as url, httpx.Client(base_url=url) as client:
         assert client.get("/ready").status_code == 200  # the first request has been answered
         assert client.post(CHAT, json=user("!die")).status_code == 500
         for _ in range(3):
@@ -206,7 +176,7 @@ def test_a_dead_engine(start: Start) -> None:
         assert client.get("/metrics").status_code == 200
 
 
-def test_slow_bodies_are_not_waited_for(start: Start) -> None:
+def test_slow_bodies_are_not_waited_for(start: Start, listen: Listen) -> None:
     served = start(limits=Limits(body_seconds=0.2))
 
     def slowly() -> Iterator[bytes]:
@@ -214,7 +184,7 @@ def test_slow_bodies_are_not_waited_for(start: Start) -> None:
         time.sleep(0.6)
         yield b'"a"}'
 
-    with listening(served) as url, httpx.Client(base_url=url) as client:
+    with listen(served) as url, httpx.Client(base_url=url) as client:
         headers = {"content-type": "application/json"}
         try:
             status = client.post("/v1/completions", content=slowly(), headers=headers).status_code
@@ -223,10 +193,10 @@ def test_slow_bodies_are_not_waited_for(start: Start) -> None:
         assert status == 408
 
 
-def test_adapters_and_the_cache_on_a_listener_of_their_own(start: Start) -> None:
+def test_adapters_and_the_cache_on_a_listener_of_their_own(start: Start, listen: Listen) -> None:
     served = start(keys=("key-of-the-test",))
     headers = {"authorization": "Bearer key-of-the-test"}
-    with listening(served, admin=True) as (url, other):
+    with listen(served, admin=True) as (url, other):
         with httpx.Client(base_url=other) as stranger:
             assert stranger.get("/adapters").status_code == 401
         with (
@@ -255,7 +225,7 @@ def test_adapters_and_the_cache_on_a_listener_of_their_own(start: Start) -> None
             assert engine.calls == ["reset_cache"]
 
 
-def test_many_at_once(start: Start) -> None:
+def test_many_at_once(start: Start, listen: Listen) -> None:
     served = start({"max_model_len": 512, "max_num_seqs": 16})
 
     async def ask() -> list[str]:
@@ -264,7 +234,7 @@ def test_many_at_once(start: Start) -> None:
             responses = await asyncio.gather(*(client.post(CHAT, json=body) for body in bodies))
         return [text_of(response) for response in responses]
 
-    with listening(served) as url:
+    with listen(served) as url:
         assert asyncio.run(ask()) == [f"answer {number}" for number in range(120)]
 
 

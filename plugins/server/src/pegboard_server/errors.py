@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -90,15 +91,19 @@ def of_output(output: RequestOutput) -> ApiError:
     return internal(output.error or "the engine gave no reason")
 
 
+_FIELD = re.compile(r"[a-z0-9_]+")
+
+
 def of_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """Return the first of pydantic's errors. A union's errors name its members, of which the last named field is kept."""
+    """Return the first of pydantic's errors."""
     first = errors[0]
     if first["type"] == "json_invalid":
         return bad_request("the body is not JSON")
     where = [str(part) for part in first["loc"] if part != "body"]
     if not where:
         return bad_request("the body must be a JSON object, sent with the content type application/json")
-    fields = [part for part in where if not part.endswith("]") and ("[" not in part)]
+    # A union's members stand in the path too, by what they are.
+    fields = [part for part in where if _FIELD.fullmatch(part) and part not in ("str", "int", "float", "bool")]
     param = ".".join(fields) or where[0]
     return bad_request(f"{param}: {first['msg']}", param=param)
 
