@@ -45,5 +45,10 @@ class ParserFactory(ABC):
     """
 
     @abstractmethod
-    def parser(self, tools: Sequence[Mapping[str, Any]]) -> OutputParser:
-        """Return a parser for one answer. tools: the functions that the request offered (OpenAI's shape); empty for none."""
+    def parser(self, tools: Sequence[Mapping[str, Any]], *, prompt: str = "") -> OutputParser:
+        """Return a parser for one answer.
+
+        tools: the functions that the request offered (OpenAI's shape); empty for none.
+        prompt: the text that the answer goes on from, or the end of it, since a template may write the first marker of an answer
+        itself; empty where it is not known.
+        """

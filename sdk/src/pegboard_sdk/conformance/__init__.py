@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pegboard_sdk.conformance.logits_processor import LogitsProcessorSuite
     from pegboard_sdk.conformance.model import ModelSuite
     from pegboard_sdk.conformance.objective import ObjectiveSuite
+    from pegboard_sdk.conformance.parser import ParserSuite
     from pegboard_sdk.conformance.platform import PlatformSuite
     from pegboard_sdk.conformance.suite import PluginSuite
 
@@ -26,6 +27,7 @@ __all__ = [
     "LogitsProcessorSuite",
     "ModelSuite",
     "ObjectiveSuite",
+    "ParserSuite",
     "PlatformSuite",
     "PluginSuite",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pegboard.build import BuiltModel
 from pegboard.errors import ConfigError, ModelError
-from pegboard.interfaces.adapter import Adapter
+from pegboard.interfaces.adapter import Adapter, AdapterSlots
 from pegboard_sdk.conformance.guard import standard
 from pegboard_sdk.conformance.suite import PluginSuite
 from pegboard_sdk.toys.model import TINY, TinyFamily, logits, random_model
@@ -27,6 +27,7 @@ class AdapterSuite(PluginSuite):
 
     no_match: options that match no module of any model; None where the adapter has no choice of modules.
     identity_at_start: whether the adapted model computes as the plain one before training.
+    servable: whether `serving` gives slots; False where a model computes with one adapter at a time, which loading must then say.
     mergeable: whether `merge` works on full-precision weights.
     exact_gradients: whether autograd's gradient is that of the computation, nothing being held constant for it.
     tolerance: of the merged model's logits, relative to the adapted one's.
@@ -35,6 +36,7 @@ class AdapterSuite(PluginSuite):
     kind = "adapter"
     no_match: ClassVar[Mapping[str, Any] | None] = None
     identity_at_start: ClassVar[bool] = True
+    servable: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
     exact_gradients: ClassVar[bool] = True
     tolerance: ClassVar[float] = 1e-6
@@ -44,16 +46,22 @@ class AdapterSuite(PluginSuite):
         adapter: Adapter = self.create(**options)
         return random_model(adapter=adapter, seed=seed), adapter
 
-    def trained(self) -> tuple[BuiltModel, Adapter]:
-        """Return the same with every parameter of the adapter away from its first value."""
+    def trained(self, noise: int = 3) -> tuple[BuiltModel, Adapter]:
+        """Return the same with every parameter of the adapter away from its first value, by noise of a seed."""
         built, adapter = self.adapted()
-        generator = torch.Generator().manual_seed(3)
-        noise = {
+        generator = torch.Generator().manual_seed(noise)
+        moved = {
             name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
             for name, tensor in adapter.tensors(built.model).items()
         }
-        adapter.load(built.model, noise)
+        adapter.load(built.model, moved)
         return built, adapter
+
+    def served(self) -> tuple[BuiltModel, AdapterSlots, list[tuple[BuiltModel, Adapter]]]:
+        """Return a plain model with empty slots, and two trained adapters, each in a model of its own."""
+        plain, trained = random_model(phase="decode"), [self.trained(3), self.trained(4)]
+        slots = type(trained[0][1]).serving(plain.model, num_slots=3, max_rank=64, dtype=torch.float64)
+        return plain, slots, trained
 
     def test_attach_swaps_and_freezes(self) -> None:
         """The names that `attach` returns are modules of the plain model; nothing that the plain model had is trained."""
@@ -180,6 +188,46 @@ class AdapterSuite(PluginSuite):
         }
         assert {n: type(m) for n, m in built.model.named_modules()} == {n: type(m) for n, m in plain.named_modules()}
         _close(logits(built, IDS), wanted, self.tolerance)
+
+    def test_slots_serve_each_row_its_adapter(self) -> None:
+        """In one pass over rows of two adapters and of none, each sequence computes as in the model that has its adapter alone."""
+        self.needs("servable", "one adapter at a time")
+        plain, slots, trained = self.served()
+        right = [logits(built, IDS).detach() for built, _ in trained]
+        for slot, (built, adapter) in zip((2, 0), trained, strict=True):
+            slots.load(slot, adapter.tensors(built.model), adapter.config("owner/base"))
+        chosen = (2, -1, 0, 2)
+        count = len(IDS)
+        ctx = plain.context([count] * len(chosen), torch.arange(count).repeat(len(chosen)))
+        ctx.adapter_slots = torch.tensor(chosen).repeat_interleave(count)
+        with torch.no_grad():
+            out = plain.model.head(plain.model(IDS.repeat(len(chosen)), ctx)).split(count)
+        wanted = {2: right[0], 0: right[1], -1: logits(random_model(), IDS).detach()}
+        for slot, mine in zip(chosen, out, strict=True):
+            _close(mine, wanted[slot], self.tolerance)
+
+    def test_empty_slots_leave_the_plain_model(self) -> None:
+        """Rows with an empty slot compute as the plain model, and with no adapter left every module is what it was."""
+        self.needs("servable", "one adapter at a time")
+        plain, slots, ((built, adapter), _) = self.served()
+        before = dict(plain.model.named_modules())
+        slots.load(1, adapter.tensors(built.model), adapter.config("owner/base"))
+        ctx = plain.context([len(IDS)], torch.arange(len(IDS)))
+        ctx.adapter_slots = torch.zeros(len(IDS), dtype=torch.int64)
+        with torch.no_grad():
+            _close(plain.model.head(plain.model(IDS, ctx)), logits(random_model(), IDS).detach(), 1e-12)
+        slots.unload(1)
+        slots.unload(1)
+        assert dict(plain.model.named_modules()) == before
+
+    def test_what_cannot_be_served_says_so(self) -> None:
+        """An adapter that must be alone is refused when its slots are asked for or it is loaded, with a fix."""
+        if self.servable:
+            self.skip("servable is True")
+        with pytest.raises(ConfigError) as caught:
+            plain, slots, ((built, adapter), _) = self.served()
+            slots.load(0, adapter.tensors(built.model), adapter.config("owner/base"))
+        assert caught.value.fix
 
     def test_gradients_equal_finite_differences(self) -> None:
         """Along one random direction through the adapter's parameters, as far as their dtype tells."""
