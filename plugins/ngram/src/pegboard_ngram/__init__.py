@@ -1,0 +1,1 @@
+"""Guesses at the next tokens by looking up what came after the last ones before."""
