@@ -21,3 +21,4 @@ class TestDora(AdapterSuite):
     options = DORA_OPTIONS
     no_match = NO_MATCH
     exact_gradients = False  # the norm of the direction
+    servable = False

@@ -9,17 +9,21 @@ import torch
 from pegboard_acme.adapter import AcmeAdapter, _adapted, _put
 from pegboard_acme.layers import ScaledLinear
 from pegboard_acme.options import Options
+from pegboard_acme.plugin import SPEC
 from torch import nn
 
 from pegboard.errors import ConfigError
+from pegboard.interfaces.adapter import AdapterSlots
 from pegboard_sdk.conformance import AdapterSuite
 
 
 class Mutant(AdapterSuite):
     __test__ = False
+    spec = SPEC
     caught_by: ClassVar[tuple[str, ...]] = ()
     broken: ClassVar[type[AcmeAdapter]]
     no_match: ClassVar[dict[str, Any]] = {"targets": ["nothing_here"]}
+    servable: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -236,3 +240,86 @@ class TestStaysAdapted(Mutant):
             for module in _adapted(model).values():
                 module.merge()
                 module.enabled = False
+
+
+class Rows(nn.Module):
+    """Scales each row by the factors of its slot; the last factors are those of no slot."""
+
+    additive = False
+
+    def __init__(self, base, num_slots):
+        super().__init__()
+        self.base, self.out_features = base, base.out_features
+        self.scales = torch.ones(num_slots + 1, base.out_features, dtype=torch.float64)
+
+    def forward(self, x, ctx=None):
+        return self.base(x, ctx) * self.scales[self.rows(ctx)]
+
+    def rows(self, ctx):
+        return ctx.adapter_slots
+
+
+class Slots(AdapterSlots):
+    layer = Rows
+
+    def __init__(self, model, num_slots):
+        self.model, self.num_slots, self.loaded = model, num_slots, {}
+
+    def load(self, slot, tensors, config):
+        self.unload(slot)
+        self.loaded[slot] = {name.split(".", 2)[2].rpartition(".")[0]: tensor for name, tensor in tensors.items()}
+        for name, scale in self.loaded[slot].items():
+            module = self.model.get_submodule(name)
+            if not isinstance(module, Rows):
+                module = self.layer(module, self.num_slots)
+                _put(self.model, name, module)
+            module.scales[slot] = scale.squeeze(1)
+
+    def unload(self, slot):
+        for name in self.loaded.pop(slot, ()):
+            module = self.model.get_submodule(name)
+            module.scales[slot] = 1
+            if not any(name in names for names in self.loaded.values()):
+                _put(self.model, name, module.base)
+
+
+class Served(AcmeAdapter):
+    """Can be one of several."""
+
+    slots = Slots
+
+    @classmethod
+    def serving(cls, model, *, num_slots, max_rank, dtype):
+        return cls.slots(model, num_slots)
+
+
+class TestSound(Mutant):
+    servable = True
+    broken = Served
+
+
+class TestServesTheWholeBatchOne(Mutant):
+    servable = True
+    caught_by = ("test_slots_serve_each_row_its_adapter",)
+
+    class broken(Served):
+        class slots(Slots):
+            class layer(Rows):
+                def rows(self, ctx):
+                    return ctx.adapter_slots.max().expand(len(ctx.adapter_slots))
+
+
+class TestKeepsItsLayers(Mutant):
+    servable = True
+    caught_by = ("test_empty_slots_leave_the_plain_model",)
+
+    class broken(Served):
+        class slots(Slots):
+            def unload(self, slot):
+                for name in self.loaded.pop(slot, ()):
+                    self.model.get_submodule(name).scales[slot] = 1
+
+
+class TestServesWhatItCannot(Mutant):
+    caught_by = ("test_what_cannot_be_served_says_so",)
+    broken = Served

@@ -92,8 +92,8 @@ class LoraSlots(AdapterSlots):
         for name in names:
             layer = self._layers[name]
             down, up = (tensors[key] for key in peft_names(name, magnitude=False))
-            wide = torch.promote_types(up.dtype, torch.float32)
             device, dtype = device_of(layer), _product_dtype(layer, self._dtype)
+            wide = torch.promote_types(torch.promote_types(up.dtype, dtype), torch.float32)
             pair = (down.to(device, dtype), (up.to(wide) * options.scaling_of(name)).to(device, dtype).t())
             # Zero times something that is not finite would reach the rows of others.
             if not all(tensor.isfinite().all() for tensor in pair):

@@ -225,7 +225,7 @@ class AdapterSuite(PluginSuite):
         if self.servable:
             self.skip("servable is True")
         with pytest.raises(ConfigError) as caught:
-            plain, slots, ((built, adapter), _) = self.served()
+            _, slots, ((built, adapter), _) = self.served()
             slots.load(0, adapter.tensors(built.model), adapter.config("owner/base"))
         assert caught.value.fix
 
