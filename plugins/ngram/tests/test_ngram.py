@@ -13,7 +13,7 @@ from pegboard.errors import ConfigError
 from pegboard.plugins.load import Registry
 from pegboard_ngram.options import Options
 from pegboard_ngram.plugin import SPEC
-from pegboard_ngram.speculator import NgramIndex, NgramSpeculator
+from pegboard_ngram.speculator import AT_ONCE, NgramIndex, NgramSpeculator
 from pegboard_sdk.conformance import PluginSuite
 
 texts = st.lists(st.integers(0, 3), max_size=40)
@@ -115,7 +115,9 @@ def test_only_new_tokens_are_taken_in() -> None:
 
     index._ends = {length: Counted() for length in index._ends}
     text = np.random.default_rng(0).integers(0, 50_000, 32_000).astype(np.int32)
-    index.propose(text[:31_990], 5)
+    for _ in range(4):  # a long prompt is read over several steps
+        index.propose(text[:31_990], 5)
+    assert max(taken) <= AT_ONCE and sum(taken) == 3 * 31_989 - (1 + 2 + 3)
     taken.clear()
     index.propose(text[:31_992], 5)
     assert taken == [2, 2, 2]

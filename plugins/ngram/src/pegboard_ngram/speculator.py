@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from pegboard.interfaces.tokenizer import Tokenizer
     from pegboard.plugins.load import Registry
 
+AT_ONCE = 8192
+"""Places that one step takes in: a long prompt is read over a few steps, so that none of them is held up."""
+
 _ID = 4
 """Bytes of a token id."""
 
@@ -45,8 +48,9 @@ class NgramIndex:
         return []
 
     def _extend(self, tokens: np.ndarray[Any, np.dtype[np.int32]], last: int) -> None:
-        """Take in the runs that end at `last` or before it."""
+        """Take in the runs that end at `last` or before it, the first of them alone where they are many."""
         known = self._known
+        last = min(last, known + AT_ONCE)
         if last <= known:
             return
         for length, ends in self._ends.items():
