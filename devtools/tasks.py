@@ -131,7 +131,7 @@ def new_plugin(workspace: Workspace, args: Namespace) -> int:
 
 
 def fuzz(workspace: Workspace, args: Namespace) -> int:
-    """Feed hostile input to the readers and the config loader."""
+    """Feed hostile input to the readers, the config loader and the server."""
     python = str(ready(main_environment(workspace)).python)
     return run([python, "-m", "pegboard_sdk.fuzz", *args.rest], workspace)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -127,9 +128,12 @@ def main(arguments: list[str] | None = None) -> int:
     names = [name for name in names if name not in absent]
     workers = min(len(os.sched_getaffinity(0)), 8) if args.inputs != 1 else 1
     findings = total = 0
-    for left, name in zip(range(len(names), 0, -1), names, strict=True):
+    left = sum(target_of(name).share for name in names)
+    for name in names:
         began = time.time()
-        last = args.first + (-(-(args.inputs - total) // left) if args.inputs is not None else FOREVER)
+        share = target_of(name).share / left
+        left -= target_of(name).share
+        last = args.first + (math.ceil((args.inputs - total) * min(share, 1.0)) if args.inputs is not None else FOREVER)
         deadline = began + args.seconds / len(names) if args.seconds is not None else float(FOREVER)
         report = fuzz(name, args.first, last, workers=workers, deadline=deadline)
         total += report.inputs

@@ -4,41 +4,20 @@ from __future__ import annotations
 
 import json
 import random
-from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from pegboard_sdk.fuzz.bytes import mutated
 from pegboard_sdk.fuzz.configs import config_text, overrides
 from pegboard_sdk.fuzz.samples import gguf_sample, safetensors_sample
+from pegboard_sdk.fuzz.server import HttpServer
+from pegboard_sdk.fuzz.target import Target as Target
 
 if TYPE_CHECKING:
-    from pegboard.plugins.load import Registry
+    pass
 
 LARGEST = 1 << 20
 """Elements of the largest tensor that is read to the end: a hostile header must not make the fuzzer slow."""
-
-
-class Target(ABC):
-    """A reader. `make` is pure; `read` raises PegboardError for input that it refuses, and nothing else."""
-
-    name: ClassVar[str]
-    file: ClassVar[str]
-
-    def __init__(self, registry: Registry) -> None:
-        self.registry = registry
-
-    def missing(self) -> str:
-        """Return which plugin this needs that is not installed, or an empty string."""
-        return ""
-
-    @abstractmethod
-    def make(self, seed: int) -> bytes:
-        """Return the content of the input file."""
-
-    @abstractmethod
-    def read(self, path: Path, seed: int) -> None:
-        """Read the file as far as a run would."""
 
 
 class Safetensors(Target):
@@ -108,7 +87,7 @@ class Config(Target):
         return next((r.name for r in self.registry.records("recipe") if r.status == "ok"), "")
 
 
-TARGETS: dict[str, type[Target]] = {target.name: target for target in (Safetensors, Gguf, Config)}
+TARGETS: dict[str, type[Target]] = {target.name: target for target in (Safetensors, Gguf, Config, HttpServer)}
 
 
 def target_of(name: str) -> type[Target]:

@@ -63,6 +63,7 @@ def complaint(target: Target, path: Path, seed: int) -> tuple[str, str]:
 def main(name: str, folder: str, first: int, last: int, step: int, deadline: float) -> None:
     """Read the inputs first, first + step … below `last`, until `deadline` (seconds of `time.time`)."""
     target = target_of(name)(Registry.discover())
+    target.prepare()
     where = Path(folder)
     path = where / target.file
     # What is imported while reading counts as before: read a valid input once.
@@ -83,6 +84,7 @@ def main(name: str, folder: str, first: int, last: int, step: int, deadline: flo
             counts[verdict] += 1
             if verdict == "finding":
                 _tell({"seed": seed, "told": told})
+    target.close()
     _tell({"counts": counts})
 
 
