@@ -30,7 +30,7 @@ def run(*command: str, folder: Path, site: Path | None = None) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_new_package(kind: str, tmp_path: Path) -> None:
-    name, site = f"acme-lion-{kind}", tmp_path / "site"
+    name, site = f"acme-lion-{kind.replace('_', '-')}", tmp_path / "site"
     run("pegboard", "plugins", "new", name, "--kind", kind, "--dest", str(tmp_path), folder=tmp_path)
     package = tmp_path / f"pegboard-{name}"
     run("ruff", "check", ".", folder=package)
