@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
 def served(folder: Path) -> Served:
     registry = Registry.discover()
     engine = {"use": "paged", "page_size": 4, "kv_memory": "4MB", "max_num_seqs": 8, "max_num_tokens": 32}
-    loaded = load_engine(registry, str(folder), engine=engine, dtype="float32", platform="cpu")
+    loaded = load_engine(registry, str(folder), engine=engine, dtype="float32", platform="cpu", attention="sdpa")
     return make_served(registry, *loaded[:2], ServerOptions(names=("toy",)), loaded[2])
 
 
@@ -117,6 +119,29 @@ def test_refusals_of_the_engine_are_the_request_s_mistakes(client: TestClient) -
     assert response.status_code == 200
     response = client.post(TEXT, json={"prompt": "hello " * 400})
     assert response.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_answers_that_must_match(client: TestClient) -> None:
+    ask: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}], "temperature": 1.5, "seed": 3}
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+    wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    text = client.post(CHAT, json={**ask, "response_format": wanted}).json()["choices"][0]["message"]["content"]
+    assert json.loads(text) in ({"a": 1}, {"a": 2})
+    text = client.post(CHAT, json={**ask, "guided_regex": "[ab]{3}"}).json()["choices"][0]["message"]["content"]
+    assert re.fullmatch("[ab]{3}", text)
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    choice = client.post(
+        CHAT, json={**ask, "tools": tools, "tool_choice": "required", "parallel_tool_calls": False}
+    ).json()["choices"][0]
+    assert choice["finish_reason"] == "tool_calls"
+    assert json.loads(choice["message"]["tool_calls"][0]["function"]["arguments"]) in ({"a": 1}, {"a": 2})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bad_grammar_is_the_request_s_mistake(client: TestClient, stream: bool) -> None:
+    response = client.post(TEXT, json={"prompt": "hello", "guided_regex": "(", "stream": stream})
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "invalid_request_error"
 
 
 def test_nothing_is_held_afterwards(client: TestClient, served: Served) -> None:

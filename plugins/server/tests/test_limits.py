@@ -170,7 +170,7 @@ def test_long_texts_are_encoded_elsewhere() -> None:
     async def run() -> None:
         renderer = Renderer(TinyTokenizer(), 5)
         assert len(await renderer.encode("a" * 5000)) == 5001
-        assert await renderer.decode([97] * 5000) == "a" * 5000
+        assert await renderer.decode_all([[97] * 5000]) == ["a" * 5000]
         renderer.close()
 
     asyncio.run(run())

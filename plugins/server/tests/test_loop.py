@@ -136,6 +136,25 @@ def test_an_engine_that_keeps_raising_is_dead(start: Callable[..., Served]) -> N
     asyncio.run(run())
 
 
+def test_nobody_waits_for_an_engine_that_cannot_end_its_requests(start: Callable[..., Served]) -> None:
+    async def run() -> None:
+        async with started(start()) as (loop, _):
+            stream = await loop.open([job("a", "!raise !stuck"), job("b", "!wait")])
+            outputs = await asyncio.wait_for(_all(stream), 20)
+            assert ended(outputs) == [("a", 0, "error"), ("b", 0, "error")]
+            for _ in range(200):
+                if not loop.alive:
+                    break
+                await asyncio.sleep(0.01)
+            assert not loop.alive
+
+    asyncio.run(run())
+
+
+async def _all(stream: Any) -> list[RequestOutput]:
+    return [output async for output in stream]
+
+
 def test_everything_can_be_ended(start: Callable[..., Served]) -> None:
     async def run() -> None:
         async with started(start()) as (loop, engine):

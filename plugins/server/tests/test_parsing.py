@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,11 +52,11 @@ class Square(Cut):
     marks = "[]"
 
 class Thoughts(ParserFactory):
-    def parser(self, tools):
+    def parser(self, tools, *, prompt):
         return Round(None)
 
 class Calls(ParserFactory):
-    def parser(self, tools):
+    def parser(self, tools, *, prompt):
         return Square(tools)
 """
 TOOL = {"type": "function", "function": {"name": "f"}}
@@ -135,3 +136,15 @@ def test_only_one_call_where_they_may_not_be_parallel(registry: Registry) -> Non
     )
     pieces: list[Any] = parser.push("[1][2]")
     assert {p.tool for p in pieces} == {0}
+
+
+def test_the_parsers_of_the_workspace_are_found_by_template() -> None:
+    tokenizer = Templated(chat_template__jinja="{{ '<tool_call>' }} {{ '</think>' }}")
+    parsers = Parsers.choose(Registry.discover(), tokenizer, tools="auto", reasoning="auto")
+    parser = parsers.parser(ToolUse([TOOL], "auto"), "<|im_start|>assistant\n")
+    text = '<think>hm</think>Well.<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
+    pieces = [piece for character in text for piece in parser.push(character)] + parser.finish()
+    assert "".join(p.reasoning for p in pieces).strip() == "hm"
+    assert "".join(p.content for p in pieces).strip() == "Well."
+    assert "".join(p.name for p in pieces) == "f"
+    assert json.loads("".join(p.arguments for p in pieces)) == {"x": 1}

@@ -181,8 +181,7 @@ class EngineLoop:
             for command in commands:
                 with contextlib.suppress(EngineDead):
                     command(_GONE)
-            lost = [out for request_id in self._running for out in self._failures(request_id)]
-            self._tell(self._deliver, time.monotonic(), lost)
+            self._tell_failures()
         finally:
             try:
                 self._engine.close()
@@ -211,7 +210,8 @@ class EngineLoop:
                 log.error("a step failed, and all requests with it", exc_info=error)
                 if failures >= MAX_FAILURES:
                     raise
-                outputs = self._fail(engine)
+                self._fail(engine)
+                continue
             if outputs:
                 self._keep(outputs)
                 self._tell(self._deliver, time.monotonic(), outputs)
@@ -243,16 +243,20 @@ class EngineLoop:
                 if not left:
                     del self._running[output.request_id]
 
-    def _fail(self, engine: Engine) -> list[RequestOutput]:
-        outputs = [out for request_id in self._running for out in self._failures(request_id)]
-        self._abort(engine, list(self._running))
-        return outputs
+    def _fail(self, engine: Engine) -> None:
+        """Tell all requests that they have failed, then end them: an engine that cannot even do that is dead, but nobody waits."""
+        self._tell_failures()
+        running, self._running = list(self._running), {}
+        for request_id in running:
+            engine.abort(request_id)
 
-    def _failures(self, request_id: str) -> list[RequestOutput]:
-        return [
+    def _tell_failures(self) -> None:
+        outputs = [
             RequestOutput(request_id, index=index, finish_reason="error", error="the engine failed")
-            for index in sorted(self._running[request_id])
+            for request_id, indices in self._running.items()
+            for index in sorted(indices)
         ]
+        self._tell(self._deliver, time.monotonic(), outputs)
 
     def _tell(self, function: Callable[..., object], *args: object) -> None:
         try:

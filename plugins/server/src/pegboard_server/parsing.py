@@ -80,15 +80,15 @@ class Parsers:
         template = template_text(tokenizer)
         return cls(_factory(registry, template, "tools", tools), _factory(registry, template, "reasoning", reasoning))
 
-    def parser(self, use: ToolUse) -> AnswerParser:
-        """Return a parser for one answer. A forced call is JSON whatever the model's own format."""
+    def parser(self, use: ToolUse, prompt: str = "") -> AnswerParser:
+        """Return a parser for one answer. A forced call is JSON whatever the model's own format. prompt: the end of its text."""
         if use.forced:
             forced = ForcedCalls() if use.choice == "required" else ForcedCall(use.choice)
             return AnswerParser(None, forced, use.parallel)
         wanted = self.tools if use.choice == "auto" and use.tools else None
         return AnswerParser(
-            self.reasoning.parser(use.tools) if self.reasoning else None,
-            wanted.parser(use.tools) if wanted else None,
+            self.reasoning.parser(use.tools, prompt=prompt) if self.reasoning else None,
+            wanted.parser(use.tools, prompt=prompt) if wanted else None,
             use.parallel,
         )
 

@@ -24,13 +24,12 @@ def prompt_list(served: Served, prompt: str | Sequence[int] | Sequence[str] | Se
 
 async def prompt_ids(served: Served, prompts: Sequence[Prompt], name: str) -> list[list[int]]:
     """Return token ids. name: the field, for errors. Raises ApiError for ids that no token has and for texts without tokens."""
-    found = []
-    for prompt in prompts:
-        ids = await served.renderer.encode(prompt) if isinstance(prompt, str) else prompt
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    encoded = iter(await served.renderer.encode_all(texts))
+    found = [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
+    for ids in found:
         if not ids:
             raise bad_request(f"{name}: a text without tokens", name)
-        wrong = next((token for token in ids if token >= served.vocab_size), None)
-        if wrong is not None:
-            raise bad_request(f"{name}: {wrong} is not a token id below {served.vocab_size}", name)
-        found.append(ids)
+        if max(ids) >= served.vocab_size:
+            raise bad_request(f"{name}: {max(ids)} is not a token id below {served.vocab_size}", name)
     return found

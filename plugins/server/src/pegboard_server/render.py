@@ -41,15 +41,23 @@ class Renderer:
 
     async def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Return the ids of a text."""
-        if len(text) <= SHORT:
-            return self._tokenizer.encode(text, special=special)
-        return await self._run(lambda: self._tokenizer.encode(text, special=special))
+        return (await self.encode_all([text], special=special))[0]
 
-    async def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids."""
-        if len(ids) <= SHORT:
-            return self._tokenizer.decode(ids, skip_special=False)
-        return await self._run(lambda: self._tokenizer.decode(ids, skip_special=False))
+    async def encode_all(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+        """Return the ids of each text."""
+
+        def encode() -> list[list[int]]:
+            return [self._tokenizer.encode(text, special=special) for text in texts]
+
+        return encode() if sum(map(len, texts)) <= SHORT else await self._run(encode)
+
+    async def decode_all(self, prompts: Sequence[Sequence[int]]) -> list[str]:
+        """Return the text of each list of ids, special ones included."""
+
+        def decode() -> list[str]:
+            return [self._tokenizer.decode(ids, skip_special=False) for ids in prompts]
+
+        return decode() if sum(map(len, prompts)) <= SHORT else await self._run(decode)
 
     def close(self) -> None:
         """Take no more work."""

@@ -26,9 +26,7 @@ def sampling(
     prompt_logprobs: int | None = None,
     grammar: GrammarSpec | None = None,
 ) -> SamplingParams:
-    """Return how the answers to one prompt are sampled. Raises ApiError for fields that exceed the limits."""
-    limit = served.options.limits
-    limits.check_sampling(body, limit, served.vocab_size)
+    """Return how the answers to one prompt are sampled; `limits.check_sampling` has passed the fields."""
     own = {
         name: value
         for name in OWN

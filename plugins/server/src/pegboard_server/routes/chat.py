@@ -16,20 +16,24 @@ from pegboard_server.answers import ChatAnswer, Count, Envelope, TokenTexts, new
 from pegboard_server.calls import call_grammar
 from pegboard_server.errors import bad_request
 from pegboard_server.loop import Job
-from pegboard_server.parsing import ToolUse
+from pegboard_server.parsing import AnswerParser, ToolUse
 from pegboard_server.schemas.chat import ChatCompletion, ChatRequest
 from pegboard_server.served import Served, ServedDep
 from pegboard_server.sse import EventStream, data, while_connected
 
 router = APIRouter()
 
+PROMPT_END = 64
+"""Tokens at the end of a prompt that a parser is shown: templates may begin an answer themselves."""
+
 
 @dataclass(slots=True)
 class Conversation:
-    """A checked request: the prompt, how it is answered, and how the answer is read."""
+    """A checked request: the prompt (token ids too), how it is answered, and how the answer is read."""
 
     served: Served
     job: Job
+    prompt: list[int]
     use: ToolUse
     model: str
     top: int | None
@@ -85,7 +89,12 @@ class Conversation:
 
     def answers(self) -> Sequence[ChatAnswer]:
         """Return the answers, empty."""
-        return [ChatAnswer(self.served.parsers.parser(self.use)) for _ in range(self.job.params.n)]
+        return [ChatAnswer(self.parser()) for _ in range(self.job.params.n)]
+
+    def parser(self) -> AnswerParser:
+        """Return a parser for one answer."""
+        end = self.served.tokenizer.decode(self.prompt[-PROMPT_END:], skip_special=False)
+        return self.served.parsers.parser(self.use, end)
 
 
 @router.post("/v1/chat/completions", response_model=ChatCompletion)
@@ -131,4 +140,4 @@ async def prepare(served: Served, body: ChatRequest) -> Conversation:
     params: SamplingParams = sampling.sampling(served, body, max_tokens=longest, logprobs=top, grammar=grammar)
     job = Job(new_id("chatcmpl"), ids, params, options)
     usage = bool(body.stream_options and body.stream_options.include_usage)
-    return Conversation(served, job, use, body.model or served.options.names[0], top, usage)
+    return Conversation(served, job, ids, use, body.model or served.options.names[0], top, usage)

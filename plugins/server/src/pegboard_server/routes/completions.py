@@ -187,7 +187,7 @@ async def prepare(served: Served, body: CompletionRequest) -> Texts:
             served, body, max_tokens=tokens, logprobs=body.logprobs, prompt_logprobs=told, grammar=grammar
         )
         jobs.append(Job(f"{name}-{number}", ids, params, options))
-    echoed = [await served.renderer.decode(ids) if body.echo else None for ids in prompts]
+    echoed: Sequence[str | None] = await served.renderer.decode_all(prompts) if body.echo else [None] * len(prompts)
     usage = bool(body.stream_options and body.stream_options.include_usage)
     model = body.model or served.options.names[0]
     return Texts(served, jobs, prompts, echoed, model, silent, body.logprobs, usage)

@@ -34,7 +34,7 @@ class Writer:
 
     def __init__(self, body: ResponseRequest, conversation: Conversation) -> None:
         self._conversation = conversation
-        self._answer = ChatAnswer(conversation.served.parsers.parser(conversation.use))
+        self._answer = ChatAnswer(conversation.parser())
         self._count, self._items, self._number = Count(), Items(), 0
         params = conversation.job.params
         self._value: dict[str, Any] = {

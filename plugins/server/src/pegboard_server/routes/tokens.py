@@ -31,7 +31,7 @@ async def detokenize(body: DetokenizeRequest, served: ServedDep) -> Text:
     served.adapter(body.model)
     if body.tokens:
         await prompt_ids(served, [body.tokens], "tokens")
-    return Text(prompt=await served.renderer.decode(body.tokens))
+    return Text(prompt=(await served.renderer.decode_all([body.tokens]))[0])
 
 
 async def _ids(served: Served, body: TokenizeRequest) -> list[int]:

@@ -2,7 +2,7 @@
 
 `say:TEXT` up to the end of a line is the answer, else the prompt's own letters are. Words of a prompt: `!long` goes on until max_tokens,
 `!fail`, `!reject` and `!late` end the request with an error, a mistake of its own, and its deadline; `!raise` makes the step raise;
-`!die` every step from then on; `!wait` never comes to its turn.
+`!die` every step from then on; `!wait` never comes to its turn; `!stuck` cannot be ended.
 """
 
 import json
@@ -75,6 +75,8 @@ class EchoEngine(Engine):
 
     def abort(self, request_id: str) -> None:
         request = self.requests.pop(request_id, None)
+        if request is not None and "!stuck" in request.words:
+            raise RuntimeError("secret: it cannot be ended")
         if request is not None:
             self.aborted.append(request_id)
             for index in request.done:
