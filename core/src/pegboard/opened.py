@@ -135,6 +135,10 @@ def open_any(registry: Registry, location: str, revision: str | None = None) -> 
     if not names:
         return OpenedModel(open_model(registry, location, revision), None, location, revision)
     _, adapted = open_adapter(registry, folder, names)
+    if not adapted.base:
+        raise ModelError(
+            f"the adapter in {location} names no base model", fix="write the id or folder of its base into its config"
+        )
     beside = folder / adapted.base
     base = str(beside) if beside.exists() else adapted.base
     try:

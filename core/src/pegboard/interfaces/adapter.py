@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class AdapterFiles:
-    """An adapter folder that was opened. base: id or folder of the model that it belongs to. tensors: for `Adapter.load`."""
+    """An adapter folder that was opened.
+
+    base: id or folder of the model that it belongs to, empty where the files do not tell. tensors: for `Adapter.load`.
+    """
 
     adapter: Adapter
     base: str

@@ -31,10 +31,10 @@ class LoraAdapter(Adapter):
     @classmethod
     def open(cls, folder: Path) -> AdapterFiles:
         """Read a folder of PEFT's or ours, of LoRA or DoRA."""
-        base = read_settings(folder).get("base_model_name_or_path")
-        if not isinstance(base, str) or not base:
+        base = read_settings(folder).get("base_model_name_or_path") or ""
+        if not isinstance(base, str):
             raise ModelError(
-                f"{folder / CONFIG_FILE} names no base model: base_model_name_or_path is {base!r}",
+                f"{folder / CONFIG_FILE}: base_model_name_or_path is {base!r}",
                 fix="write the id or folder of its base model there",
             )
         adapter, tensors = open_adapter(folder)
