@@ -94,7 +94,8 @@ def compile_library() -> dict[str, Any]:
     """Compile the library and return what build.json holds. Raises BuildError."""
     if sys.platform == "win32":
         raise BuildError("it is written for POSIX threads, which Windows lacks")
-    cc = compiler()
+    # Taken first: a source that changes while they are compiled is compiled again the next time.
+    cc, sources = compiler(), source_hash()
     version = run([*cc, "--version"]).splitlines()[0]
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -115,7 +116,7 @@ def compile_library() -> dict[str, Any]:
             built.replace(LIBRARY)
         finally:
             built.unlink(missing_ok=True)
-    return {"compiler": version, "instruction_sets": list(sets), "sources": source_hash()}
+    return {"compiler": version, "instruction_sets": list(sets), "sources": sources}
 
 
 def build(say: Any = print) -> bool:

@@ -135,6 +135,7 @@ class CachePlan:
 
     num_pages: pages of `layout`, the reserved page 0 included. num_slots: sequences at once. max_pages: pages of one sequence.
     max_adapters: adapters that may be loaded at once, beside the model; max_adapter_rank: the highest rank of any of them.
+    graphs: whether decode steps may be captured, where platform and attention can.
     """
 
     layout: KVLayout
@@ -143,6 +144,7 @@ class CachePlan:
     max_pages: int
     max_adapters: int = 0
     max_adapter_rank: int = 0
+    graphs: bool = True
 
 
 @dataclass(slots=True)

@@ -91,7 +91,9 @@ def test_logprobs_are_those_of_the_model(start: Start, built: BuiltModel, option
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
-@pytest.mark.parametrize("options", [{}, {"max_num_tokens": 4, "max_num_seqs": 3}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"max_num_tokens": 4, "max_num_seqs": 3}, {"max_num_tokens": 5, "max_num_seqs": 1}], ids=str
+)
 def test_embeddings_are_hidden_states(start: Start, built: BuiltModel, pooling: str, options: dict[str, int]) -> None:
     engine = start(**options)
     chosen = RequestOptions(task="embed", pooling=pooling)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor, is_grad_enabled
 from pegboard.errors import ConfigError, PluginError
 from pegboard.interfaces.attention import AttentionBackend
 from pegboard.types import AttentionInputs, AttentionSpec, KVCache, KVLayout
+from pegboard_cpu_kernels import program
 from pegboard_cpu_kernels.library import find
 from pegboard_cpu_kernels.plan import CpuPlan, Functions
 from pegboard_cpu_kernels.threads import follow_torch
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
+_PACKED = struct.Struct("14q").pack
 _MOST_DIM = 1024
 _REMEMBERED = 1024
 
@@ -44,12 +47,13 @@ class _Known:
 
 
 class CpuAttention(AttentionBackend):
-    """Keys and values are read once for all heads that share them; no gradients, and nothing inside captured graphs.
+    """Keys and values are read once for all heads that share them; no gradients.
 
     What a token gets does not depend on the other sequences of its batch or on the number of threads.
     """
 
-    graph_safe = "none"
+    graph_safe = "decode"
+    static_pages = False
 
     def __init__(self) -> None:
         self._library = find()
@@ -127,19 +131,18 @@ class CpuAttention(AttentionBackend):
             v = v.contiguous()
             v_stride = v.stride(0)
         out = torch.empty(shape, dtype=dtype)
+        given = (plan.handle, known.address, q.data_ptr(), q_stride, k.data_ptr(), k_stride, v.data_ptr(), v_stride)
         if layout is None:
-            code = plan.attend(
-                plan.handle, known.address, q.data_ptr(), q_stride, k.data_ptr(), k_stride, v.data_ptr(), v_stride,
-                out.data_ptr(), None, None, None, None, 0,
-            )  # fmt: skip
+            cached_in: tuple[int, ...] = (0, 0, 0, 0, 0)
         else:
             if cache is None:
                 raise ValueError("a plan of a layout was made for a batch over a cache, and there is none")
             keys, values, key_scales, value_scales = plan.tensors(cache, spec.layer)
-            code = plan.attend(
-                plan.handle, known.address, q.data_ptr(), q_stride, k.data_ptr(), k_stride, v.data_ptr(), v_stride,
-                out.data_ptr(), keys.data_ptr(), values.data_ptr(), key_scales, value_scales, len(keys),
-            )  # fmt: skip
+            cached_in = (keys.data_ptr(), values.data_ptr(), key_scales, value_scales, len(keys))
+        code = plan.attend(*given, out.data_ptr(), *cached_in)
+        if program.recorder is not None and self._functions is not None:
+            block = _PACKED(*given, out.data_ptr(), *cached_in)
+            program.recorder.note(self._functions.packed, block, plan, known, q, k, v, out, cache)
         if code:
             if code == -9:
                 raise ValueError(f"the plan names pages or slots behind the {len(cache.k[spec.layer])} of the cache")  # type: ignore[union-attr]

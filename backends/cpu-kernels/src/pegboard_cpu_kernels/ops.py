@@ -15,20 +15,26 @@ from typing import Any
 import torch
 from torch import Tensor, is_grad_enabled
 
+from pegboard_cpu_kernels import program
 from pegboard_cpu_kernels.library import ISAS
 from pegboard_cpu_kernels.threads import follow_torch
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 """Element types by their number in C."""
 
-_EVERY = 1 << 62
 _MOST_ROWS: Mapping[str, Mapping[torch.dtype, int]] = {
     "portable": {torch.float32: 1, torch.bfloat16: 4, torch.float16: 4},
-    "avx2": {torch.float32: 4, torch.bfloat16: 128, torch.float16: 128},
-    "avx512": {torch.float32: 4, torch.bfloat16: 128, torch.float16: 128},
-    "avx512bf16": {torch.float32: 4, torch.bfloat16: 32, torch.float16: 128},
+    "avx2": {torch.float32: 8, torch.bfloat16: 128, torch.float16: 128},
+    "avx512": {torch.float32: 16, torch.bfloat16: 64, torch.float16: 64},
+    "avx512bf16": {torch.float32: 16, torch.bfloat16: 16, torch.float16: 64},
 }
-"""Rows up to which a product of ours is faster than torch's, by instruction set and dtype of weights."""
+"""Rows up to which a product of ours is faster than torch's, by instruction set and dtype of weights; see docs/benchmarks.md."""
+
+_MOST_ROWS_BESIDE_TILES = 4
+"""The same for bfloat16 where the processor has matrix registers (AMX), which torch uses and we do not."""
+
+_HUGE = 1 << 18
+"""Bytes of weights from which on huge pages are asked for."""
 
 _PREFIX = struct.Struct("6q").pack
 _SIX = struct.Struct("6q").pack
@@ -58,7 +64,11 @@ def replacements(
 
 def most_rows(library: ctypes.CDLL, dtype: torch.dtype) -> int:
     """Return up to how many rows of x a product with weights of `dtype` is better computed here."""
-    return _MOST_ROWS[ISAS[library.peg_isa()]][dtype]
+    rows = _MOST_ROWS[ISAS[library.peg_isa()]][dtype]
+    tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    if dtype == torch.bfloat16 and tiles is not None and tiles():
+        return min(rows, _MOST_ROWS_BESIDE_TILES)
+    return rows
 
 
 def check(code: int, what: str) -> None:
@@ -85,6 +95,10 @@ def linear(
             rows = most_rows(library, weight.dtype)
         stride = weight.stride(0) if n > 1 else k
         prefix = _PREFIX(weight.data_ptr(), 0, n, k, stride, TYPES.get(weight.dtype, 0)) if rows >= 0 else b""
+        if rows >= 0 and n * k * weight.itemsize >= _HUGE:
+            library.peg_huge_pages(
+                ctypes.c_void_p(weight.data_ptr()), ctypes.c_int64(((n - 1) * stride + k) * weight.itemsize)
+            )
         key = id(weight)
         ref = weakref.ref(weight, lambda _: known.pop(key, None))
         entry = (ref, weight.data_ptr(), weight.shape, weight.dtype, rows, prefix)
@@ -112,9 +126,12 @@ def linear(
                 return fallback(x, weight, bias)
             address = bias.data_ptr()
         out = x.new_empty((m, n))
-        code = call(prefix + _SIX(address, TYPES[dtype], x.data_ptr(), m, stride, out.data_ptr()))
+        block = prefix + _SIX(address, TYPES[dtype], x.data_ptr(), m, stride, out.data_ptr())
+        code = call(block)
         if code:
             check(code, "linear")
+        if program.recorder is not None:
+            program.recorder.note(call, block, x, weight, bias, out)
         return out
 
     return replaced
@@ -145,6 +162,8 @@ def rms_norm(library: ctypes.CDLL, fallback: Callable[..., Tensor]) -> Callable[
         code = call(packed)
         if code:
             check(code, "rms_norm")
+        if program.recorder is not None:
+            program.recorder.note(call, packed, x, weight, out)
         return out
 
     return replaced
@@ -172,9 +191,12 @@ def add_rms_norm(
         out, total, size = torch.empty_like(x), torch.empty_like(x), shape[-1]
         rows = x.numel() // size if size else 0
         packed = _NORM(weight.data_ptr(), size, eps, kind)
-        code = call(packed + _FIVE(x.data_ptr(), residual.data_ptr(), rows, out.data_ptr(), total.data_ptr()))
+        packed += _FIVE(x.data_ptr(), residual.data_ptr(), rows, out.data_ptr(), total.data_ptr())
+        code = call(packed)
         if code:
             check(code, "add_rms_norm")
+        if program.recorder is not None:
+            program.recorder.note(call, packed, x, residual, weight, out, total)
         return out, total
 
     return replaced
@@ -193,9 +215,12 @@ def silu_mul(library: ctypes.CDLL, fallback: Callable[..., Tensor]) -> Callable[
         if inner != 1 or both % 2:
             return fallback(gate_up)
         out = gate_up.new_empty((rows, both // 2))
-        code = call(_SIX(kind, gate_up.data_ptr(), rows, both // 2, stride, out.data_ptr()))
+        packed = _SIX(kind, gate_up.data_ptr(), rows, both // 2, stride, out.data_ptr())
+        code = call(packed)
         if code:
             check(code, "silu_mul")
+        if program.recorder is not None:
+            program.recorder.note(call, packed, gate_up, out)
         return out
 
     return replaced
@@ -223,11 +248,14 @@ def rotary(library: ctypes.CDLL, fallback: Callable[..., Tensor]) -> Callable[[T
         ):
             return fallback(x, cos, sin)
         out = x.new_empty((tokens, heads, dim))
-        code = call(
-            _TEN(kind, x.data_ptr(), tokens, heads, dim, width, stride, cos.data_ptr(), sin.data_ptr(), out.data_ptr())
+        packed = _TEN(
+            kind, x.data_ptr(), tokens, heads, dim, width, stride, cos.data_ptr(), sin.data_ptr(), out.data_ptr()
         )
+        code = call(packed)
         if code:
             check(code, "rotary")
+        if program.recorder is not None:
+            program.recorder.note(call, packed, x, cos, sin, out)
         return out
 
     return replaced

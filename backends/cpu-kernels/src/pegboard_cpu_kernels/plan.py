@@ -41,6 +41,7 @@ class Functions:
         self.set: Any = held.peg_attention_plan_set
         table: list[Any] = [_Address, _Long, _Long, _Address]
         self.set.argtypes = [_Address, _Int, _Address, _Address, _Long, *table, _Address, _Int, _Int, _Address]
+        self.packed: Any = library.peg_packed_attention
         # The same function twice: keeping Python's lock, and giving it away while it runs.
         self.attend_held: Any = held.peg_attention
         self.attend_free: Any = ctypes.CDLL(library._name).peg_attention
@@ -71,11 +72,12 @@ class CpuPlan:
 
     def update_(self, inputs: AttentionInputs) -> None:
         """Make this a plan for another batch. Raises ValueError naming what does not fit together."""
-        if inputs.pad_to is not None:
-            raise ValueError("a plan of a static shape is for captured graphs, which this backend has none of")
         queries, lens = _integers(inputs.query_lens), _integers(inputs.seq_lens)
         if len(queries) != len(lens):
             raise ValueError(f"query_lens has {len(queries)} entries, seq_lens {len(lens)}: one a sequence is needed")
+        if inputs.pad_to is not None:
+            inputs = _padded(inputs)
+            queries, lens = _integers(inputs.query_lens), _integers(inputs.seq_lens)
         self.rows = int(queries.sum())
         self.attend = self._functions.attend_free
         if self.rows * (int(lens.max()) if len(lens) else 0) <= _SMALL_WORK:
@@ -143,6 +145,32 @@ class CpuPlan:
                     f"{name}[{layer}] of the cache is {tuple(one.shape)} of {one.dtype} on {one.device}, the plan's layout wants "
                     f"a contiguous {tuple(size)} of {kind} on the cpu"
                 )
+
+
+def _padded(inputs: AttentionInputs) -> AttentionInputs:
+    """Fill a decode batch of a static shape up with sequences of one token, which read and write page 0."""
+    queries, lens = _integers(inputs.query_lens), _integers(inputs.seq_lens)
+    more = (inputs.pad_to or 0) - len(queries)
+    if more < 0 or (len(queries) and int(queries.max()) != 1) or len(queries) != int(queries.sum()):
+        raise ValueError(
+            f"a plan of a static shape takes up to {inputs.pad_to} sequences of one new token each; the batch has {len(queries)} "
+            f"with {int(queries.sum())}"
+        )
+    if not more:
+        return inputs
+    if inputs.block_table is None or inputs.slot_mapping is None:
+        raise ValueError("a batch of a static shape is one over a cache")
+    ones, table = torch.ones(more, dtype=torch.int32), _table(inputs.block_table)
+    rows = torch.arange(len(queries), dtype=torch.int32) if inputs.table_rows is None else _integers(inputs.table_rows)
+    table = table if table.shape[1] else table.new_zeros(len(table), 1)
+    return AttentionInputs(
+        torch.cat([queries, ones]),  # type: ignore[arg-type]  # a tensor does as an array does
+        torch.cat([lens, ones]),  # type: ignore[arg-type]
+        torch.cat([table, table.new_zeros(1, table.shape[1])]),
+        torch.cat([inputs.slot_mapping.to("cpu", torch.int64), torch.zeros(more, dtype=torch.int64)]),
+        inputs.num_decodes,
+        table_rows=torch.cat([rows, ones * len(table)]),  # type: ignore[arg-type]
+    )
 
 
 def _integers(values: Any) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pegboard.errors import DeviceError
-from pegboard.interfaces.platform import DeviceInfo, Phase, Platform
+from pegboard.interfaces.platform import DeviceInfo, Graph, Phase, Platform
 from pegboard.types import AttentionSpec
 from pegboard_cpu import kernels, limits
 
@@ -26,7 +26,8 @@ class CpuPlatform(Platform):
         return torch.device("cpu")
 
     def capabilities(self, index: int = 0) -> frozenset[str]:
-        return frozenset({"bf16"}) if _fast_bfloat16() else frozenset()
+        graphs = () if kernels.library() is None else ("graphs",)
+        return frozenset(("bf16", *graphs) if _fast_bfloat16() else graphs)
 
     def default_dtype(self, index: int = 0) -> torch.dtype:
         return torch.bfloat16 if _fast_bfloat16() else torch.float32
@@ -44,6 +45,22 @@ class CpuPlatform(Platform):
 
     def configure(self, *, threads: int | None = None) -> None:
         torch.set_num_threads(threads or limits.usable_cpus())
+
+    def capture(self, work: Callable[[], None], index: int = 0) -> Graph:
+        """Record `work` for another run. Raises DeviceError where that is not possible."""
+        found = kernels.library()
+        if found is None:
+            return super().capture(work, index)
+        from pegboard_cpu_kernels.program import CannotRecord, record
+
+        try:
+            return record(found, work)
+        except CannotRecord as error:
+            raise DeviceError(f"this work cannot be recorded: {error}", fix="run it without graphs") from error
+
+    def graph_batch(self, count: int) -> int:
+        """Return `count`: a row that nobody needs would cost as much as any other."""
+        return count
 
     def synchronize(self, index: int = 0) -> None:
         """Nothing to wait for: torch computes on the CPU before it returns."""

@@ -18,9 +18,11 @@ class AttentionBackend(ABC):
     """Attention for all layers of a model. Stateless: what belongs to a batch is in its plan, what belongs to a model in its cache.
 
     graph_safe: which plans may be used inside a captured graph: none, those of pure decode batches, or all.
+    static_pages: whether what a static plan costs depends on `pad_pages`; False where it reads what each sequence has.
     """
 
     graph_safe: ClassVar[GraphSafe] = "none"
+    static_pages: ClassVar[bool] = True
 
     @abstractmethod
     def unsupported(self, spec: AttentionSpec, dtype: torch.dtype) -> str | None:

@@ -79,6 +79,10 @@ class Platform(ABC):
             fix="run without graphs: this device has no capability 'graphs'",
         )
 
+    def graph_batch(self, count: int) -> int:
+        """Return the number of sequences of the captured decode step that serves `count` of them; at least `count`."""
+        return 1 << (count - 1).bit_length()
+
     def communication_backend(self) -> str:
         """Return the torch.distributed backend for this hardware."""
         return "gloo"

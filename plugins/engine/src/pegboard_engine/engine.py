@@ -108,6 +108,7 @@ class PagedEngine(Engine):
             self._table.pages.shape[1],
             options.max_adapters,
             options.max_adapter_rank,
+            options.graphs,
         )
         self._executor.load(built, cache, registry)
 

@@ -62,6 +62,7 @@ class EngineOptions(BaseModel):
     max_logprobs: int = Field(default=20, ge=0)
     max_adapters: int = Field(default=4, ge=0)
     max_adapter_rank: int = Field(default=64, ge=1)
+    graphs: bool = True
     executor: str | dict[str, Any] = "uniproc"
     grammar: str = "auto"
     speculator: str | dict[str, Any] | None = None

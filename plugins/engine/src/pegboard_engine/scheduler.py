@@ -116,7 +116,8 @@ class Scheduler:
         table, before = self.table, self.num_preemptions
         while True:
             slots, need = self._wanted()
-            decodes = slots[need == 1]
+            single = (need == 1) & ~table.embeds[slots]
+            decodes = slots[single]
             lacking = decodes[table.scheduled[decodes] >= table.num_pages[decodes] * table.page_size]
             if len(lacking) <= self.pages.num_free:
                 break
@@ -125,7 +126,8 @@ class Scheduler:
             table.append_page_each(lacking, self.pages.allocate_each(table.last_pages(lacking)))
         budget = self.max_num_tokens - len(decodes)
         chunked, chunks = [], []
-        for slot, wanted in zip(slots[need > 1].tolist(), need[need > 1].tolist(), strict=True):
+        rest = (need > 0) & ~single
+        for slot, wanted in zip(slots[rest].tolist(), need[rest].tolist(), strict=True):
             if budget <= 0:
                 break
             chunked.append(slot)

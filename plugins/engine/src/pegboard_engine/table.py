@@ -12,13 +12,13 @@ _STOP_IDS = 4
 class Table:
     """What changes with every step. Arrays are indexed by slot; `running` lists the slots in use, longest there first.
 
-    tokens: [S, L] int32, prompt and confirmed output. known: tokens, those in flight included.
-    inflight: how many of them are. scheduled: leading tokens whose keys are in the cache once the steps in flight are collected;
-    computed: those of collected steps. limit: length at which the request ends. reused: leading tokens that were found in the
-    cache and are not written again. pages: [S, W] int32 page numbers; num_pages: how many count. published: leading pages that
-    others may find. last: [S] the token at known - 1, -1 while it is in flight. stop_ids: [S, K], -1 where unused. watched: whether
-    a token needs more than being counted. generation: grows when a slot changes hands. drafts: proposed tokens, which stand in
-    `tokens` behind the known ones.
+    tokens: [S, L] int32, prompt and confirmed output. known: tokens, those in flight included. inflight: how many of them are.
+    scheduled: leading tokens whose keys are in the cache once the steps in flight are collected; computed: those of collected steps.
+    limit: length at which the request ends. reused: leading tokens that were found in the cache and are not written again.
+    pages: [S, W] int32 page numbers; num_pages: how many count. published: leading pages that others may find.
+    last: [S] the token at known - 1, -1 while it is in flight. drafts: proposed tokens, which stand in `tokens` behind the known ones.
+    stop_ids: [S, K], -1 where unused. sync: whether the next token needs the last one known. watched: whether a token needs more than
+    being counted. embeds: whether none is drawn. generation: grows when a slot changes hands.
     """
 
     def __init__(self, num_slots: int, max_len: int, page_size: int) -> None:
@@ -45,6 +45,7 @@ class Table:
         self.stop_ids = np.full((num_slots, _STOP_IDS), -1, dtype=np.int32)
         self.sync = np.zeros(num_slots, dtype=bool)
         self.watched = np.zeros(num_slots, dtype=bool)
+        self.embeds = np.zeros(num_slots, dtype=bool)
         self.requests: list[Request | None] = [None] * num_slots
         self.num_sync = 0
         self.num_adapted = 0
@@ -91,6 +92,7 @@ class Table:
         self.drafts[slot] = 0
         self.sync[slot] = request.sync
         self.watched[slot] = request.watched
+        self.embeds[slot] = request.embeds
         self.num_sync += request.sync
         self.adapters[slot] = request.adapter
         self.num_adapted += request.adapter >= 0

@@ -1,0 +1,121 @@
+"""Decode steps captured once and replayed: the whole model is then one piece of work for the device."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pegboard.errors import DeviceError
+from pegboard.types import AttentionInputs, ForwardContext, KVCache
+
+if TYPE_CHECKING:
+    from pegboard.build import BuiltModel
+    from pegboard.interfaces.platform import Graph
+
+log = logging.getLogger("pegboard.engine")
+
+_MOST_GRAPHS = 24
+_SEEN_BEFORE = 2
+
+
+@dataclass(slots=True)
+class _Captured:
+    """A graph with the tensors that it reads and writes."""
+
+    graph: Graph
+    ids: Tensor
+    positions: Tensor
+    plan: Any
+    logits: Tensor
+
+
+class DecodeGraphs:
+    """Graphs by shape. A shape is captured when it comes for the third time, and those not used for longest are dropped.
+
+    num_captured: how often a graph was made. num_replayed: how often one served.
+    """
+
+    def __init__(self, built: BuiltModel, cache: KVCache, groups: int) -> None:
+        self.num_captured = self.num_replayed = 0
+        self._built = built
+        self._cache = cache
+        self._groups = groups
+        self._graphs: OrderedDict[tuple[int, int], _Captured] = OrderedDict()
+        self._seen: dict[tuple[int, int], int] = {}
+        self._usable = usable(built)
+
+    def run(self, ids: Tensor, positions: Tensor, inputs: AttentionInputs) -> Tensor | None:
+        """Return the logits [N, V] of a decode batch, N sequences with one token each; None when it is to be run without a graph.
+
+        They are overwritten by the next step of this shape.
+        """
+        if not self._usable or not len(inputs.query_lens):
+            return None
+        count = len(inputs.query_lens)
+        shape = self._built.platform.graph_batch(count), self._pages(inputs)
+        inputs.pad_to, inputs.pad_pages = shape
+        found = self._graphs.get(shape)
+        if found is None:
+            self._seen[shape] = self._seen.get(shape, 0) + 1
+            if self._seen[shape] > _SEEN_BEFORE:
+                found = self._capture(shape, inputs)
+            if found is None:
+                inputs.pad_to = inputs.pad_pages = None
+                return None
+        self._graphs.move_to_end(shape)
+        found.ids[:count].copy_(ids)
+        found.positions[:count].copy_(positions)
+        if count < shape[0]:
+            found.ids[count:] = 0
+            found.positions[count:] = 0
+        found.plan.update_(inputs)
+        found.graph.replay()
+        self.num_replayed += 1
+        return found.logits[:count]
+
+    def clear(self) -> None:
+        """Drop every graph, as when addresses change."""
+        self._graphs.clear()
+        self._seen.clear()
+
+    def _pages(self, inputs: AttentionInputs) -> int:
+        if not self._built.attention.static_pages:
+            return 0
+        longest = -(-int(max(inputs.seq_lens)) // self._cache.layout.page_size)
+        return 1 << (longest - 1).bit_length()
+
+    def _capture(self, shape: tuple[int, int], inputs: AttentionInputs) -> _Captured | None:
+        built, device, rows = self._built, self._built.device, shape[0]
+        ids, positions = (torch.zeros(rows, dtype=torch.int64, device=device) for _ in range(2))
+        plan = built.attention.plan(inputs, device, self._cache.layout)
+        logits: list[Tensor] = []
+
+        def work() -> None:
+            ctx = ForwardContext(positions=positions, plans=[plan] * self._groups, cache=self._cache)
+            logits[:] = [built.model.head(built.model(ids, ctx))]
+
+        try:
+            graph = built.platform.capture(work, device.index or 0)
+        except (DeviceError, RuntimeError, NotImplementedError) as error:
+            log.warning("decode steps are run without graphs: %s", error)
+            self._usable = False
+            return None
+        self.num_captured += 1
+        found = self._graphs[shape] = _Captured(graph, ids, positions, plan, logits[0])
+        if len(self._graphs) > _MOST_GRAPHS:
+            dropped, _ = self._graphs.popitem(last=False)
+            self._seen.pop(dropped, None)
+        return found
+
+
+def usable(built: BuiltModel) -> bool:
+    """Whether decode steps of this model can be captured and gain by it."""
+    if built.attention.graph_safe == "none" or "graphs" not in built.platform.capabilities(built.device.index or 0):
+        return False
+    # On the host a static plan that reads padding costs more than a graph saves.
+    return built.device.type != "cpu" or not built.attention.static_pages
