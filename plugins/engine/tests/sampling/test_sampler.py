@@ -107,6 +107,17 @@ def test_every_combination(rows: list[Row]) -> None:
     check(rows)
 
 
+@given(st.lists(rows(), min_size=1, max_size=6))
+@settings(deadline=None, max_examples=40)
+def test_every_logit_before_the_choice(rows: list[Row]) -> None:
+    """Edits change float32 logits in place: each of them is as defined, likely to be chosen or not."""
+    logits = torch.tensor([row.logits for row in rows])
+    run(rows, logits)
+    for mine, row in zip(logits.double(), rows, strict=True):
+        wanted = torch.tensor(oracle.edited(row), dtype=torch.float64)
+        torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_most_combinations_are_decided_clearly() -> None:
     """The comparison above leaves few rows out."""
     generator = np.random.default_rng(3)
