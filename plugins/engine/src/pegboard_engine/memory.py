@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from pegboard.build import BuiltModel
 from pegboard.errors import ConfigError, ModelError
 from pegboard.types import KVLayout
@@ -51,7 +53,7 @@ class MemoryPlan:
 
 def plan_memory(built: BuiltModel, options: EngineOptions) -> MemoryPlan:
     """Return the plan for a model. Raises ConfigError when `max_model_len` or `kv_memory` cannot be met, saying what could."""
-    layout = cache_layout(built, options.page_size)
+    layout = cache_layout(built, options.page_size, options.kv_dtype)
     limit = built.model.max_positions
     if options.max_model_len is not None and options.max_model_len > limit:
         raise ConfigError(
@@ -84,8 +86,8 @@ def plan_memory(built: BuiltModel, options: EngineOptions) -> MemoryPlan:
     return MemoryPlan(layout, pages, min(length, fits), weights, workspace, available)
 
 
-def cache_layout(built: BuiltModel, page_size: int) -> KVLayout:
-    """Return the layout that the model's attention backend wants."""
+def cache_layout(built: BuiltModel, page_size: int, dtype: str = "auto") -> KVLayout:
+    """Return the layout that the model's attention backend wants. dtype: of the cache, "auto" for the model's."""
     specs = built.model.attention_specs
     shapes = {(spec.num_kv_heads, spec.head_dim) for spec in specs}
     if len(shapes) != 1:
@@ -93,7 +95,8 @@ def cache_layout(built: BuiltModel, page_size: int) -> KVLayout:
             f"layers differ in their keys' shape (heads, size): {sorted(shapes)}; one cache layout holds one shape",
             fix="use an engine that has a cache group for each shape",
         )
-    return built.attention.layout(specs[0], len(specs), page_size, built.dtype)
+    chosen = built.dtype if dtype == "auto" else getattr(torch, dtype)
+    return built.attention.layout(specs[0], len(specs), page_size, chosen)
 
 
 def _workspace(built: BuiltModel, options: EngineOptions) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pegboard.build import BuiltModel
 from pegboard.plugins.load import Registry
-from pegboard.types import AttentionInputs, CachePlan, ForwardContext, KVCache, KVLayout, StepPlan, StepResult
+from pegboard.types import AttentionInputs, CachePlan, ForwardContext, KVCache, StepPlan, StepResult
 from pegboard_engine.adapters import ServedAdapters
 from pegboard_engine.graphs import DecodeGraphs
 from pegboard_engine.sampling.logprobs import Logprobs, logprobs_of
@@ -55,7 +55,7 @@ class Runner:
         # The token sampled last in each slot, for steps that were planned before it was known.
         self._last = torch.zeros(cache.num_slots, dtype=torch.int64, device=built.device)
         self.adapters = ServedAdapters(built, cache, registry)
-        self.cache = allocate_cache(cache.layout, cache.num_pages, built.device)
+        self.cache = KVCache.allocate(cache.layout, cache.num_pages, built.device)
         self._graphs = DecodeGraphs(built, self.cache, self._groups) if cache.graphs else None
 
     @torch.inference_mode()
@@ -173,16 +173,3 @@ def _proposed(plan: StepPlan, drafts: np.ndarray) -> list[np.ndarray]:
         plan.input_ids[plan.logits_indices[stop - count : stop]]
         for stop, count in zip(stops.tolist(), drafts.tolist(), strict=True)
     ]
-
-
-def allocate_cache(layout: KVLayout, num_pages: int, device: torch.device) -> KVCache:
-    """Return a cache of zeros, since a masked read of garbage that happens to be NaN would spread."""
-    shape = {
-        "PSHD": (num_pages, layout.page_size, layout.num_kv_heads, layout.head_dim),
-        "PHSD": (num_pages, layout.num_kv_heads, layout.page_size, layout.head_dim),
-    }[layout.order]
-    dtype: torch.dtype = getattr(torch, layout.dtype)
-    keys, values = (
-        [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layout.num_layers)] for _ in range(2)
-    )
-    return KVCache(layout, keys, values)

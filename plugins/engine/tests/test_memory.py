@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pegboard.build import BuiltModel
+from pegboard.errors import ConfigError
+from pegboard.types import SamplingParams
+from pegboard_engine import LLM, EngineOptions
+from pegboard_engine.memory import plan_memory
+
+
+def test_the_plan_tells_what_goes_where(built: BuiltModel) -> None:
+    plan = plan_memory(built, EngineOptions(page_size=4, max_model_len=64, max_num_seqs=8))
+    assert plan.weights == sum(p.numel() * p.element_size() for p in built.model.parameters()) + sum(
+        b.numel() * b.element_size() for b in built.model.buffers()
+    )
+    assert plan.bytes == plan.num_pages * plan.layout.page_bytes
+    lines = plan.table().splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["weights", "workspace", "cache"]
+    assert f"{plan.num_pages - 1:,} pages of 4 tokens" in lines[2]
+
+
+def test_too_little_says_what_would_fit(built: BuiltModel) -> None:
+    page = plan_memory(built, EngineOptions(page_size=4)).layout.page_bytes
+    with pytest.raises(ConfigError, match="max_model_len 64 needs") as caught:
+        plan_memory(built, EngineOptions(page_size=4, max_model_len=64, kv_memory=page * 10))
+    assert caught.value.fix is not None and "at most 36" in caught.value.fix
+    with pytest.raises(ConfigError, match="holds no page"):
+        plan_memory(built, EngineOptions(page_size=4, kv_memory=page))
+
+
+def test_weights_that_are_not_loaded_yet_are_left_room_for(built: BuiltModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = EngineOptions(page_size=4, kv_memory=1.0, max_num_seqs=2048, max_num_tokens=2048)
+    loaded = plan_memory(built, options)
+    available = loaded.workspace + loaded.weights + 40 * loaded.layout.page_bytes
+    monkeypatch.setattr("pegboard_engine.memory._available", lambda built: available)
+    assert plan_memory(built, options).num_pages == 40 + loaded.weights // loaded.layout.page_bytes
+    monkeypatch.setattr(built, "pending", [lambda: None])
+    assert plan_memory(built, options).num_pages == 40
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "auto"])
+def test_a_cache_of_int8_is_smaller_and_nearly_as_good(folder: Path, attention: str) -> None:
+    settings: dict[str, Any] = {"dtype": "float32", "page_size": 4, "max_model_len": 96, "attention": attention}
+    params = SamplingParams(max_tokens=1, temperature=0, logprobs=5, ignore_eos=True)
+    prompts = [[3 + i] * 5 + list(range(20, 50)) for i in range(4)]
+    told = []
+    for dtype in ("auto", "int8"):
+        with LLM(str(folder), kv_dtype=dtype, **settings) as llm:
+            layout = llm.engine.memory.layout  # type: ignore[attr-defined]
+            # A prompt of which all but the last token is found: what is read comes from the cache alone.
+            llm.generate(prompts, params)
+            found = llm.generate(prompts, params)
+            told.append((layout.page_bytes, [one.outputs[0].logprobs for one in found]))
+    assert told[1][0] < 0.4 * told[0][0]
+    for exact, near in zip(told[0][1], told[1][1], strict=True):
+        assert exact and near
+        assert near[0].logprob == pytest.approx(exact[0].logprob, abs=0.2)
