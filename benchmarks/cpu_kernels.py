@@ -151,7 +151,7 @@ def main() -> None:
             plain = {name: op.function for name, op in registered().items()}
             for name, table in (("ours", ops.replacements(library, dtype, plain)), ("torch", plain)):
                 for disturb in (False, True):
-                    took = seconds(step(table, dtype, disturb), 3.0) * 1e3
+                    took = seconds(step(table, dtype, disturb), 10 * arguments.budget) * 1e3
                     result[f"step_{name}{'_disturbed' if disturb else ''}_ms"] = round(took, 2)
                     print(f"step, {name}{', disturbed' if disturb else ''}: {took:.2f} ms", flush=True)
         if "products" in arguments.ops:

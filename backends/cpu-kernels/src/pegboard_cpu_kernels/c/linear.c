@@ -7,6 +7,8 @@
 #define ROWS 64
 /* Bytes of prepared x that are held at once. */
 #define MOST_BYTES ((int64_t)16 << 20)
+/* Chunks of a thread. */
+#define PIECES 12
 /* With fewer multiplications a call stays on one thread. */
 #define FEW ((int64_t)1 << 15)
 
@@ -68,7 +70,7 @@ int peg_linear(const peg_matrix *matrix, const void *x, int64_t m, int64_t x_str
             peg_for(blocks > 1 ? wanted : 1, blocks, prepare, &p);
         }
         /* Chunks short enough that no thread waits long for another at the end, and long enough to stream. */
-        int64_t pieces = wanted * (int64_t)48 / blocks + 1;
+        int64_t pieces = wanted * (int64_t)PIECES / blocks + 1;
         p.width = ((matrix->n + pieces - 1) / pieces + STEP - 1) / STEP * STEP;
         p.columns = (matrix->n + p.width - 1) / p.width;
         p.panel_bytes = PEG_PICK(peg_linear_panel_bytes)(matrix, least(ROWS, p.m));

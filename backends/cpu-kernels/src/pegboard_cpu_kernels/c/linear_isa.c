@@ -13,9 +13,6 @@
 #define PANEL 24    /* rows of weights that are widened at once */
 #define KBLOCK 1024 /* so many elements of a tile's rows fit the first cache, and of a panel and its rows of x the second */
 #define MOST_ROWS 64
-#ifndef FETCH
-#define FETCH 3 /* into every cache */
-#endif
 
 #if VL == 16
 #define MR 6
@@ -50,11 +47,19 @@ int64_t PEG_NAME(peg_linear_panel_bytes)(const peg_matrix *matrix, int64_t m) {
     return DOTS(matrix) || m <= FEW || matrix->type == PEG_F32 ? 0 : PANEL * KBLOCK * 4;
 }
 
+/* Asks for memory that is needed soon, in the order of its addresses. Several rows that are read side by side lie in one page: processors
+ * guess where reading goes on by page, and guess nothing there. Into the second cache, which takes more requests at a time than the first. */
+PEG_INLINE void fetch(const int bytes, const char *p) {
+#pragma GCC unroll 8
+    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
 /* One row to float32, `count` elements and zeros up to the padded length; in pairs or in order. */
 PEG_INLINE void widen(int type, int pairs, const void *row, int64_t count, float *out) {
     int64_t k = 0;
     for (; k + 2 * VL <= count; k += 2 * VL) {
         vf a, b;
+        if (type != PEG_F32) fetch(2 * VL * (int)size_of(type), (const char *)at(type, row, k) + 2048);
         if (pairs && type == PEG_BF16) {
             vf_pair_bf16(at(type, row, k), &a, &b);
         } else if (pairs) {
@@ -130,19 +135,10 @@ PEG_INLINE void tile_f32(const int mr, const int nr, const float *x, int64_t x_r
     gather(mr, nr, total, sums);
 }
 
-/* Asks for `bytes` that are needed soon. */
-PEG_INLINE void fetch(const int bytes, const char *p) {
-#ifdef NO_FETCH
-    return;
-#endif
-#pragma GCC unroll 8
-    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, FETCH);
-}
-
 /* The same from weights as they lie: their first k elements, which are whole pairs of vectors; then a last pair from `tail`, where the end of
  * each row lies with zeros behind it, unless that is NULL. */
 PEG_INLINE void tile_as(const int type, const int mr, const int nr, const float *x, int64_t x_row, const void *w, int64_t stride, int64_t k,
-                        const void *tail, const int ahead, float sums[][PANEL]) {
+                        const void *tail, float sums[][PANEL]) {
     vf total[8][8];
     for (int64_t start = 0, end; start < k || tail; start = end) {
         const void *base = at(type, w, start);
@@ -151,7 +147,7 @@ PEG_INLINE void tile_as(const int type, const int mr, const int nr, const float 
             for (int j = 0; j < nr; j++) total[i][j] = vf_zero();
         for (int64_t step = stride, count = end - start;;) {
             for (int64_t p = 0; p < count; p += 2 * VL) {
-                if (ahead) fetch(nr * 2 * VL * (int)size_of(type), (const char *)w + nr * (int64_t)size_of(type) * (stride + start + p));
+                fetch(nr * 2 * VL * (int)size_of(type), (const char *)w + nr * (int64_t)size_of(type) * (stride + start + p));
 #pragma GCC unroll 8
                 for (int j = 0; j < nr; j++) {
                     const void *row = at(type, base, j * step + p);
@@ -183,14 +179,14 @@ PEG_INLINE void tile_as(const int type, const int mr, const int nr, const float 
 #ifdef PEG_ISA_AVX512BF16
 /* The same by products of bfloat16 pairs. */
 PEG_INLINE void tile_dots(const int mr, const int nr, const uint16_t *x, int64_t x_row, const uint16_t *w, int64_t stride, int64_t k,
-                          const uint16_t *tail, const int ahead, float sums[][PANEL]) {
+                          const uint16_t *tail, float sums[][PANEL]) {
     vf total[8][8];
     for (int i = 0; i < mr; i++)
         for (int j = 0; j < nr; j++) total[i][j] = vf_zero();
     for (int64_t end = k;; end = k + 32, w = tail, stride = 32, x += k) {
         for (int64_t p = 0; p < (end == k ? k : 32); p += 32) {
             __m512bh b[8];
-            if (ahead) fetch(nr * 64, (const char *)w + nr * 2 * (stride + p));
+            fetch(nr * 64, (const char *)w + nr * 2 * (stride + p));
 #pragma GCC unroll 8
             for (int j = 0; j < nr; j++) b[j] = (__m512bh)_mm512_loadu_si512(w + j * stride + p);
 #pragma GCC unroll 8
@@ -250,17 +246,17 @@ static const void *tails(const peg_matrix *matrix, const void *w, int64_t n, cha
 /* Tiles of every size that comes up, each a function of its own: one that held them all would keep the compiler busy for minutes. */
 typedef void (*peg_tile)(const void *x, int64_t x_row, const void *w, int64_t stride, int64_t k, const void *tail, float (*sums)[PANEL]);
 
-#define TILE(name, type, mr, nr, ahead)                                                                                           \
+#define TILE(name, type, mr, nr)                                                                                           \
     static void name##_##mr##_##nr(const void *x, int64_t x_row, const void *w, int64_t stride, int64_t k, const void *tail,      \
                                    float (*sums)[PANEL]) {                                                                       \
-        tile_as(type, mr, nr, x, x_row, w, stride, k, tail, ahead, sums);                                                         \
+        tile_as(type, mr, nr, x, x_row, w, stride, k, tail, sums);                                                         \
     }
-#define DOT(name, type, mr, nr, ahead)                                                                                            \
+#define DOT(name, type, mr, nr)                                                                                            \
     static void name##_##mr##_##nr(const void *x, int64_t x_row, const void *w, int64_t stride, int64_t k, const void *tail,      \
                                    float (*sums)[PANEL]) {                                                                       \
-        tile_dots(mr, nr, x, x_row, w, stride, k, tail, ahead, sums);                                                             \
+        tile_dots(mr, nr, x, x_row, w, stride, k, tail, sums);                                                             \
     }
-#define WIDE(name, type, mr, nr, ahead)                                                                                           \
+#define WIDE(name, type, mr, nr)                                                                                           \
     static void name##_##mr##_##nr(const void *x, int64_t x_row, const void *w, int64_t stride, int64_t k, const void *tail,      \
                                    float (*sums)[PANEL]) {                                                                       \
         (void)tail;                                                                                                               \
@@ -269,13 +265,13 @@ typedef void (*peg_tile)(const void *x, int64_t x_row, const void *w, int64_t st
 
 #if MR == 6
 #define ROWS_OF(make, name, type, nr) \
-    make(name, type, 1, nr, 0) make(name, type, 2, nr, 0) make(name, type, 3, nr, 0) make(name, type, 4, nr, 0) make(name, type, 5, nr, 0) make(name, type, 6, nr, 0)
+    make(name, type, 1, nr) make(name, type, 2, nr) make(name, type, 3, nr) make(name, type, 4, nr) make(name, type, 5, nr) make(name, type, 6, nr)
 #define NAMES_OF(name, nr) {name##_1_##nr, name##_2_##nr, name##_3_##nr, name##_4_##nr, name##_5_##nr, name##_6_##nr}
 #elif MR == 4
-#define ROWS_OF(make, name, type, nr) make(name, type, 1, nr, 0) make(name, type, 2, nr, 0) make(name, type, 3, nr, 0) make(name, type, 4, nr, 0)
+#define ROWS_OF(make, name, type, nr) make(name, type, 1, nr) make(name, type, 2, nr) make(name, type, 3, nr) make(name, type, 4, nr)
 #define NAMES_OF(name, nr) {name##_1_##nr, name##_2_##nr, name##_3_##nr, name##_4_##nr}
 #else
-#define ROWS_OF(make, name, type, nr) make(name, type, 1, nr, 0) make(name, type, 2, nr, 0)
+#define ROWS_OF(make, name, type, nr) make(name, type, 1, nr) make(name, type, 2, nr)
 #define NAMES_OF(name, nr) {name##_1_##nr, name##_2_##nr}
 #endif
 #if NR == 4
@@ -291,10 +287,10 @@ COLUMNS_OF(TILE, bf16, PEG_BF16)
 COLUMNS_OF(TILE, f16, PEG_F16)
 COLUMNS_OF(TILE, i8, PEG_I8)
 COLUMNS_OF(WIDE, wide, PEG_F32)
-TILE(f32, PEG_F32, 1, 8, 1)
-TILE(bf16, PEG_BF16, 1, 8, 1)
-TILE(f16, PEG_F16, 1, 8, 1)
-TILE(i8, PEG_I8, 1, 8, 1)
+TILE(f32, PEG_F32, 1, 8)
+TILE(bf16, PEG_BF16, 1, 8)
+TILE(f16, PEG_F16, 1, 8)
+TILE(i8, PEG_I8, 1, 8)
 
 /* By type, in order of their numbers; then width NR or 1; then rows. */
 static const peg_tile tiles[4][2][MR] = {BOTH_OF(f32), BOTH_OF(bf16), BOTH_OF(f16), BOTH_OF(i8)};
@@ -302,7 +298,7 @@ static const peg_tile single[4] = {f32_1_8, bf16_1_8, f16_1_8, i8_1_8};
 static const peg_tile wide[2][MR] = BOTH_OF(wide);
 #ifdef PEG_ISA_AVX512BF16
 COLUMNS_OF(DOT, dot, PEG_BF16)
-DOT(dot, PEG_BF16, 1, 8, 1)
+DOT(dot, PEG_BF16, 1, 8)
 static const peg_tile dots[2][MR] = BOTH_OF(dot);
 #endif
 

@@ -4,6 +4,7 @@
  * those alone that joined: a worker that the operating system has not scheduled costs nothing, so a machine that is busy with other work
  * slows a call by what it takes, not by its time slices. An idle worker looks for jobs for a short while, then sleeps.
  */
+#define _DEFAULT_SOURCE /* clock_gettime, madvise */
 #include "peg.h"
 
 #include <pthread.h>
@@ -11,6 +12,9 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <time.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #if defined(__x86_64__)
 #define RELAX() __builtin_ia32_pause()
@@ -216,4 +220,17 @@ void *peg_scratch(int slot, size_t bytes) {
         own->bytes[slot] = own->memory[slot] ? rounded : 0;
     }
     return own->memory[slot];
+}
+
+/* Asks the system to put the memory of [p, p + bytes) on huge pages, what shares such a page with it included: weights are read from end to
+ * end, and looking up small pages takes as long as reading them. Contents stay; where the system cannot, nothing happens. */
+PEG_API void peg_huge_pages(const void *p, int64_t bytes);
+void peg_huge_pages(const void *p, int64_t bytes) {
+#if defined(__linux__)
+    const uintptr_t page = (uintptr_t)2 << 20, first = (uintptr_t)p & ~(page - 1), end = ((uintptr_t)p + (uintptr_t)bytes + page - 1) & ~(page - 1);
+    for (uintptr_t at = first; at < end; at += page) madvise((void *)at, page, 25 /* MADV_COLLAPSE, since Linux 6.1 */);
+#else
+    (void)p;
+    (void)bytes;
+#endif
 }
