@@ -22,10 +22,12 @@ MUTANTS = Path(__file__).with_name("mutants")
 SUITES = {
     "adapter": conformance.AdapterSuite,
     "attention": conformance.AttentionSuite,
+    "grammar": conformance.GrammarSuite,
     "logger": conformance.LoggerSuite,
     "logits_processor": conformance.LogitsProcessorSuite,
     "model": conformance.ModelSuite,
     "objective": conformance.ObjectiveSuite,
+    "parser": conformance.ParserSuite,
     "platform": conformance.PlatformSuite,
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -140,11 +141,11 @@ class ParserSuite(PluginSuite):
         assert any(map(self._comes_early, self.samples))
 
     def _comes_early(self, text: str) -> bool:
-        """Whether arguments or reasoning came in two parts or more while the text came."""
-        parser, parts = self.parser(), 0
+        """Whether the arguments of one call, or reasoning, came in two parts or more while the text came."""
+        parser, parts = self.parser(), Counter[int | None]()
         for character in text:
-            parts += sum(1 for piece in parser.push(character) if piece.arguments or piece.reasoning)
-        return parts > 1
+            parts.update(piece.tool for piece in parser.push(character) if piece.arguments or piece.reasoning)
+        return any(count > 1 for count in parts.values())
 
     def test_parsers_are_apart(self) -> None:
         """Two answers at once do not know of each other."""

@@ -10,7 +10,9 @@ import click
 @click.command()
 @click.argument("name")
 @click.option(
-    "--kind", required=True, help="platform, attention, model, adapter, objective, logger or logits_processor."
+    "--kind",
+    required=True,
+    help="platform, attention, model, adapter, objective, logger, logits_processor, grammar or parser.",
 )
 @click.option(
     "--dest",

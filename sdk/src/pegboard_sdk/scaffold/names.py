@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pegboard.errors import ConfigError, nearest
 from pegboard.plugins.index import normalise, scan
 
-KINDS = ("adapter", "attention", "logger", "logits_processor", "model", "objective", "platform")
+KINDS = ("adapter", "attention", "grammar", "logger", "logits_processor", "model", "objective", "parser", "platform")
 """Kinds that there is a template for."""
 
 _SUFFIX = {"attention": "Attention", "logits_processor": "Processor", "model": "Family"}
