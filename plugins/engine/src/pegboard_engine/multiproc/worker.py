@@ -176,7 +176,9 @@ def _log_to(channel: Channel, level: int) -> None:
 
 
 def _tensors(built: BuiltModel) -> dict[str, Tensor]:
-    return {**dict(built.model.named_parameters()), **dict(built.model.named_buffers())}
+    """Return what a model holds by name, with or without adapters around its layers."""
+    held = {**dict(built.model.named_parameters()), **dict(built.model.named_buffers())}
+    return {name.replace(".base.", "."): tensor for name, tensor in held.items()}
 
 
 def _told(error: Exception) -> dict[str, str | None]:
