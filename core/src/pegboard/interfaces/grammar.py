@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 class GrammarMatcher(ABC):
-    """How far one answer has come in a grammar. Used by one thread at a time."""
+    """How far one answer has come in a grammar. Used by one thread at a time.
+
+    `fill`, `accept` and `rollback` raise DataError where the grammar takes more work than its limits allow, and then always.
+    """
 
     @abstractmethod
     def fill(self, mask: Any) -> None:
@@ -22,7 +25,10 @@ class GrammarMatcher(ABC):
 
     @abstractmethod
     def accept(self, token_id: int) -> bool:
-        """Advance by one id and return True; leave the state as it is and return False when the grammar does not allow it."""
+        """Advance by one id and return True; leave the state as it is and return False when the grammar does not allow it.
+
+        An id that ends a text is accepted where the grammar is complete; after it nothing but such ids is.
+        """
 
     @property
     @abstractmethod
