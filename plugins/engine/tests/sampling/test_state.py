@@ -165,3 +165,23 @@ def test_the_host_may_be_a_step_ahead(kind: dict[str, Any]) -> None:
     for _ in range(8):
         known.step([0])
     assert ids == list(known.rows[0].output)
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_nothing_is_left_of_who_had_a_row_before(released: bool) -> None:
+    counts, tails = Counts(8, torch.device("cpu")), Tails(torch.device("cpu"))
+    counts.reset([0], [np.array([1, 2])], [np.array([3, 3])])
+    counts.append(np.array([0]), torch.tensor([[4]]), None)
+    tails.reset(0, np.array([3, 3, 4]), 3)
+    slot = 0
+    if released:
+        slot = 5
+        counts.release(0)
+        tails.release(0)
+    counts.reset([slot], [np.array([1])], [np.array([6])])
+    tails.reset(slot, np.array([6]), 3)
+    logits = torch.tensor([[1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -1.0, -1.0]])
+    penalties = torch.tensor([[2.0, 0.25, 0.5]])
+    counts.penalise_(logits, torch.tensor([0]), np.array([slot]), penalties, None)
+    assert logits.tolist() == [[1.0, 0.5, 1.0, 1.0, 1.0, 1.0, -2.75, -1.0]]
+    assert tails.endings(np.array([slot]), None, None).tolist() == [[-2, -2, 6]]
