@@ -92,8 +92,46 @@ def test_bench(peg: Peg, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(row["all"]) == 2
     assert row["value"] > 0
     assert told["peak_rss_mb"] > 0
+    assert list(row["itl_ms"]) == ["p50", "p90", "p99"]
+    assert 0 < row["itl_ms"]["p50"] <= row["itl_ms"]["p99"]
     out = peg("bench", "offline", folder, "--workload", "stream", "--repetitions", "1").out
     assert "out tokens/s" in out
+    assert "ms a token" in out
+
+
+def test_bench_writes_files(peg: Peg, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    asked = []
+
+    def requests(seed: int) -> list[tuple[list[int], int]]:
+        asked.append(seed)
+        return [([1 + seed % 9, 2, 3], 4)]
+
+    for name in ("stream", "single"):
+        monkeypatch.setitem(WORKLOADS, name, replace(WORKLOADS[name], requests=requests))
+    figures, picture = tmp_path / "figures.json", tmp_path / "tokens.png"
+    said = peg(
+        *("bench", "offline", folder, "--workload", "stream", "--workload", "single", "--repetitions", "2"),
+        *("--seed", "7", "--json", figures, "--plot", picture),
+    )
+    assert said.status == 0, said.err
+    assert set(asked) == {7, 8}
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert [row["workload"] for row in json.loads(figures.read_text())["workloads"]] == ["stream", "single"]
+    assert "out tokens/s" in said.out
+    said = peg("bench", "offline", folder, "--workload", "stream", "--plot", "x.txt")
+    assert (said.status, "is no picture" in said.err) == (2, True)
+    said = peg("bench", "offline", folder, "--workload", "stream", "--json", "/nowhere/x")
+    assert (said.status, "does not exist" in said.err) == (2, True)
+
+
+def test_tokens_of_one_step_share_its_time() -> None:
+    from pegboard_engine.commands.bench import Run
+
+    run = Run({"a": [(1.0, 1), (2.0, 2), (5.0, 1)], "b": [(0.5, 1)]}, 5.0)
+    assert run.first == 0.5
+    assert run.gaps == [0.5, 0.5, 3.0]
 
 
 @pytest.mark.parametrize(
