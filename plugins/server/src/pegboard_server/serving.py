@@ -51,12 +51,12 @@ def load_engine(
 ) -> tuple[Engine, Tokenizer, Mapping[str, Any]]:
     """Return an engine with its model, the tokenizer, and the model's generation_config.json.
 
-    engine: a choice of kind `engine`. build: options of `build_model`. Options are checked before the model is read.
+    engine: a choice of kind `engine`. build: options of `prepare_model`. Options are checked before the model is read.
     """
     made: Engine = registry.create("engine", engine)
     opened = open_any(registry, model, revision)
     tokenizer = opened.tokenizer(registry)
-    built = opened.build(registry, **build)
+    built = opened.prepare(registry, **build)  # its weights are loaded where the steps run
     registry.hooks.call("model_built", role="engine", model=built.model)
     made.load(built, tokenizer, registry)
     return made, tokenizer, built.files.generation_config
