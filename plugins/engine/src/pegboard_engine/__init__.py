@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pegboard.interfaces.engine import RequestOptions
 from pegboard.types import SamplingParams
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from pegboard_engine.llm import LLM, Completion, Generation
     from pegboard_engine.options import EngineOptions
 
-__all__ = ["LLM", "SamplingParams", "Generation", "Completion", "PagedEngine", "EngineOptions"]
+__all__ = ["LLM", "SamplingParams", "RequestOptions", "Generation", "Completion", "PagedEngine", "EngineOptions"]
 
 _HOMES = {
     "LLM": "llm",
