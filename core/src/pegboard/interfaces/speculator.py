@@ -26,9 +26,7 @@ class Speculator(ABC):
         """Prepare for a model; called once, first. Raises ConfigError when this speculator does not suit it."""
 
     @abstractmethod
-    def propose(
-        self, keys: Sequence[int], tokens: Sequence[Sequence[int]], most: Sequence[int]
-    ) -> list[Sequence[int]]:
+    def propose(self, keys: Sequence[int], tokens: Sequence[Sequence[int]], most: Sequence[int]) -> list[Sequence[int]]:
         """Return a proposal for each sequence, of at most most[i] ids; an empty one where there is no good guess.
 
         keys: names of the sequences; a key never stands for another one. tokens: prompt and output of each so far, as an int32
