@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pegboard_engine.multiproc.channel import Channel, ChannelClosed
-from pegboard_engine.multiproc.values import MessageError, pack
+from pegboard_engine.multiproc.values import MessageError
 
 Pair = tuple[Channel, Channel]
 ONCE = 10.0
@@ -202,10 +202,11 @@ def garble(make: Callable[[list[Any]], Any]) -> bytes:
         garble(lambda m: ["done", 0, 0, [["<i8", [4], 0]], ["array", 0]]),
         garble(lambda m: ["done", 0, 0, [["O", [4], 0]], ["array", 0]]),
         garble(lambda m: ["done", 0, 0, [["<i8", [1 << 60], 0]], ["array", 0]]),
+        garble(lambda m: ["done", 0, 0, [["<i8", [0, 1 << 70], 0]], ["array", 0]]),
         garble(lambda m: ["done", 0, 0, [], ["array", 0]]),
         garble(lambda m: ["done", 0, 0, [], ["eval", "1"]]),
     ],
-    ids=range(16),
+    ids=range(17),
 )
 def test_garbage_is_told(data: bytes) -> None:
     left, right = socket.socketpair()
@@ -221,11 +222,10 @@ def test_an_array_beyond_the_memory_is_told(pair: Pair) -> None:
     parent, worker = pair
     worker.send("done", np.arange(4))
     parent.receive(ONCE)
-    body, _ = pack(None)
-    assert body is None
-    worker._socket.send(garble(lambda m: ["done", 0, 0, [["<i8", [4], 4090]], ["array", 0]]))
-    with pytest.raises(MessageError):
-        parent.receive(ONCE)
+    for shape, offset in (([4], 4090), ([-1], 0), ([-2, -2], 0), ([4], -8), ([1 << 62], 8), ([1.5], 0), (["a"], 0)):
+        worker._socket.send(garble(lambda m, s=shape, o=offset: ["done", 0, 0, [["<i8", s, o]], ["array", 0]]))
+        with pytest.raises(MessageError):
+            parent.receive(ONCE)
 
 
 def test_what_comes_aside_is_read_while_it_waits() -> None:

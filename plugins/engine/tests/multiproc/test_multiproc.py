@@ -98,6 +98,7 @@ def test_embeddings_and_scores_are_the_same(one: LLM, two: LLM) -> None:
     assert two.score(PROMPTS, ("a", "b")) == one.score(PROMPTS, ("a", "b"))
 
 
+@pytest.mark.slow
 def test_adapters_are_served_from_the_worker_and_come_back_with_a_new_one(one: LLM, two: LLM, tmp_path: Path) -> None:
     adapter = LoraAdapter(LoraOptions(rank=2, alpha=16, targets=["q_proj", "down_proj"]))
     model = one.built.model
@@ -177,6 +178,7 @@ def test_new_weights_are_read_from_where_the_old_ones_came_from(folder: Path, tw
     assert [g.outputs for g in two.generate(PROMPTS, params)] == [g.outputs for g in before]
 
 
+@pytest.mark.slow
 def test_from_the_command(peg: Callable[..., Said], folder: Path) -> None:
     tiny = ("--dtype", "float32", "--max-tokens", "6", "--temperature", "0")
     said = peg("generate", folder, "hello", *tiny, "--set", "executor=multiproc", "--threads", "1")

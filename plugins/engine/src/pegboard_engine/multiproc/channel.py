@@ -136,7 +136,8 @@ class Channel:
 
     def _write(self, arrays: Sequence[np.ndarray], own: bool) -> tuple[int, int | None, list[Any]]:
         """Copy arrays to where the other side finds them; return where, a descriptor to send, and [dtype, shape, offset] of each."""
-        size = sum(aligned(array.nbytes) for array in arrays)
+        sizes = [aligned(array.nbytes) for array in arrays]
+        size = sum(sizes)
         where, descriptor, ring, segment, offset = _SAME, None, None, self._out, 0
         if size and own:
             where = _OWN
@@ -155,12 +156,12 @@ class Channel:
             offset = found
         self._unread.append(ring)
         specs = []
-        for array in arrays:
-            specs.append([array.dtype.str, array.shape, offset])
-            if array.nbytes:
+        for array, room in zip(arrays, sizes, strict=True):
+            specs.append((array.dtype.str, array.shape, offset))
+            if room:
                 assert segment is not None
-                segment.view(array.dtype, array.shape, offset)[...] = array
-            offset += aligned(array.nbytes)
+                segment.write(array, offset)
+            offset += room
         return where, descriptor, specs
 
     def _send_all(self, data: bytes, descriptor: int | None, deadline: float | None) -> None:
@@ -261,15 +262,13 @@ class Channel:
             dtype = np.dtype(name)
             if not is_plain(dtype):
                 raise MessageError(f"an array of {dtype}")
-            array = np.empty(shape, dtype)
-            if array.nbytes:
-                if segment is None:
-                    raise MessageError("an array without memory")
-                view = segment.view(dtype, tuple(shape), offset)
-                if self._copy:
-                    array[...] = view
-                else:
-                    array = view
+            if 0 in shape:
+                array = np.empty(shape, dtype)
+            elif segment is None:
+                raise MessageError("an array without memory")
+            else:
+                array = segment.view(dtype, shape, offset)
+                array = array.copy() if self._copy else array
             arrays.append(array)
         return arrays
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import tempfile
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -27,12 +29,18 @@ class Segment:
         """Map what a file descriptor stands for; the descriptor stays the caller's."""
         self.size = os.fstat(descriptor).st_size
         self._memory = mmap.mmap(descriptor, self.size)
+        self._octets = np.frombuffer(self._memory, np.uint8)
 
-    def view(self, dtype: np.dtype, shape: tuple[int, ...], offset: int) -> np.ndarray:
+    def write(self, array: np.ndarray, offset: int) -> None:
+        """Copy an array to `offset`, where it has room."""
+        self._octets[offset : offset + array.nbytes] = np.frombuffer(np.ascontiguousarray(array), np.uint8)
+
+    def view(self, dtype: np.dtype, shape: Sequence[int], offset: int) -> np.ndarray:
         """Return an array that lies at `offset`. Raises ValueError when it does not lie inside."""
-        if offset < 0 or min(shape, default=0) < 0:
-            raise ValueError(f"an array of shape {shape} at {offset}")
-        return np.ndarray(shape, dtype, buffer=self._memory, offset=offset)  # which checks its end
+        count = math.prod(shape)
+        if count < 0:
+            raise ValueError(f"an array of shape {shape}")
+        return np.frombuffer(self._memory, dtype, count, offset).reshape(shape)
 
 
 def create(size: int) -> tuple[Segment, int]:
