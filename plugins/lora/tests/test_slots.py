@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pegboard.build import BuiltModel
 from pegboard.errors import ConfigError, ModelError, PegboardError
-from pegboard.nn import LinearGroup
+from pegboard.nn import Linear, LinearGroup
 from pegboard_lora import DoraAdapter, LoraAdapter
 from pegboard_lora.options import LoraOptions
 from pegboard_lora.sites import RowLinear
@@ -100,6 +100,29 @@ def test_each_sequence_computes_as_with_its_adapter_merged(
         slots.load(slot, one.tensors, one.config)
     ids = torch.randint(0, 256, (sum(lens),), generator=torch.Generator().manual_seed(1))
     close(mixed(base, ids, lens, which), alone([*(one.model for one in trained), random_model()], ids, lens, which))
+
+
+class Packed(Linear):
+    """No plain layer, as a quantised one is none."""
+
+
+def test_groups_of_other_layers_are_adapted_one_by_one(trained: list[Trained]) -> None:
+    built = random_model(phase="decode")
+    for module in list(built.model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, Linear):
+                packed = Packed(child.in_features, child.out_features).double()
+                packed.weight = child.weight
+                setattr(module, name, packed)
+            if isinstance(child, LinearGroup):
+                child.unfuse()
+    slots = slots_of(built)
+    for slot, one in enumerate(trained):
+        slots.load(slot, one.tensors, one.config)
+    attention = built.model.model.layers[0].self_attn
+    assert attention.q_proj.site is not attention.v_proj.site
+    ids, lens, which = torch.arange(30, 60), [1, 1, 1, 1, 26], [0, 1, -1, 2, 1]
+    close(mixed(built, ids, lens, which), alone([*(one.model for one in trained), random_model()], ids, lens, which))
 
 
 def test_loading_and_unloading_between_passes(base: BuiltModel, trained: list[Trained]) -> None:

@@ -30,7 +30,7 @@ class LoraSlots(AdapterSlots):
         self._model = model
         self._num_slots = num_slots
         self._max_rank = max_rank
-        self._dtype = dtype
+        self._dtype = _product_dtype(model, dtype)
         self._layers = adaptable(model)
         self._sites = _sites(model, self._layers, self.parts)
         self._loaded: dict[int, list[str]] = {}
@@ -92,7 +92,7 @@ class LoraSlots(AdapterSlots):
         for name in names:
             layer = self._layers[name]
             down, up = (tensors[key] for key in peft_names(name, magnitude=False))
-            device, dtype = device_of(layer), _product_dtype(layer, self._dtype)
+            device, dtype = device_of(layer), self._dtype
             wide = torch.promote_types(torch.promote_types(up.dtype, dtype), torch.float32)
             pair = (down.to(device, dtype), (up.to(wide) * options.scaling_of(name)).to(device, dtype).t())
             # Zero times something that is not finite would reach the rows of others.
@@ -126,15 +126,16 @@ def _sites(
         if isinstance(module, LinearGroup):
             owner = name.rpartition(".")[0]
             members = tuple(f"{owner}.{leaf}" if owner else leaf for leaf in module.names)
-            if all(member in left for member in members):
+            # Members that are no plain layers (quantised ones, say) are computed one by one.
+            if module.bases() is not None and all(member in left for member in members):
                 found.append((Site(parts), members))
                 for member in members:
                     del left[member]
     return found + [(Site(parts), (name,)) for name in left]
 
 
-def _product_dtype(layer: nn.Module, dtype: torch.dtype) -> torch.dtype:
+def _product_dtype(model: nn.Module, dtype: torch.dtype) -> torch.dtype:
     """Return the dtype to multiply in: a platform that replaces the product in half precision does so as torch's own is slow there."""
-    kernels = getattr(layer, "kernels", None)
+    kernels = getattr(model, "kernels", None)
     replaced = kernels is not None and kernels.linear is not reference_linear
     return torch.float32 if replaced and dtype.itemsize < 4 else dtype
