@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pegboard_cpu_kernels import ops
+from pegboard_cpu_kernels.calls import check
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 EPSILON = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -174,6 +175,6 @@ def test_nothing_is_kept_of_a_weight_that_is_gone(library: ctypes.CDLL) -> None:
 
 def test_a_lack_of_memory_and_nonsense_are_told() -> None:
     with pytest.raises(MemoryError, match="linear"):
-        ops.check(-2, "linear")
+        check(-2, "linear")
     with pytest.raises(RuntimeError, match="linear"):
-        ops.check(-1, "linear")
+        check(-1, "linear")

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, is_grad_enabled
 
 from pegboard_cpu_kernels import program
+from pegboard_cpu_kernels.calls import TYPES, check, huge_pages
 from pegboard_cpu_kernels.library import ISAS
+from pegboard_cpu_kernels.quantized import int8_linear
 from pegboard_cpu_kernels.threads import follow_torch
-
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
-"""Element types by their number in C."""
 
 _MOST_ROWS: Mapping[str, Mapping[torch.dtype, int]] = {
     "portable": {torch.float32: 1, torch.bfloat16: 4, torch.float16: 4},
@@ -32,9 +31,6 @@ _MOST_ROWS: Mapping[str, Mapping[torch.dtype, int]] = {
 
 _MOST_ROWS_BESIDE_TILES = 4
 """The same for bfloat16 where the processor has matrix registers (AMX), which torch uses and we do not."""
-
-_HUGE = 1 << 18
-"""Bytes of weights from which on huge pages are asked for."""
 
 _PREFIX = struct.Struct("6q").pack
 _SIX = struct.Struct("6q").pack
@@ -53,7 +49,9 @@ def replacements(
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return {}
     follow_torch(library)
-    return {
+    # An op of another distribution: there when that one is in use.
+    further = {"int8_linear": int8_linear(library, fallbacks["int8_linear"])} if "int8_linear" in fallbacks else {}
+    return further | {
         "linear": linear(library, fallbacks["linear"]),
         "rms_norm": rms_norm(library, fallbacks["rms_norm"]),
         "add_rms_norm": add_rms_norm(library, fallbacks["add_rms_norm"]),
@@ -69,13 +67,6 @@ def most_rows(library: ctypes.CDLL, dtype: torch.dtype) -> int:
     if dtype == torch.bfloat16 and tiles is not None and tiles():
         return min(rows, _MOST_ROWS_BESIDE_TILES)
     return rows
-
-
-def check(code: int, what: str) -> None:
-    """Raise when a function of the library refused."""
-    if code == -2:
-        raise MemoryError(f"no memory for the working space of {what}")
-    raise RuntimeError(f"{what} was given a type or a size that it does not know")
 
 
 def linear(
@@ -95,10 +86,8 @@ def linear(
             rows = most_rows(library, weight.dtype)
         stride = weight.stride(0) if n > 1 else k
         prefix = _PREFIX(weight.data_ptr(), 0, n, k, stride, TYPES.get(weight.dtype, 0)) if rows >= 0 else b""
-        if rows >= 0 and n * k * weight.itemsize >= _HUGE:
-            library.peg_huge_pages(
-                ctypes.c_void_p(weight.data_ptr()), ctypes.c_int64(((n - 1) * stride + k) * weight.itemsize)
-            )
+        if rows >= 0:
+            huge_pages(library, weight)
         key = id(weight)
         ref = weakref.ref(weight, lambda _: known.pop(key, None))
         entry = (ref, weight.data_ptr(), weight.shape, weight.dtype, rows, prefix)

@@ -14,6 +14,7 @@ from pegboard.interfaces.adapter import Adapter
 from pegboard.interfaces.format import LazyTensor, ModelFiles
 from pegboard.interfaces.model import ModelFamily
 from pegboard.interfaces.platform import Phase
+from pegboard.interfaces.quantizer import Quantizer
 from pegboard.nn import CausalLM, dense_causal_lm, dense_parallel_plan
 from pegboard.plugins.load import Registry
 from pegboard.plugins.spec import PluginSpec
@@ -99,6 +100,7 @@ def random_model(
     dtype: str = "float64",
     phase: Phase = "train",
     adapter: Adapter | None = None,
+    quantizer: Quantizer | None = None,
     seed: int = 0,
 ) -> BuiltModel:
     """Build a model with random weights on the host, over the reference attention.
@@ -109,7 +111,7 @@ def random_model(
         {("platform", "host"): _PLATFORM, ("attention", "reference"): _ATTENTION, ("model", "tested"): family}
     )
     files = RandomFiles(registry.create("model", "tested"), config, seed=seed)
-    return build_model(registry, files, dtype=dtype, phase=phase, adapter=adapter, seed=seed)
+    return build_model(registry, files, dtype=dtype, phase=phase, adapter=adapter, quantizer=quantizer, seed=seed)
 
 
 def positions_of(lens: Sequence[int]) -> Tensor:
