@@ -15,6 +15,7 @@ from pegboard_server import chat, limits, sampling
 from pegboard_server.answers import ChatAnswer, Count, Envelope, TokenTexts, new_id
 from pegboard_server.calls import call_grammar
 from pegboard_server.errors import bad_request
+from pegboard_server.labels import labelled
 from pegboard_server.loop import Job
 from pegboard_server.parsing import AnswerParser, ToolUse
 from pegboard_server.schemas.chat import ChatCompletion, ChatRequest
@@ -101,6 +102,7 @@ class Conversation:
 async def create_chat_completion(body: ChatRequest, request: Request, served: ServedDep) -> Response:
     """Answer a conversation. With `stream`, events of chunks; the last one is `[DONE]`."""
     conversation = await while_connected(request, prepare(served, body))
+    conversation.job = labelled(conversation.job, request, "chat", conversation.model)
     if body.stream:
         return EventStream(conversation.chunks(), served.options.keep_alive)
     return JSONResponse(await while_connected(request, conversation.whole()))

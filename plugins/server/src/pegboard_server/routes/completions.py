@@ -13,6 +13,7 @@ from pegboard.interfaces.engine import RequestOutput, TokenLogprobs
 from pegboard_server import limits, sampling
 from pegboard_server.answers import Count, Envelope, TokenTexts, new_id
 from pegboard_server.errors import bad_request, of_output
+from pegboard_server.labels import labelled
 from pegboard_server.loop import Job
 from pegboard_server.prompts import prompt_ids, prompt_list
 from pegboard_server.schemas.completions import Completion, CompletionRequest
@@ -150,6 +151,7 @@ class Texts:
 async def create_completion(body: CompletionRequest, request: Request, served: ServedDep) -> Response:
     """Continue texts, or lists of token ids. With `stream`, events of chunks; the last one is `[DONE]`."""
     texts = await while_connected(request, prepare(served, body))
+    texts.jobs = [labelled(job, request, "text_completion", texts.model) for job in texts.jobs]
     if body.stream:
         return EventStream(texts.chunks(), served.options.keep_alive)
     return JSONResponse(await while_connected(request, texts.whole()))

@@ -15,6 +15,7 @@ from pegboard.types import SamplingParams
 from pegboard_server import limits
 from pegboard_server.answers import Count, new_id
 from pegboard_server.errors import bad_request, internal, of_output
+from pegboard_server.labels import labelled
 from pegboard_server.loop import Job
 from pegboard_server.prompts import prompt_ids, prompt_list
 from pegboard_server.schemas.embeddings import EmbeddingList, EmbeddingRequest
@@ -27,10 +28,10 @@ router = APIRouter()
 @router.post("/v1/embeddings", response_model=EmbeddingList)
 async def create_embeddings(body: EmbeddingRequest, request: Request, served: ServedDep) -> Response:
     """Return a vector of length 1 for each input."""
-    return JSONResponse(await while_connected(request, _embed(served, body)))
+    return JSONResponse(await while_connected(request, _embed(served, body, request)))
 
 
-async def _embed(served: Served, body: EmbeddingRequest) -> dict[str, object]:
+async def _embed(served: Served, body: EmbeddingRequest, request: Request) -> dict[str, object]:
     served.check_open()
     served.check_fields(body)
     adapter = served.adapter(body.model)
@@ -50,6 +51,8 @@ async def _embed(served: Served, body: EmbeddingRequest) -> dict[str, object]:
         Job(f"{name}-{number}", ids, SamplingParams(max_tokens=1, detokenize=False), options)
         for number, ids in enumerate(prompts)
     ]
+    model = body.model or served.options.names[0]
+    jobs = [labelled(job, request, "embeddings", model) for job in jobs]
     vectors: dict[int, Sequence[float]] = {}
     count = Count()
     async with served.stream(jobs) as stream:
@@ -70,7 +73,7 @@ async def _embed(served: Served, body: EmbeddingRequest) -> dict[str, object]:
         }
         for index in range(len(jobs))
     ]
-    return {"object": "list", "data": data, "model": body.model or served.options.names[0], "usage": usage}
+    return {"object": "list", "data": data, "model": model, "usage": usage}
 
 
 def _unit(vector: Sequence[float], body: EmbeddingRequest) -> list[float]:

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from pegboard_server.answers import ChatAnswer, Count, new_id
 from pegboard_server.errors import ApiError, bad_request, internal, of_validation
 from pegboard_server.items import Event, Items
+from pegboard_server.labels import labelled
 from pegboard_server.routes.chat import Conversation, prepare
 from pegboard_server.schemas.chat import ChatRequest
 from pegboard_server.schemas.responses import (
@@ -129,6 +130,7 @@ async def create_response(body: ResponseRequest, request: Request, served: Serve
     served.check_open()
     served.check_fields(body)
     conversation = await while_connected(request, prepare(served, as_chat(body)))
+    conversation.job = labelled(conversation.job, request, "chat", conversation.model)
     writer = Writer(body, conversation)
     if body.stream:
         return EventStream(writer.chunks(), served.options.keep_alive, done=False)

@@ -15,6 +15,7 @@ from pegboard.types import Message, SamplingParams
 from pegboard_server import limits
 from pegboard_server.answers import Count, new_id
 from pegboard_server.errors import bad_request, internal, of_output
+from pegboard_server.labels import labelled
 from pegboard_server.loop import Job
 from pegboard_server.schemas.embeddings import ScoreList, ScoreRequest
 from pegboard_server.served import Served, ServedDep
@@ -29,10 +30,10 @@ QUESTION = 'Does the document answer the query? Say "{yes}" or "{no}" and nothin
 @router.post("/score", response_model=ScoreList)
 async def score(body: ScoreRequest, request: Request, served: ServedDep) -> Response:
     """Return for each document how probable the model finds "yes" against "no"."""
-    return JSONResponse(await while_connected(request, _score(served, body)))
+    return JSONResponse(await while_connected(request, _score(served, body, request)))
 
 
-async def _score(served: Served, body: ScoreRequest) -> dict[str, object]:
+async def _score(served: Served, body: ScoreRequest, request: Request) -> dict[str, object]:
     served.check_open()
     served.check_fields(body)
     pairs = _pairs(body, served.options.limits.prompts)
@@ -50,6 +51,7 @@ async def _score(served: Served, body: ScoreRequest) -> dict[str, object]:
     name = new_id("score")
     params = SamplingParams(max_tokens=1, temperature=0.0, logprob_ids=labels, logprobs=0, detokenize=False)
     jobs = [Job(f"{name}-{number}", ids, params, options) for number, ids in enumerate(prompts)]
+    jobs = [labelled(job, request, "score", body.model or served.options.names[0]) for job in jobs]
     scores: dict[int, float] = {}
     count = Count()
     async with served.stream(jobs) as stream:
