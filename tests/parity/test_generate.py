@@ -13,6 +13,7 @@ from pegboard.opened import open_any
 from pegboard.plugins.load import Registry
 from pegboard.types import SamplingParams
 from pegboard_engine import EngineOptions, PagedEngine
+from pegboard_engine.memory import plan_memory
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("default")]
 
@@ -35,9 +36,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {"head_dim": 16}),
 }
 LENGTHS, NEW = (1, 40, 7, 23), 24
+# A tiny cache: 30 pages of 4 tokens for 168 that all four have in the end.
+TIGHT = {"page_size": 4, "max_model_len": 80, "max_num_tokens": 16, "max_num_seqs": 4, "watermark": 0.0}
 OPTIONS: dict[str, dict[str, Any]] = {
     "whole": {},
     "chunks": {"max_num_tokens": 9, "max_num_seqs": 3, "page_size": 4},
+    "torch's attention, no graphs": {"attention": "sdpa", "graphs": False},
+    "preempted": {**TIGHT, "kv_pages": 30},
+    "another process": {"executor": "multiproc", "max_num_tokens": 16, "max_num_seqs": 4},
+    "guessed at": {"speculator": "ngram"},
 }
 
 
@@ -73,21 +80,33 @@ def theirs(model: Any, **options: Any) -> list[list[int]]:
     return found
 
 
-def ours(folder: Path, *, penalty: float = 1.0, **options: Any) -> list[list[int]]:
-    """All prompts together."""
+def ours(
+    folder: Path, *, penalty: float = 1.0, kv_pages: int = 0, attention: str = "auto", **options: Any
+) -> list[list[int]]:
+    """All prompts together, twice: the second time beginnings are found in the cache; and each with a second answer."""
     registry = Registry.discover()
-    built = open_any(registry, str(folder)).build(registry, platform="cpu", dtype="float32")
+    built = open_any(registry, str(folder)).prepare(registry, platform="cpu", dtype="float32", attention=attention)
+    if kv_pages:
+        options["kv_memory"] = (1 + kv_pages) * plan_memory(built, EngineOptions(**options)).layout.page_bytes
     engine = PagedEngine(EngineOptions(**options))
     engine.load(built, None, registry)
-    params = SamplingParams(max_tokens=NEW, temperature=0.0, repetition_penalty=penalty)
-    for number, prompt in enumerate(prompts()):
-        engine.add_request(str(number), prompt, params)
-    tokens: dict[str, list[int]] = {}
-    while engine.has_unfinished():
-        for output in engine.step():
-            tokens.setdefault(output.request_id, []).extend(output.token_ids)
+    params = SamplingParams(max_tokens=NEW, temperature=0.0, repetition_penalty=penalty, n=2)
+    found = []
+    for _ in range(2):
+        for number, prompt in enumerate(prompts()):
+            engine.add_request(str(number), prompt, params)
+        tokens: dict[tuple[str, int], list[int]] = {}
+        while engine.has_unfinished():
+            for output in engine.step():
+                tokens.setdefault((output.request_id, output.index), []).extend(output.token_ids)
+        found += [[tokens[str(number), index] for number in range(len(LENGTHS))] for index in range(2)]
+    stats = engine.stats()
+    assert stats.held_pages == 0
+    assert stats.prefix_hits > 0
+    assert not kv_pages or stats.preemptions > 0
     engine.close()
-    return [tokens[str(number)] for number in range(len(LENGTHS))]
+    assert all(tokens == found[0] for tokens in found)
+    return found[0]
 
 
 @pytest.mark.parametrize("name", CASES)
