@@ -85,9 +85,10 @@ static void narrow(int type, const float *row, void *out, int32_t count) {
     uint16_t *half = out;
     int32_t i = 0;
     if (type == PEG_F32) memcpy(out, row, sizeof(float) * (size_t)count);
-    else if (type == PEG_BF16)
+    else if (type == PEG_BF16) {
+        for (; i + VL <= count; i += VL) v_store_bf16(half + i, v_load(row + i));
         for (; i < count; i++) half[i] = peg_f32_to_bf16(row[i]);
-    else {
+    } else {
         for (; i + VL <= count; i += VL) v_store_f16(half + i, v_load(row + i));
         for (; i < count; i++) half[i] = peg_f32_to_f16(row[i]);
     }

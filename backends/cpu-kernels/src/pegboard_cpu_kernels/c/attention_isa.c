@@ -33,11 +33,15 @@ void PEG_NAME(peg_attention_compute)(const peg_attention_call *call, const peg_a
         }
         return;
     }
+    if (PEG_PAIRS && type == PEG_BF16 && call->layer->type == PEG_BF16 && call->layer->head_dim % 2 == 0) {
+        tile(PEG_BF16, PEG_PAIRS, call, item, head, scratch);
+        return;
+    }
     switch (type) {
-    case PEG_F32: tile(PEG_F32, call, item, head, scratch); break;
-    case PEG_BF16: tile(PEG_BF16, call, item, head, scratch); break;
-    case PEG_F16: tile(PEG_F16, call, item, head, scratch); break;
-    default: tile(PEG_I8, call, item, head, scratch);
+    case PEG_F32: tile(PEG_F32, 0, call, item, head, scratch); break;
+    case PEG_BF16: tile(PEG_BF16, 0, call, item, head, scratch); break;
+    case PEG_F16: tile(PEG_F16, 0, call, item, head, scratch); break;
+    default: tile(PEG_I8, 0, call, item, head, scratch);
     }
 }
 

@@ -3,17 +3,22 @@
  * An item's rows are its queries, for each the heads that share a kv head. A tile of TILE keys begins at a multiple of TILE in the
  * sequence, a chunk at a multiple of TILE_CHUNK, and no row's arithmetic depends on the others': what a query gets is the same
  * however its prompt was cut. Rows are taken MR at a time: products with the tile's keys, softmax, products with its values.
+ *
+ * With instructions for products of bfloat16 pairs (`paired`) nothing is widened: a float of queries, keys, values and weights below is
+ * then a pair, two neighbours of head_dim, or for values and weights two neighbouring keys.
  */
 #ifndef PEG_ATTENTION_TILE_H
 #define PEG_ATTENTION_TILE_H
 
 #include "attention_common.h"
 
+#ifndef TILE
 #define TILE 64
+#endif
 #define TILE_CHUNK 4096
 
 typedef struct {
-    float *q, *keys, *values, *weights, *part, *total, *key_scales, *value_scales;
+    float *q, *keys, *values, *weights, *pairs, *part, *total, *key_scales, *value_scales;
     int64_t *key_places, *value_places;
 } tile_room;
 
@@ -21,7 +26,7 @@ static int32_t tile_rows(const peg_attention_call *call) { return round_up(call-
 
 static int64_t tile_need(const peg_attention_call *call) {
     int64_t rows = tile_rows(call), width = padded_dim(call);
-    return 4 * TILE + rows * width + 2 * TILE * width + MR * TILE + 2 * TILE + 2 * rows * (width + 2) + 64;
+    return 4 * TILE + rows * width + 2 * TILE * width + 2 * MR * TILE + 2 * TILE + 2 * rows * (width + 2) + 64;
 }
 
 static tile_room tile_rooms(const peg_attention_call *call, float *at) {
@@ -33,6 +38,7 @@ static tile_room tile_rooms(const peg_attention_call *call, float *at) {
     room.keys = at, at += TILE * width;
     room.values = at, at += TILE * width;
     room.weights = at, at += MR * TILE;
+    room.pairs = at, at += MR * TILE;
     room.key_scales = at, at += TILE;
     room.value_scales = at, at += TILE;
     room.part = at, at += rows * (width + 2);
@@ -134,15 +140,32 @@ INLINE void pack_values(int type, const char *base, const tile_room *room, int32
     }
 }
 
+/* Values of bfloat16 -> strips of NR elements, in each TILE / 2 rows of NR pairs. */
+static inline void pair_values(const char *base, const tile_room *room, int32_t skip, int32_t count, int32_t dim, int32_t width) {
+    uint32_t *out = (uint32_t *)(void *)room->values;
+    for (int32_t j = 0; j < count; j += 2) {
+        const uint16_t *low = (const uint16_t *)(const void *)(base + room->value_places[j]);
+        const uint16_t *high = (const uint16_t *)(const void *)(base + room->value_places[j + 1 < count ? j + 1 : j]);
+        uint32_t low_mask = j >= skip ? 0xffffu : 0, high_mask = j + 1 >= skip && j + 1 < count ? 0xffff0000u : 0;
+        if (!low_mask) low = high;
+        for (int32_t d = 0; d < width; d += NR) {
+            uint32_t *strip = out + (int64_t)d * (TILE / 2) + j / 2 * NR;
+            int32_t here = dim - d < NR ? dim - d : NR;
+            for (int32_t i = 0; i < here; i++) strip[i] = (low[d + i] & low_mask) | (((uint32_t)high[d + i] << 16) & high_mask);
+            for (int32_t i = here; i < NR; i++) strip[i] = 0;
+        }
+    }
+}
+
 /* acc[MR][2 VL] += a[MR rows, `depth`] x b[depth][2 VL]. */
-INLINE void multiply(vf acc[MR][2], const float *a, int64_t a_stride, const float *b, int32_t depth) {
+INLINE void multiply(int paired, vf acc[MR][2], const float *a, int64_t a_stride, const float *b, int32_t depth) {
     for (int32_t i = 0; i < depth; i++) {
         vf left = v_load(b + (int64_t)i * NR), right = v_load(b + (int64_t)i * NR + VL);
 #pragma GCC unroll 16
         for (int r = 0; r < MR; r++) {
             vf x = v_set(a[r * a_stride + i]);
-            acc[r][0] = v_fma(x, left, acc[r][0]);
-            acc[r][1] = v_fma(x, right, acc[r][1]);
+            acc[r][0] = paired ? v_dot(x, left, acc[r][0]) : v_fma(x, left, acc[r][0]);
+            acc[r][1] = paired ? v_dot(x, right, acc[r][1]) : v_fma(x, right, acc[r][1]);
         }
     }
 }
@@ -186,9 +209,10 @@ static void soften_rows(const logit_rule *rule, float *weights, int32_t columns,
 }
 
 /* MR rows from row `r` on, with `count` keys of which the first stands at `start` in the sequence. n: rows of the partial result. */
-static void row_block(const peg_attention_call *call, const peg_attention_item *item, const logit_rule *rule, const tile_room *room,
+INLINE void row_block(int paired, const peg_attention_call *call, const peg_attention_item *item, const logit_rule *rule, const tile_room *room,
                       int32_t r, int32_t n, int32_t start, int32_t count, float *part) {
-    int32_t shared = shared_heads(call), dim = call->layer->head_dim, width = padded_dim(call), first[MR], last[MR];
+    int32_t shared = shared_heads(call), width = padded_dim(call), first[MR], last[MR];
+    int32_t depth = paired ? call->layer->head_dim / 2 : call->layer->head_dim, row = paired ? width / 2 : width;
     for (int i = 0; i < MR; i++) {
         int32_t query = (r + i) / shared;
         span(call, item->sequence, item->first + (query < item->count ? query : item->count - 1), first + i, last + i);
@@ -200,7 +224,7 @@ static void row_block(const peg_attention_call *call, const peg_attention_item *
         vf acc[MR][2];
 #pragma GCC unroll 16
         for (int i = 0; i < MR; i++) acc[i][0] = acc[i][1] = v_set(0);
-        multiply(acc, room->q + (int64_t)r * width, width, room->keys + (int64_t)j * width, dim);
+        multiply(paired, acc, room->q + (int64_t)r * row, row, room->keys + (int64_t)j * row, depth);
 #pragma GCC unroll 16
         for (int i = 0; i < MR; i++) {
             v_store(room->weights + i * TILE + j, acc[i][0]);
@@ -210,6 +234,13 @@ static void row_block(const peg_attention_call *call, const peg_attention_item *
     for (int i = 0; i < MR; i++) last[i] = last[i] < used ? last[i] : used - 1;
     float factors[16];
     soften_rows(rule, room->weights, columns, first, last, part + r, part + n + r, factors);
+    const float *weights = room->weights;
+    int32_t tile_depth = paired ? TILE / 2 : TILE;
+    if (paired) {
+        for (int i = 0; i < MR; i++) narrow(PEG_BF16, room->weights + i * TILE, room->pairs + i * tile_depth, columns);
+        weights = room->pairs;
+        used = (used + 1) / 2;
+    }
     for (int32_t d = 0; d < width; d += NR) {
         vf acc[MR][2];
         float *values = part + 2 * n + (int64_t)r * width + d;
@@ -218,7 +249,7 @@ static void row_block(const peg_attention_call *call, const peg_attention_item *
             acc[i][0] = v_load(values + (int64_t)i * width) * v_set(factors[i]);
             acc[i][1] = v_load(values + (int64_t)i * width + VL) * v_set(factors[i]);
         }
-        multiply(acc, room->weights, TILE, room->values + (int64_t)d * TILE, used);
+        multiply(paired, acc, weights, tile_depth, room->values + (int64_t)d * tile_depth, used);
 #pragma GCC unroll 16
         for (int i = 0; i < MR; i++) {
             v_store(values + (int64_t)i * width, acc[i][0]);
@@ -227,19 +258,31 @@ static void row_block(const peg_attention_call *call, const peg_attention_item *
     }
 }
 
-static void read_queries(const peg_attention_call *call, const peg_attention_item *item, int32_t head, const tile_room *room, int32_t n) {
+static void block(const peg_attention_call *call, const peg_attention_item *item, const logit_rule *rule, const tile_room *room, int32_t r,
+                  int32_t n, int32_t start, int32_t count, float *part) {
+    row_block(0, call, item, rule, room, r, n, start, count, part);
+}
+
+static inline void paired_block(const peg_attention_call *call, const peg_attention_item *item, const logit_rule *rule,
+                                const tile_room *room, int32_t r, int32_t n, int32_t start, int32_t count, float *part) {
+    row_block(1, call, item, rule, room, r, n, start, count, part);
+}
+
+INLINE void read_queries(int paired, const peg_attention_call *call, const peg_attention_item *item, int32_t head, const tile_room *room, int32_t n) {
     const peg_attention_layer *layer = call->layer;
     int32_t shared = shared_heads(call), width = padded_dim(call), dim = layer->head_dim;
     memset(room->q, 0, sizeof(float) * (size_t)n * (size_t)width);
     for (int32_t r = 0; r < item->count * shared; r++) {
         int64_t token = call->plan->starts[item->sequence] + item->first + r / shared;
         int64_t at = token * call->q_stride + (int64_t)(head * shared + r % shared) * dim;
-        widen(layer->type, (const char *)call->q + at * peg_item_size(layer->type), room->q + (int64_t)r * width, dim);
+        const char *row = (const char *)call->q + at * peg_item_size(layer->type);
+        if (paired) memcpy(room->q + (int64_t)r * (width / 2), row, 2 * (size_t)dim);
+        else widen(layer->type, row, room->q + (int64_t)r * width, dim);
     }
 }
 
-/* `type` is a constant where this is inlined. */
-INLINE void tile(int type, const peg_attention_call *call, const peg_attention_item *item, int32_t head, float *scratch) {
+/* `type` and `paired` are constants where this is inlined. */
+INLINE void tile(int type, int paired, const peg_attention_call *call, const peg_attention_item *item, int32_t head, float *scratch) {
     const peg_attention_layer *layer = call->layer;
     tile_room room = tile_rooms(call, scratch);
     logit_rule rule = rule_of(layer);
@@ -251,7 +294,7 @@ INLINE void tile(int type, const peg_attention_call *call, const peg_attention_i
     int32_t from = item->chunk >= 0 ? item->chunk : first / TILE_CHUNK, to = item->chunk >= 0 ? item->chunk : last / TILE_CHUNK;
     float *alone = item->chunk < 0 ? NULL
                                    : call->parts + ((int64_t)(item->part + item->chunk) * layer->num_kv_heads + head) * call->part_stride;
-    read_queries(call, item, head, &room, n);
+    read_queries(paired, call, item, head, &room, n);
     for (int32_t chunk = from; chunk <= to; chunk++) {
         float *part = alone ? alone : chunk == from ? room.total : room.part;
         for (int32_t r = 0; r < n; r++) part[r] = -INFINITY;
@@ -263,9 +306,14 @@ INLINE void tile(int type, const peg_attention_call *call, const peg_attention_i
             if (skip >= count) continue;
             locate(call, item->sequence, head, start + skip, count - skip, room.key_places + skip, room.value_places + skip,
                    room.key_scales + skip, room.value_scales + skip);
-            pack_keys(type, keys, &room, skip, count, dim, width);
-            pack_values(type, values, &room, skip, count, dim, width);
-            for (int32_t r = 0; r < n; r += MR) row_block(call, item, &rule, &room, r, n, start, count, part);
+            if (paired) { /* pairs are moved as floats are */
+                pack_keys(PEG_F32, keys, &room, skip, count, dim / 2, width / 2);
+                pair_values(values, &room, skip, count, dim, width);
+            } else {
+                pack_keys(type, keys, &room, skip, count, dim, width);
+                pack_values(type, values, &room, skip, count, dim, width);
+            }
+            for (int32_t r = 0; r < n; r += MR) (paired ? paired_block : block)(call, item, &rule, &room, r, n, start, count, part);
         }
         if (part == room.part) join(room.total, part, n, width);
     }

@@ -46,6 +46,16 @@ INLINE void v_bf16_pair(const uint16_t *p, vf *even, vf *odd) {
 }
 INLINE vf v_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p)); }
 INLINE void v_store_f16(uint16_t *p, vf a) { _mm256_storeu_si256((void *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT)); }
+INLINE void v_store_bf16(uint16_t *p, vf a) {
+#ifdef __AVX512BF16__
+    _mm256_storeu_si256((void *)p, (__m256i)_mm512_cvtneps_pbh(a));
+#else
+    __m512i x = _mm512_castps_si512(a), odd = _mm512_and_si512(_mm512_srli_epi32(x, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(x, _mm512_set1_epi32(0x7fff)), odd);
+    rounded = _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), x, _mm512_set1_epi32(0x400000));
+    _mm256_storeu_si256((void *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+#endif
+}
 INLINE vf v_i8(const int8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p))); }
 INLINE __m256 v_fold(vf a) {
     return _mm256_add_ps(_mm512_castps512_ps256(a), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a), 1)));
@@ -80,6 +90,15 @@ INLINE void v_bf16_pair(const uint16_t *p, vf *even, vf *odd) {
 }
 INLINE vf v_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const void *)p)); }
 INLINE void v_store_f16(uint16_t *p, vf a) { _mm_storeu_si128((void *)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT)); }
+INLINE void v_store_bf16(uint16_t *p, vf a) {
+    __m256i x = _mm256_castps_si256(a), odd = _mm256_and_si256(_mm256_srli_epi32(x, 16), _mm256_set1_epi32(1));
+    __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(x, _mm256_set1_epi32(0x7fff)), odd);
+    __m256i quiet = _mm256_or_si256(x, _mm256_set1_epi32(0x400000));
+    rounded = _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)));
+    rounded = _mm256_srli_epi32(rounded, 16);
+    rounded = _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded, rounded), 0x08);
+    _mm_storeu_si128((void *)p, _mm256_castsi256_si128(rounded));
+}
 INLINE vf v_i8(const int8_t *p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p))); }
 INLINE __m256 v_fold(vf a) { return a; }
 INLINE float v_reduce_max(vf a) {
@@ -123,6 +142,9 @@ INLINE vf v_f16(const uint16_t *p) {
 INLINE void v_store_f16(uint16_t *p, vf a) {
     for (int i = 0; i < VL; i++) p[i] = peg_f32_to_f16(a[i]);
 }
+INLINE void v_store_bf16(uint16_t *p, vf a) {
+    for (int i = 0; i < VL; i++) p[i] = peg_f32_to_bf16(a[i]);
+}
 INLINE vf v_i8(const int8_t *p) { return (vf){p[0], p[1], p[2], p[3]}; }
 INLINE float v_reduce_max(vf a) {
     float m = a[0];
@@ -132,6 +154,18 @@ INLINE float v_reduce_max(vf a) {
 #endif
 
 static const float NUMBERS[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+/* sums + products of pairs: a, b hold two bfloat16 in each place. */
+#ifdef __AVX512BF16__
+#define PEG_PAIRS 1
+INLINE vf v_dot(vf a, vf b, vf c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
+#else
+#define PEG_PAIRS 0
+INLINE vf v_dot(vf a, vf b, vf c) {
+    (void)a, (void)b;
+    return c; /* never called */
+}
+#endif
 
 #define NR (2 * VL) /* width of a micro-kernel: two vectors */
 
