@@ -101,6 +101,22 @@ def test_early_stopping_ends_sooner() -> None:
     assert calls == sorted(calls) and calls[0] < calls[2]
 
 
+def test_an_end_below_the_best_candidates_is_no_answer() -> None:
+    """With two beams an end that is third makes none, though four candidates are looked at; with three it does."""
+
+    def told(sequences: Sequence[Sequence[int]], count: int) -> list[list[tuple[int, float]]]:
+        return [[(1, -1.0), (2, -1.5), (4, -2.0), (3, -3.0)] for _ in sequences]
+
+    (found,) = beam_search(told, [[0]], BeamOptions(2, 2, {4}, length_penalty=0.0))
+    assert [(beam.token_ids, beam.finish_reason) for beam in found] == [((1, 1), "length"), ((1, 2), "length")]
+    (found,) = beam_search(told, [[0]], BeamOptions(3, 1, {4}))
+    assert [(beam.token_ids, beam.finish_reason) for beam in found] == [
+        ((1,), "length"),
+        ((2,), "length"),
+        ((4,), "stop"),
+    ]
+
+
 def test_a_dead_end_is_no_candidate() -> None:
     """Ids of probability zero do not come, and where all that is left ends the search ends."""
 

@@ -116,6 +116,18 @@ def test_ends_are_forbidden_until_min_tokens() -> None:
     assert batch.edit_rows.tolist() == [0, 0, 1, 1] and batch.edit_ids.tolist() == [3, 5, 3, 5]
 
 
+def test_words_are_a_head_and_the_id_that_would_end_them() -> None:
+    columns = SamplingColumns(2, VOCAB)
+    columns.set(0, SamplingParams(temperature=0), seed=0, bad_words=[[1, 2, 3, 4], [5, 6], [7]])
+    columns.set(1, SamplingParams(temperature=0), seed=0, bad_words=[[8, 9]])
+    batch = columns.batch(np.array([1, 0], np.int32), np.zeros(2, np.int64))
+    assert batch is not None and batch.word_rows is not None and batch.word_ids is not None
+    assert batch.word_heads is not None and batch.edit_ids is not None
+    assert batch.word_rows.tolist() == [0, 1, 1] and batch.word_ids.tolist() == [9, 4, 6]
+    assert batch.word_heads.tolist() == [[-1, -1, 8], [1, 2, 3], [-1, -1, 5]]
+    assert batch.edit_ids.tolist() == [7]
+
+
 def test_masks_of_grammars_and_allowed_ids_meet() -> None:
     columns = SamplingColumns(2, VOCAB)
     columns.set(0, SamplingParams(temperature=0, allowed_ids=(1, 2, 69)), seed=0)

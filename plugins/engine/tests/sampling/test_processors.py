@@ -131,6 +131,17 @@ def test_an_error_hits_the_row_that_causes_it(registry: Registry) -> None:
     assert sampled.errors == {1: "logits processor 'add': RuntimeError: after [6]"}
 
 
+def test_a_proposal_does_not_stand_where_a_processor_failed(registry: Registry) -> None:
+    """Though the logits, which are as the model gave them, would agree with it."""
+    columns, sampler = setup(registry, (("add", {"id": 3, "value": 9.0, "fails_after": 1}),))
+    logits = torch.zeros(3, VOCAB)
+    logits[:, 3] = 1.0
+    batch = columns.batch(np.zeros(3, np.int32), np.arange(3))
+    verified = sampler.verify(logits, batch, [[3, 3]])
+    assert verified.ids.tolist() == [3, 3, 3] and verified.valid.tolist() == [True, False, False]
+    assert verified.accepted.tolist() == [1] and sorted(verified.errors) == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
