@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pegboard_engine.pages import PagePool
-from pegboard_engine.prefix import PrefixCache
+from pegboard_engine.prefix import Chain, PrefixCache
 
 SIZE = 4
 
@@ -17,9 +17,9 @@ def cache(pages: int = 20, **options: bool) -> tuple[PagePool, PrefixCache]:
 
 
 def chain(prefixes: PrefixCache, tokens: list[int], root: bytes = b"root") -> list[bytes]:
-    digests: list[bytes] = []
+    digests = Chain()
     prefixes.extend(digests, root, tokens)
-    return digests
+    return digests.after(0)
 
 
 TOKENS = st.lists(st.integers(0, 3), max_size=24)
@@ -44,12 +44,16 @@ def test_equal_names_mean_equal_beginnings(first: list[int], second: list[int], 
 @given(tokens=TOKENS, cut=st.integers(0, 6))
 def test_a_chain_grows_as_if_made_at_once(tokens: list[int], cut: int) -> None:
     _, prefixes = cache()
-    digests = chain(prefixes, tokens[: cut * SIZE])
+    digests = Chain()
+    prefixes.extend(digests, b"root", tokens[: cut * SIZE])
     first = len(digests)
     prefixes.extend(digests, b"root", np.array(tokens[first * SIZE :], dtype=np.int32), first)
-    assert digests == chain(prefixes, tokens)
+    assert digests.after(0) == [digests[i] for i in range(len(digests))] == chain(prefixes, tokens)
     prefixes.extend(digests, b"root", tokens)
     assert len(digests) == len(tokens) // SIZE
+    assert digests.after(1) == chain(prefixes, tokens)[1:]
+    with pytest.raises(IndexError, match="there is no page"):
+        digests[len(digests)]
 
 
 def test_another_process_has_other_names() -> None:

@@ -17,6 +17,35 @@ from pegboard_engine.pages import PagePool
 _DIGEST = 16
 
 
+class Chain:
+    """Digests of the full pages of a sequence, in order, in one piece of memory: a long context has thousands, and a thousand of
+    those are no work for the garbage collector this way.
+    """
+
+    __slots__ = ("_data",)
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def __len__(self) -> int:
+        return len(self._data) // _DIGEST
+
+    def __getitem__(self, index: int) -> bytes:
+        if not 0 <= index < len(self):
+            raise IndexError(f"there is no page {index}: {len(self)} are known")
+        return bytes(self._data[index * _DIGEST : (index + 1) * _DIGEST])
+
+    def after(self, count: int) -> list[bytes]:
+        """Return those behind the first `count`."""
+        return [
+            bytes(self._data[start : start + _DIGEST]) for start in range(count * _DIGEST, len(self._data), _DIGEST)
+        ]
+
+    def append(self, digest: bytes) -> None:
+        """Add the next one."""
+        self._data += digest
+
+
 class PrefixCache:
     """Digest -> page, for pages whose content is written. Forgets a page when the pool gives it out for something else.
 
@@ -44,24 +73,24 @@ class PrefixCache:
         """
         return blake2b(repr(parts).encode(), digest_size=_DIGEST, key=self._key).digest()
 
-    def extend(self, digests: list[bytes], root: bytes, tokens: Sequence[int] | np.ndarray, first: int = 0) -> None:
+    def extend(self, digests: Chain, root: bytes, tokens: Sequence[int] | np.ndarray, first: int = 0) -> None:
         """Append the digests of the full pages of `tokens` that are not in `digests` yet. tokens[0] has position first * page_size."""
         size = self.page_size
         count = first + len(tokens) // size
         if not self.enabled or count <= len(digests):
             return
         data = np.asarray(tokens, dtype=np.int32).tobytes()
-        parent = digests[-1] if digests else root
+        parent = digests[len(digests) - 1] if len(digests) else root
         for page in range(len(digests) - first, count - first):
             chunk = data[page * size * 4 : (page + 1) * size * 4]
             parent = blake2b(parent + chunk, digest_size=_DIGEST, key=self._key).digest()
             digests.append(parent)
 
-    def find(self, digests: Sequence[bytes]) -> list[int]:
+    def find(self, digests: Chain | Sequence[bytes]) -> list[int]:
         """Return the pages of the longest known beginning of a chain. They are not held yet."""
         found = []
-        for digest in digests:
-            page = self._page_of.get(digest)
+        for index in range(len(digests)):
+            page = self._page_of.get(digests[index])
             if page is None:
                 break
             found.append(page)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pegboard.interfaces.engine import FinishReason, RequestOptions
 from pegboard.types import SamplingParams
+from pegboard_engine.prefix import Chain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,7 +133,7 @@ class Request:
         self.end_ids = end_ids
         self.root = root
         self.adapter = adapter
-        self.digests: list[bytes] = []
+        self.digests = Chain()
         self.cached = -1
         self.slot = -1
         self.passed = 0

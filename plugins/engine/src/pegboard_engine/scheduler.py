@@ -10,7 +10,7 @@ import numpy as np
 
 from pegboard_engine.pages import PagePool
 from pegboard_engine.policy import PreemptionPolicy, QueuePolicy, WaitingQueue, fcfs, highest_rank
-from pegboard_engine.prefix import PrefixCache
+from pegboard_engine.prefix import Chain, PrefixCache
 from pegboard_engine.request import Request, State
 from pegboard_engine.table import Table
 
@@ -214,9 +214,9 @@ class Scheduler:
         What a running one adds follows keys of the old weights: nobody else may find it.
         """
         if request.slot >= 0:
-            self.prefixes.unclaim(request.digests[int(self.table.published[request.slot]) :], request.slot)
+            self.prefixes.unclaim(request.digests.after(int(self.table.published[request.slot])), request.slot)
             root = self.prefixes.root(root, request.arrival)
-        request.digests, request.root = [], root
+        request.digests, request.root = Chain(), root
 
     def _wanted(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the slots in their order and how many tokens each could compute now."""
@@ -312,7 +312,7 @@ class Scheduler:
             prefixes.queries += count
             prefixes.hits += computed
         slot = self.table.place(request, found + new, computed, len(found))
-        prefixes.claim(request.digests[len(found) :], slot)
+        prefixes.claim(request.digests.after(len(found)), slot)
         return slot
 
     def _publish(self, slots: np.ndarray) -> None:
@@ -340,5 +340,5 @@ class Scheduler:
 
     def _release(self, request: Request) -> None:
         slot = request.slot
-        self.prefixes.unclaim(request.digests[int(self.table.published[slot]) :], slot)
+        self.prefixes.unclaim(request.digests.after(int(self.table.published[slot])), slot)
         self.pages.free(self.table.remove(slot))
