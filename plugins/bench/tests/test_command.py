@@ -126,8 +126,19 @@ def test_concurrency(peg: Peg, server: Any) -> None:
 
 def test_no_bound_on_open_requests(peg: Peg, server: Any) -> None:
     told = bench(peg, server, "--model", "crowd", "--requests", "40", "--warmup", "0")
+    assert told["runs"][0]["max_concurrency"] is None
     assert server.most >= 4
     assert told["runs"][0]["completed"] == 40
+
+
+def test_a_late_load_generator_is_told() -> None:
+    from pegboard_bench.report import run_lines
+    from pegboard_bench.samples import Sample, summary
+
+    samples = [Sample(0.0, 0.2, [0.3], 1, 1, counted=True)]
+    for concurrency, said in ((None, True), (4, False)):
+        told = {"rate": "2", "max_concurrency": concurrency, **summary(samples, 1.0)}
+        assert ("late, by 200 ms at p99" in "\n".join(run_lines(told))) is said
 
 
 def test_duration(peg: Peg, server: Any) -> None:

@@ -18,6 +18,8 @@ from pegboard_bench.sse import EventReader, EventTooLarge
 Endpoint = Literal["completions", "chat"]
 PATHS: Mapping[Endpoint, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 
+JSON = {"content-type": "application/json"}
+
 
 class Broken(Exception):
     """An answer that is none. kind: for counting."""
@@ -76,10 +78,10 @@ class Target:
 async def ask(session: aiohttp.ClientSession, target: Target, prompt: Prompt, planned: float) -> Sample:
     """Send a request and return what became of it; nothing but a cancellation is raised."""
     sample = Sample(planned, input_tokens=prompt.num_tokens)
-    body = target.body(prompt)
+    body = json.dumps(target.body(prompt)).encode()
     sample.sent = time.perf_counter()
     try:
-        async with session.post(target.url + PATHS[target.endpoint], json=body) as response:
+        async with session.post(target.url + PATHS[target.endpoint], data=body, headers=JSON) as response:
             if response.status != 200:
                 text = await response.content.read(4096)
                 raise Broken(f"http {response.status}", _message(text))

@@ -132,7 +132,13 @@ async def _measure(plan: Plan) -> dict[str, Any]:
                     concurrency=plan.concurrency,
                     done=done,
                 )
-            runs.append({"rate": rate_text(rate), **summary(samples, seconds, plan.objectives)})
+            runs.append(
+                {
+                    "rate": rate_text(rate),
+                    "max_concurrency": plan.concurrency,
+                    **summary(samples, seconds, plan.objectives),
+                }
+            )
     told = {"url": target.url, "model": target.model, "endpoint": target.endpoint, "began": began}
     return {**told, **plan.told, "runs": runs}
 

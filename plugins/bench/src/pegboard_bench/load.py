@@ -14,6 +14,9 @@ from pegboard_bench.client import Target, ask
 from pegboard_bench.prompts import Prompt
 from pegboard_bench.samples import Sample
 
+TOGETHER = 1024
+"""Requests that are sent without a look at answers in between: those of an infinite rate should go out at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Extent:
@@ -53,7 +56,9 @@ async def run(
         for number, (offset, prompt) in enumerate(zip(times, prompts, strict=False)):
             if number == extent.requests or (extent.seconds is not None and offset >= extent.seconds):
                 break
-            await asyncio.sleep(max(began + offset - time.perf_counter(), 0))
+            delay = began + offset - time.perf_counter()
+            if delay > 0 or number % TOGETHER == TOGETHER - 1:
+                await asyncio.sleep(max(delay, 0))
             if extent.requests is None and concurrency is not None and len(unfinished) >= concurrency:
                 # Without a number of requests they must not pile up behind the gate.
                 await asyncio.wait(unfinished, return_when=asyncio.FIRST_COMPLETED)

@@ -45,7 +45,7 @@ class Plan:
         """What is worth writing beside the figures."""
         told: dict[str, Any] = {"workload": self.workload, "seed": self.seed}
         told["burstiness"] = "inf" if math.isinf(self.burstiness) else self.burstiness
-        return told | {"max_concurrency": self.concurrency, "ignore_eos": self.target.ignore_eos}
+        return told | {"ignore_eos": self.target.ignore_eos}
 
     def prompts(self, run: int) -> Iterator[Prompt]:
         """Return the requests of a run, without end."""

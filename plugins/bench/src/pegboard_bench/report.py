@@ -15,6 +15,9 @@ LATENCIES = (
     ("e2el_ms", "whole answer"),
 )
 
+LATE = 100.0
+"""Milliseconds between a request's planned time and its sending that people should hear of."""
+
 
 def rate_text(rate: float | str) -> str:
     """Return a rate as people write it."""
@@ -41,6 +44,9 @@ def run_lines(told: Mapping[str, Any]) -> list[str]:
     if good := told.get("goodput"):
         limits = ", ".join(f"{name} {value:g} ms" for name, value in good["objectives_ms"].items())
         lines.append(f"  goodput {good['rate']:,.2f} a second, {good['share']:.1%} of all requests (within {limits})")
+    late = told["lateness_ms"]["p99"] if told["lateness_ms"] else 0.0
+    if told["max_concurrency"] is None and late > LATE:
+        lines.append(f"  the load generator itself was late, by {late:,.0f} ms at p99: it measures its own machine too")
     lines += [
         f"  failed: {row['count']} x {kind}: {row['example']}"
         if row["example"]
