@@ -101,7 +101,7 @@ class DecodeGraphs:
 
         try:
             graph = built.platform.capture(work, device.index or 0)
-        except (DeviceError, RuntimeError, NotImplementedError) as error:
+        except (DeviceError, RuntimeError) as error:
             log.warning("decode steps are run without graphs: %s", error)
             self._usable = False
             return None
