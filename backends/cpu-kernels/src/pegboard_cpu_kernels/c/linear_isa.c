@@ -17,15 +17,15 @@
 #if VL == 16
 #define MR 6
 #define NR 4
-#define FEW 6 /* rows of x up to which weights are not widened */
+#define FEW 12 /* rows of x up to which weights are not widened: twice a tile's, the second finding them in the first cache */
 #elif VL == 8
 #define MR 4
 #define NR 3
-#define FEW 4
+#define FEW 8
 #else
 #define MR 2
 #define NR 3
-#define FEW 2
+#define FEW 4
 #endif
 
 #ifdef PEG_ISA_AVX512BF16
