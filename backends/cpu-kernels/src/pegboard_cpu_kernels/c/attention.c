@@ -186,7 +186,7 @@ int peg_attention(peg_attention_plan *plan, const peg_attention_layer *layer, co
                   float *v_scale, int64_t num_pages) {
     int threads = peg_threads();
     peg_attention_call call = {.plan = plan, .layer = layer, .q = q, .k = k, .v = v, .out = out, .q_stride = q_stride, .k_stride = k_stride,
-                               .v_stride = v_stride, .k_cache = k_cache, .v_cache = v_cache, .k_scale = k_scale, .v_scale = v_scale};
+                               .v_stride = v_stride, .products = peg_attention_products(), .k_cache = k_cache, .v_cache = v_cache, .k_scale = k_scale, .v_scale = v_scale};
     int64_t rows = plan->starts ? plan->starts[plan->count] : 0, kv_heads = layer->num_kv_heads;
     if (rows == 0) return 0;
     if (divide(plan, layer, threads)) return BAD_MEMORY;

@@ -49,7 +49,19 @@ typedef struct {
     int64_t part_stride;
     _Atomic int32_t *pending; /* [group, kv head] */
     _Atomic int failed;
+    int products;
 } peg_attention_call;
+
+/* How products of bfloat16 with bfloat16 are computed where many queries are: widened, by pairs, or by a matrix unit. */
+enum { PEG_FLOATS = 0, PEG_PAIRS = 1, PEG_MATRIX = 2 };
+int peg_attention_products(void);
+
+/* Whether assemblers that come with this compiler know the matrix unit. */
+#if defined(__clang__)
+#define PEG_MATRIX_UNIT (__clang_major__ >= 12)
+#else
+#define PEG_MATRIX_UNIT (__GNUC__ >= 11)
+#endif
 
 PEG_INLINE int peg_item_size(int type) { return type == PEG_F32 ? 4 : type == PEG_I8 ? 1 : 2; }
 

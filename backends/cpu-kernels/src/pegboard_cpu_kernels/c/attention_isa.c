@@ -15,7 +15,7 @@ int64_t PEG_NAME(peg_attention_need)(const peg_attention_call *call) {
 }
 
 int64_t PEG_NAME(peg_attention_part)(const peg_attention_call *call) {
-    return (int64_t)round_up(call->plan->part_queries * shared_heads(call), MR) * (padded_dim(call) + 2);
+    return (int64_t)round_up(call->plan->part_queries * shared_heads(call), block_rows(call)) * (padded_dim(call) + 2);
 }
 
 static int32_t all_queries(const peg_attention_call *call, const peg_attention_item *item) {
@@ -33,10 +33,17 @@ void PEG_NAME(peg_attention_compute)(const peg_attention_call *call, const peg_a
         }
         return;
     }
-    if (PEG_PAIRS && type == PEG_BF16 && call->layer->type == PEG_BF16 && call->layer->head_dim % 2 == 0) {
+#if HAVE_PAIRS
+    int products = products_of(call);
+    if (products == PEG_PAIRS) {
         tile(PEG_BF16, PEG_PAIRS, call, item, head, scratch);
         return;
     }
+    if (products == PEG_MATRIX) {
+        tile(PEG_BF16, PEG_MATRIX, call, item, head, scratch);
+        return;
+    }
+#endif
     switch (type) {
     case PEG_F32: tile(PEG_F32, 0, call, item, head, scratch); break;
     case PEG_BF16: tile(PEG_BF16, 0, call, item, head, scratch); break;
@@ -48,7 +55,7 @@ void PEG_NAME(peg_attention_compute)(const peg_attention_call *call, const peg_a
 void PEG_NAME(peg_attention_join)(const peg_attention_call *call, const peg_attention_item *item, int32_t head, float *scratch) {
     int32_t width = padded_dim(call), kv_heads = call->layer->num_kv_heads;
     int decoded = direct(all_queries(call, item), call->layer->head_dim);
-    int32_t n = decoded ? shared_heads(call) : round_up(item->count * shared_heads(call), MR);
+    int32_t n = decoded ? shared_heads(call) : round_up(item->count * shared_heads(call), block_rows(call));
     float *total = scratch;
     for (int32_t chunk = 0; chunk < item->chunks; chunk++) {
         const float *part = call->parts + ((int64_t)(item->part + chunk) * kv_heads + head) * call->part_stride;

@@ -22,11 +22,24 @@ typedef struct {
     int64_t *key_places, *value_places;
 } tile_room;
 
-static int32_t tile_rows(const peg_attention_call *call) { return round_up(call->plan->most_queries * shared_heads(call), MR); }
+/* How the products of a call are computed. */
+static inline int products_of(const peg_attention_call *call) {
+    const peg_attention_layer *layer = call->layer;
+    int narrow_both = HAVE_PAIRS && layer->type == PEG_BF16 && peg_key_type(call) == PEG_BF16;
+    if (!narrow_both || layer->head_dim % 2) return PEG_FLOATS;
+    if (call->products == PEG_MATRIX) return HAVE_PAIRS && PEG_MATRIX_UNIT && layer->head_dim % 32 == 0 ? PEG_MATRIX : PEG_FLOATS;
+    return call->products;
+}
+
+static inline int32_t block_rows(const peg_attention_call *call) { return products_of(call) == PEG_MATRIX ? 32 : MR; }
+
+static int32_t tile_rows(const peg_attention_call *call) {
+    return round_up(call->plan->most_queries * shared_heads(call), block_rows(call));
+}
 
 static int64_t tile_need(const peg_attention_call *call) {
     int64_t rows = tile_rows(call), width = padded_dim(call);
-    return 4 * TILE + rows * width + 2 * TILE * width + 2 * MR * TILE + 2 * TILE + 2 * rows * (width + 2) + 64;
+    return 4 * TILE + rows * width + 2 * TILE * width + 2 * MOST_BLOCK * TILE + 2 * TILE + 2 * rows * (width + 2) + 64;
 }
 
 static tile_room tile_rooms(const peg_attention_call *call, float *at) {
@@ -37,8 +50,8 @@ static tile_room tile_rooms(const peg_attention_call *call, float *at) {
     room.q = at, at += rows * width;
     room.keys = at, at += TILE * width;
     room.values = at, at += TILE * width;
-    room.weights = at, at += MR * TILE;
-    room.pairs = at, at += MR * TILE;
+    room.weights = at, at += MOST_BLOCK * TILE;
+    room.pairs = at, at += MOST_BLOCK * TILE;
     room.key_scales = at, at += TILE;
     room.value_scales = at, at += TILE;
     room.part = at, at += rows * (width + 2);
@@ -140,14 +153,13 @@ INLINE void pack_values(int type, const char *base, const tile_room *room, int32
     }
 }
 
-/* Values of bfloat16 -> strips of NR elements, in each TILE / 2 rows of NR pairs. */
+/* Values of bfloat16 -> strips of NR elements, in each TILE / 2 rows of NR pairs; keys below `skip` and behind `count` become 0. */
 static inline void pair_values(const char *base, const tile_room *room, int32_t skip, int32_t count, int32_t dim, int32_t width) {
     uint32_t *out = (uint32_t *)(void *)room->values;
-    for (int32_t j = 0; j < count; j += 2) {
-        const uint16_t *low = (const uint16_t *)(const void *)(base + room->value_places[j]);
-        const uint16_t *high = (const uint16_t *)(const void *)(base + room->value_places[j + 1 < count ? j + 1 : j]);
-        uint32_t low_mask = j >= skip ? 0xffffu : 0, high_mask = j + 1 >= skip && j + 1 < count ? 0xffff0000u : 0;
-        if (!low_mask) low = high;
+    for (int32_t j = 0; j < round_up(count, NR); j += 2) {
+        uint32_t low_mask = j >= skip && j < count ? 0xffffu : 0, high_mask = j + 1 >= skip && j + 1 < count ? 0xffff0000u : 0;
+        const uint16_t *low = (const uint16_t *)(const void *)(base + room->value_places[low_mask ? j : skip]);
+        const uint16_t *high = (const uint16_t *)(const void *)(base + room->value_places[high_mask ? j + 1 : skip]);
         for (int32_t d = 0; d < width; d += NR) {
             uint32_t *strip = out + (int64_t)d * (TILE / 2) + j / 2 * NR;
             int32_t here = dim - d < NR ? dim - d : NR;
@@ -170,13 +182,13 @@ INLINE void multiply(int paired, vf acc[MR][2], const float *a, int64_t a_stride
     }
 }
 
-/* Products of MR rows -> weights; most and sums of the rows are updated, factors are what their values so far must be multiplied by.
+/* Products of `rows` rows -> weights; most and sums of the rows are updated, factors are what their values so far must be multiplied by.
  * columns: a multiple of 2 VL. Row r sees the columns first[r] ... last[r]. */
-static void soften_rows(const logit_rule *rule, float *weights, int32_t columns, const int32_t *first, const int32_t *last, float *most,
-                        float *sums, float factors[16]) {
-    float base[16], old[16];
-    for (int r = 0; r < 16; r++) base[r] = old[r] = 0;
-    for (int r = 0; r < MR; r++) {
+static void soften_rows(int rows, const logit_rule *rule, float *weights, int32_t columns, const int32_t *first, const int32_t *last,
+                        float *most, float *sums, float factors[MOST_BLOCK]) {
+    float base[MOST_BLOCK], old[MOST_BLOCK];
+    for (int r = 0; r < MOST_BLOCK; r++) base[r] = old[r] = 0;
+    for (int r = 0; r < rows; r++) {
         float *row = weights + r * TILE;
         vf high = v_set(-INFINITY);
         int whole = first[r] <= 0 && last[r] >= columns - 1;
@@ -195,8 +207,8 @@ static void soften_rows(const logit_rule *rule, float *weights, int32_t columns,
         most[r] = top > old[r] ? top : old[r];
         base[r] = most[r] == -INFINITY ? 0 : most[r];
     }
-    for (int r = 0; r < 16; r += VL) v_store(factors + r, v_exp2(v_load(old + r) - v_load(base + r)));
-    for (int r = 0; r < MR; r++) {
+    for (int r = 0; r < rows; r += VL) v_store(factors + r, v_exp2(v_load(old + r) - v_load(base + r)));
+    for (int r = 0; r < rows; r++) {
         float *row = weights + r * TILE;
         vf sum = v_set(0), high = v_set(base[r]);
         for (int32_t j = 0; j < columns; j += VL) {
@@ -208,18 +220,29 @@ static void soften_rows(const logit_rule *rule, float *weights, int32_t columns,
     }
 }
 
-/* MR rows from row `r` on, with `count` keys of which the first stands at `start` in the sequence. n: rows of the partial result. */
-INLINE void row_block(int paired, const peg_attention_call *call, const peg_attention_item *item, const logit_rule *rule, const tile_room *room,
-                      int32_t r, int32_t n, int32_t start, int32_t count, float *part) {
-    int32_t shared = shared_heads(call), width = padded_dim(call), first[MR], last[MR];
-    int32_t depth = paired ? call->layer->head_dim / 2 : call->layer->head_dim, row = paired ? width / 2 : width;
-    for (int i = 0; i < MR; i++) {
+/* How many of a tile's `count` keys, the first of which stands at `start`, any of `rows` rows from row `r` on sees; and what each row sees:
+ * first ... last. */
+INLINE int32_t columns_seen(int rows, const peg_attention_call *call, const peg_attention_item *item, int32_t r, int32_t start, int32_t count,
+                            int32_t *first, int32_t *last) {
+    int32_t shared = shared_heads(call);
+    for (int i = 0; i < rows; i++) {
         int32_t query = (r + i) / shared;
         span(call, item->sequence, item->first + (query < item->count ? query : item->count - 1), first + i, last + i);
         first[i] -= start, last[i] -= start;
     }
-    if (last[MR - 1] < 0 || first[0] >= count) return;
-    int32_t used = last[MR - 1] < count ? last[MR - 1] + 1 : count, columns = round_up(used, NR);
+    if (last[rows - 1] < 0 || first[0] >= count) return 0;
+    int32_t used = last[rows - 1] < count ? last[rows - 1] + 1 : count;
+    for (int i = 0; i < rows; i++) last[i] = last[i] < used ? last[i] : used - 1;
+    return used;
+}
+
+/* MR rows from row `r` on, with `count` keys of which the first stands at `start` in the sequence. n: rows of the partial result. */
+INLINE void row_block(int paired, const peg_attention_call *call, const peg_attention_item *item, const logit_rule *rule, const tile_room *room,
+                      int32_t r, int32_t n, int32_t start, int32_t count, float *part) {
+    int32_t width = padded_dim(call), first[MR], last[MR];
+    int32_t depth = paired ? call->layer->head_dim / 2 : call->layer->head_dim, row = paired ? width / 2 : width;
+    int32_t used = columns_seen(MR, call, item, r, start, count, first, last), columns = round_up(used, NR);
+    if (used == 0) return;
     for (int32_t j = 0; j < columns; j += NR) {
         vf acc[MR][2];
 #pragma GCC unroll 16
@@ -231,9 +254,8 @@ INLINE void row_block(int paired, const peg_attention_call *call, const peg_atte
             v_store(room->weights + i * TILE + j + VL, acc[i][1]);
         }
     }
-    for (int i = 0; i < MR; i++) last[i] = last[i] < used ? last[i] : used - 1;
-    float factors[16];
-    soften_rows(rule, room->weights, columns, first, last, part + r, part + n + r, factors);
+    float factors[MOST_BLOCK];
+    soften_rows(MR, rule, room->weights, columns, first, last, part + r, part + n + r, factors);
     const float *weights = room->weights;
     int32_t tile_depth = paired ? TILE / 2 : TILE;
     if (paired) {
@@ -281,12 +303,21 @@ INLINE void read_queries(int paired, const peg_attention_call *call, const peg_a
     }
 }
 
-/* `type` and `paired` are constants where this is inlined. */
-INLINE void tile(int type, int paired, const peg_attention_call *call, const peg_attention_item *item, int32_t head, float *scratch) {
+#if HAVE_PAIRS && PEG_MATRIX_UNIT
+#include "attention_matrix.h"
+#else
+#define matrix_block block
+#define matrix_begin() ((void)0)
+#define matrix_end() ((void)0)
+#endif
+
+/* `type` and `products` are constants where this is inlined. */
+INLINE void tile(int type, int products, const peg_attention_call *call, const peg_attention_item *item, int32_t head, float *scratch) {
     const peg_attention_layer *layer = call->layer;
     tile_room room = tile_rooms(call, scratch);
     logit_rule rule = rule_of(layer);
-    int32_t shared = shared_heads(call), dim = layer->head_dim, width = padded_dim(call), n = round_up(item->count * shared, MR);
+    int32_t shared = shared_heads(call), dim = layer->head_dim, width = padded_dim(call), rows = products == PEG_MATRIX ? 32 : MR;
+    int32_t n = round_up(item->count * shared, rows), paired = products != PEG_FLOATS;
     int32_t first, last, unused;
     span(call, item->sequence, item->first, &first, &unused);
     span(call, item->sequence, item->first + item->count - 1, &unused, &last);
@@ -295,6 +326,7 @@ INLINE void tile(int type, int paired, const peg_attention_call *call, const peg
     float *alone = item->chunk < 0 ? NULL
                                    : call->parts + ((int64_t)(item->part + item->chunk) * layer->num_kv_heads + head) * call->part_stride;
     read_queries(paired, call, item, head, &room, n);
+    if (products == PEG_MATRIX) matrix_begin();
     for (int32_t chunk = from; chunk <= to; chunk++) {
         float *part = alone ? alone : chunk == from ? room.total : room.part;
         for (int32_t r = 0; r < n; r++) part[r] = -INFINITY;
@@ -313,10 +345,12 @@ INLINE void tile(int type, int paired, const peg_attention_call *call, const peg
                 pack_keys(type, keys, &room, skip, count, dim, width);
                 pack_values(type, values, &room, skip, count, dim, width);
             }
-            for (int32_t r = 0; r < n; r += MR) (paired ? paired_block : block)(call, item, &rule, &room, r, n, start, count, part);
+            for (int32_t r = 0; r < n; r += rows)
+                (products == PEG_MATRIX ? matrix_block : paired ? paired_block : block)(call, item, &rule, &room, r, n, start, count, part);
         }
         if (part == room.part) join(room.total, part, n, width);
     }
+    if (products == PEG_MATRIX) matrix_end();
     if (!alone) finish(call, item, head, room.total, n, PEG_F32);
 }
 

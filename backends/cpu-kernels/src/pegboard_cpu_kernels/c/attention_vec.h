@@ -153,14 +153,16 @@ INLINE float v_reduce_max(vf a) {
 }
 #endif
 
+#define MOST_BLOCK 32 /* rows of an attention tile that are computed together, at most */
+
 static const float NUMBERS[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 /* sums + products of pairs: a, b hold two bfloat16 in each place. */
 #ifdef __AVX512BF16__
-#define PEG_PAIRS 1
+#define HAVE_PAIRS 1
 INLINE vf v_dot(vf a, vf b, vf c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
 #else
-#define PEG_PAIRS 0
+#define HAVE_PAIRS 0
 INLINE vf v_dot(vf a, vf b, vf c) {
     (void)a, (void)b;
     return c; /* never called */
