@@ -23,6 +23,7 @@ from pegboard_engine.executor import UniprocExecutor
 from pegboard_engine.memory import cache_layout
 from pegboard_engine.multiproc.executor import MultiprocExecutor
 from pegboard_engine.multiproc.options import MultiprocOptions
+from pegboard_engine.multiproc.values import pack
 from pegboard_engine.sampling.batch import SamplingBatch
 from pegboard_sdk.site import Site
 from pegboard_sdk.toys.model import random_model
@@ -153,6 +154,16 @@ def test_an_error_belongs_to_its_step_and_the_worker_goes_on(executor: Multiproc
         executor.collect(handle)
     assert len(ids(executor, plan([4]))) == 1
     assert executor._workers[0].pid == worker
+
+
+def test_an_answer_never_goes_to_another_step(executor: MultiprocExecutor, expected: UniprocExecutor) -> None:
+    forgotten = pack(plan([0, 1], step=5))  # sent, when Ctrl-C came before it was noted
+    executor._workers[0].send("step", forgotten, 30)
+    result = executor.collect(executor.submit(plan([4], step=6)))
+    assert (result.step, result.token_ids.tolist()) == (6, ids(expected, plan([4])))
+    executor._workers[0].send("step", forgotten, 30)
+    executor.unload_adapter(0)
+    assert ids(executor, plan([4])) == ids(expected, plan([4]))
 
 
 def test_steps_larger_than_any_before(executor: MultiprocExecutor) -> None:

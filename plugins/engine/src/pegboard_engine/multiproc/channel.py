@@ -82,17 +82,17 @@ class Channel:
         """Bytes of the ring that this side writes into."""
         return 0 if self._ring is None else self._ring.capacity
 
-    def send(self, kind: str, value: Any = None, *, timeout: float | None = None, own: bool = False) -> None:
-        """Send a message. own: its arrays get memory of their own, which is given back when the other side drops them.
+    def send(self, kind: str, value: Any = None, *, timeout: float | None = None, own: bool = False) -> int:
+        """Send a message and return its number, by which the other side knows it.
 
-        Raises TypeError for a value that cannot travel, OSError where there is no memory for it, TimeoutError after `timeout` seconds,
-        ChannelClosed.
+        own: its arrays get memory of their own, which is given back when the other side drops them. Raises TypeError
+        for a value that cannot travel, OSError where there is no memory for it, TimeoutError after `timeout` seconds, ChannelClosed.
         """
-        self.send_packed(kind, pack(value), timeout=timeout, own=own)
+        return self.send_packed(kind, pack(value), timeout=timeout, own=own)
 
     def send_packed(
         self, kind: str, packed: tuple[Any, Sequence[np.ndarray]], *, timeout: float | None = None, own: bool = False
-    ) -> None:
+    ) -> int:
         """As `send`, for what `values.pack` returned."""
         body = _ENCODE(packed[0])
         if len(body) > _MOST_JSON:
@@ -104,6 +104,7 @@ class Channel:
                 text = f"{head[:-1]},{body}]".encode()
                 prefix = _PREFIX.pack(_MAGIC, len(text), descriptor is not None)
                 self._send_all(prefix + text, descriptor, _deadline(timeout))
+                return self._released + len(self._unread) - 1
             finally:
                 if descriptor is not None:
                     os.close(descriptor)

@@ -35,9 +35,12 @@ Answers = list[tuple[str, Any]]
 
 @dataclass(slots=True)
 class _Flight:
-    """A step in flight. error: why it could not be sent. answers: where they had to be read before it is collected."""
+    """A step in flight. numbers: of its message to each rank. error: why it could not be sent. answers: where they had to be read before
+    it is collected.
+    """
 
     handle: int
+    numbers: Sequence[int] = ()
     error: Exception | None = None
     answers: Answers | None = None
 
@@ -96,7 +99,7 @@ class MultiprocExecutor(Executor):
         self._last_handle += 1
         flight = _Flight(self._last_handle)
         try:
-            self._send(workers, "step", pack(plan))
+            flight.numbers = self._send(workers, "step", pack(plan))
         except (TypeError, OSError) as error:  # it belongs to whoever collects the step
             flight.error = error
         self._flying.append(flight)
@@ -164,11 +167,12 @@ class MultiprocExecutor(Executor):
         try:
             for rank in range(self._job["world"]):
                 self._workers.append(WorkerProcess(rank))
+            numbers = []
             for worker in self._workers:
                 job = {**self._job, "rank": worker.rank, "log_level": level}
-                worker.send("load", pack(job), self._options.step_timeout)
-            for worker in self._workers:
-                kind, value = _answer(worker, max(0.0, deadline - time.monotonic()))
+                numbers.append(worker.send("load", pack(job), self._options.step_timeout))
+            for worker, number in zip(self._workers, numbers, strict=True):
+                kind, value = _answer(worker, number, max(0.0, deadline - time.monotonic()))
                 if kind == "failed":
                     raise _load_error(value)
         except ExecutorDied as error:
@@ -177,10 +181,12 @@ class MultiprocExecutor(Executor):
             self._end()
             raise
 
-    def _send(self, workers: Sequence[WorkerProcess], kind: str, packed: Packed, *, own: bool = False) -> None:
+    def _send(self, workers: Sequence[WorkerProcess], kind: str, packed: Packed, *, own: bool = False) -> list[int]:
+        """Send a message to each worker; return their numbers."""
+        numbers = []
         for worker in workers:
             try:
-                worker.send(kind, packed, self._options.step_timeout, own=own)
+                numbers.append(worker.send(kind, packed, self._options.step_timeout, own=own))
             except ExecutorDied as error:
                 raise self._give_up(error) from None
             except OSError as error:
@@ -188,25 +194,26 @@ class MultiprocExecutor(Executor):
                     raise
                 # The others have it already.
                 raise self._give_up(worker.died(f"could not be sent a message: {error}")) from error
+        return numbers
 
-    def _receive(self, workers: Sequence[WorkerProcess], timeout: float) -> Answers:
+    def _receive(self, workers: Sequence[WorkerProcess], numbers: Sequence[int], timeout: float) -> Answers:
         try:
-            return [_answer(worker, timeout) for worker in workers]
+            return [_answer(worker, number, timeout) for worker, number in zip(workers, numbers, strict=True)]
         except ExecutorDied as error:
             raise self._give_up(error) from None
 
     def _await(self, workers: Sequence[WorkerProcess], flight: _Flight) -> None:
         """Read the answers of the oldest step whose answers were not read."""
         if flight.error is None and flight.answers is None:
-            flight.answers = self._receive(workers, self._options.step_timeout)
+            flight.answers = self._receive(workers, flight.numbers, self._options.step_timeout)
 
     def _ask(self, workers: Sequence[WorkerProcess], kind: str, packed: Packed, timeout: float) -> None:
         """Have something done by all workers, after the steps in flight. Raises what they raised."""
         for flight in self._flying:
             self._await(workers, flight)
         # What is asked for seldom may be large: it gets memory that is given back.
-        self._send(workers, kind, packed, own=True)
-        for answer, value in self._receive(workers, timeout):
+        numbers = self._send(workers, kind, packed, own=True)
+        for answer, value in self._receive(workers, numbers, timeout):
             if answer == "failed":
                 raise _load_error(value)
 
@@ -229,11 +236,17 @@ class MultiprocExecutor(Executor):
         return self._workers
 
 
-def _answer(worker: WorkerProcess, timeout: float) -> tuple[str, Any]:
-    message = worker.receive(timeout)
-    if message.kind not in ("done", "failed"):
-        raise worker.died(f"answered with garbage: {message.kind!r}")
-    return message.kind, message.value
+def _answer(worker: WorkerProcess, number: int, timeout: float) -> tuple[str, Any]:
+    """Wait for the answer to message `number`; those to earlier ones, for which Ctrl-C ended the wait, are dropped."""
+    deadline = time.monotonic() + timeout
+    while True:
+        message = worker.receive(max(0.0, deadline - time.monotonic()))
+        match message.kind, message.value:
+            case "done" | "failed" as kind, (int(answered), value) if answered <= number:
+                if answered == number:
+                    return kind, value
+            case kind, _:
+                raise worker.died(f"answered with garbage: a {kind!r} that nobody waits for")
 
 
 def _not_loaded() -> RuntimeError:

@@ -89,14 +89,17 @@ class WorkerProcess:
         """The worker for messages."""
         return f"worker {self.rank} (process {self.pid})"
 
-    def send(self, kind: str, packed: tuple[Any, Sequence[np.ndarray]], timeout: float, *, own: bool = False) -> None:
-        """Send a message. Raises ExecutorDied; OSError and TypeError, as `Channel.send` does, leave the worker as it was."""
+    def send(self, kind: str, packed: tuple[Any, Sequence[np.ndarray]], timeout: float, *, own: bool = False) -> int:
+        """Send a message and return its number.
+
+        Raises ExecutorDied; OSError and TypeError, as `Channel.send` does, which leave the worker as it was.
+        """
         try:
-            self._channel.send_packed(kind, packed, timeout=timeout, own=own)
+            return self._channel.send_packed(kind, packed, timeout=timeout, own=own)
         except ChannelClosed:
             raise self.died() from None
         except TimeoutError:
-            raise self.died(f"has not taken a message for {timeout:g} s") from None
+            raise self.died(f"has not taken a message for {timeout:.3g} s") from None
 
     def receive(self, timeout: float) -> Message:
         """Wait for a message; those for the log go there. Raises ExecutorDied."""
@@ -108,7 +111,7 @@ class WorkerProcess:
                 raise self.died() from None
             except TimeoutError:
                 where = self._ask_where_it_hangs()
-                raise self.died(f"has not answered for {timeout:g} s", where) from None
+                raise self.died(f"has not answered for {timeout:.3g} s", where) from None
             except MessageError as error:
                 raise self.died(f"answered with garbage: {error}") from error
             if message.kind != "log":

@@ -1,4 +1,4 @@
-"""The worker's side: builds the model, runs steps as they come, answers in their order."""
+"""The worker's side: builds the model, runs steps as they come, answers in their order with the number of what it answers."""
 
 from __future__ import annotations
 
@@ -115,11 +115,11 @@ class Worker:
             if isinstance(started, Exception):
                 raise started
             result = started.wait()
-            packed = pack(result if self._rank == 0 else None)
+            packed = pack((message.number, result if self._rank == 0 else None))
         except Exception as error:
             # A device that is out of order would fail every step from now on: then this raises, and the process ends.
             self._built.platform.synchronize(self._built.device.index or 0)
-            self._channel.send("failed", _told(error))
+            self._channel.send("failed", (message.number, _told(error)))
         else:
             self._channel.send_packed("done", packed)
 
@@ -128,10 +128,10 @@ class Worker:
         try:
             handler(message.value)
         except Exception as error:
-            self._channel.send("failed", _told(error))
+            self._channel.send("failed", (message.number, _told(error)))
             return False
         self._channel.done_with(message)
-        self._channel.send("done")
+        self._channel.send("done", (message.number, None))
         return True
 
     @torch.no_grad()
