@@ -93,6 +93,7 @@ class Mortal(TwoDeep):
     """Dies when told to, at the next step or at the next result."""
 
     dies_at = ""
+    failures = 0
 
     def submit(self, plan: StepPlan) -> int:
         if self.dies_at == "submit":
@@ -106,6 +107,9 @@ class Mortal(TwoDeep):
 
     def restart(self) -> None:
         self._flying.clear()
+        type(self).failures -= 1
+        if self.failures >= 0:
+            raise ExecutorDied("it does not start")
         type(self).dies_at = ""
 
 
@@ -260,6 +264,33 @@ def test_a_request_can_be_ended_while_its_grammar_is_compiled(start: Callable[..
     engine.close()
 
 
+def test_a_grammar_that_leaves_no_token_is_the_requests_own_mistake(start: Callable[..., PagedEngine]) -> None:
+    engine = start()
+    engine.add_request("none", [1, 2], spelled('["a"]', allowed_ids=(98, 99)))
+    output = run(engine)["none"]
+    assert (output.finish_reason, output.rejected) == ("error", True)
+    assert "no token is left" in str(output.error)
+
+
+def test_observers_are_told_when_what_happened(start: Callable[..., PagedEngine], clock: Clock) -> None:
+    engine = start(max_num_seqs=1)
+    for name in "ab":
+        engine.add_request(name, [1, 2], SamplingParams(max_tokens=3, **GREEDY))
+    ended = []
+    while engine.has_unfinished():
+        clock.now += 1
+        ended += [output for output in engine.step() if output.finish_reason]
+    first, second = (output.record for output in ended)
+    assert first is not None and second is not None
+    assert (first.arrival, first.started, first.first_token, first.finished) == (100.0, 101.0, 101.0, 103.0)
+    assert (second.arrival, second.started, second.first_token, second.finished) == (100.0, 104.0, 104.0, 106.0)
+    engine.add_request("c", [1, 2], SamplingParams(max_tokens=3, **GREEDY))
+    engine.abort("c")
+    (gone,) = engine.step()
+    assert gone.record is not None
+    assert (gone.record.started, gone.record.first_token) == (None, None)
+
+
 def test_a_grammar_needs_a_plugin(built: BuiltModel) -> None:
     engine = PagedEngine(EngineOptions(page_size=4, max_model_len=64))
     engine.load(built, TinyTokenizer(), Registry.of({("executor", "uniproc"): UNIPROC}))
@@ -284,6 +315,19 @@ def test_the_death_of_the_executor_fails_what_ran_and_nothing_else(
     # What the cache held is gone with the worker.
     engine.add_request("again", [0, 1, 2, 3, 4], SamplingParams(max_tokens=6, **GREEDY))
     assert run(engine)["again"].token_ids == whole(built, [0, 1, 2, 3, 4], 6)
+
+
+def test_an_executor_that_does_not_start_again_is_tried_again(
+    start: Callable[..., PagedEngine], built: BuiltModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start(executor="mortal", max_num_seqs=1)
+    monkeypatch.setattr(Mortal, "dies_at", "submit")
+    monkeypatch.setattr(Mortal, "failures", 1)
+    for name in "abc":
+        engine.add_request(name, [1, 2, 3], SamplingParams(max_tokens=4, **GREEDY))
+    outputs = run(engine)
+    assert [outputs[name].finish_reason for name in "abc"] == ["error", "error", "length"]
+    assert outputs["c"].token_ids == whole(built, [1, 2, 3], 4)
 
 
 def test_weights_change_between_steps_and_old_keys_are_not_found(start: Callable[..., PagedEngine]) -> None:

@@ -102,6 +102,12 @@ class Recorder(TorchDispatchMode):
         return out
 
 
+# torch wraps the method so that its compiler leaves it alone, and imports the compiler for that: seconds at the first step.
+Recorder.__torch_dispatch__ = getattr(  # type: ignore[method-assign]
+    Recorder.__torch_dispatch__, "__wrapped__", Recorder.__torch_dispatch__
+)
+
+
 class Program:
     """Recorded work. `replay` runs it once more; inputs and outputs are the tensors that it was recorded with."""
 

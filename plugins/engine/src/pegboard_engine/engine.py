@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pegboard.errors import ConfigError
-from pegboard.interfaces.engine import Engine, EngineStats, FinishReason, RequestOptions, RequestOutput
+from pegboard.interfaces.engine import Engine, EngineStats, FinishReason, RequestOptions, RequestOutput, RequestRecord
 from pegboard.interfaces.executor import ExecutorDied
 from pegboard.types import CachePlan, SamplingParams, StepResult
 from pegboard_engine.adapters import LoadedAdapters
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("pegboard.engine")
 
 _IDLE_SECONDS = 0.02
+_RETRY_SECONDS = 0.5
 
 
 @dataclass(slots=True)
@@ -261,18 +262,26 @@ class PagedEngine(Engine):
             slots, positions = spread(slots, positions, schedule.drafts)
         sampling = self._columns.batch(slots, positions, self._masks(slots)) if len(slots) else None
         plan = build_plan(self._steps, schedule, self._table, sampling)
-        self._flights.append(_Flight(executor.submit(plan), schedule))
+        try:
+            self._flights.append(_Flight(executor.submit(plan), schedule))
+        except ExecutorDied:
+            raise
+        except Exception as error:
+            self._ended += self._fail(schedule, error)
         return True
 
     def _collect(self, executor: Executor) -> list[RequestOutput]:
         """Wait for the oldest step in flight and return what it added."""
-        flight = self._flights.popleft()
+        flight = self._flights[0]
         try:
+            # An interrupt in this wait leaves the step where it is, to be collected by the next one.
             result = executor.collect(flight.handle)
         except ExecutorDied:
             raise
         except Exception as error:
+            self._flights.popleft()
             return self._ended_now() + self._fail(flight.schedule, error)
+        self._flights.popleft()
         return self._ended_now() + self._advance(flight.schedule, result)
 
     def _enter(self, slot: int) -> None:
@@ -356,8 +365,16 @@ class PagedEngine(Engine):
         row = int(progress.rows[index])
         request = self._table.request(int(progress.slots[index]))
         if not result.extras["valid"][row]:
-            request.error = result.extras.get("errors", {}).get(row, "the model's logits are not finite")
-            return self._end(request, State.FAILED)
+            limited = request.matcher is not None or request.params.allowed_ids is not None
+            request.error = result.extras.get("errors", {}).get(
+                row,
+                "no token is left that its grammar and its allowed ids let come"
+                if limited
+                else "the model's logits are not finite",
+            )
+            output = self._end(request, State.FAILED)
+            output.rejected = limited
+            return output
         tokens = [int(progress.tokens[index])] if progress.runs is None else progress.runs[index]
         before = int(progress.counts[index]) - len(tokens)
         state, piece, taken = None, "", 0
@@ -393,6 +410,7 @@ class PagedEngine(Engine):
 
     def _tell_beginning(self, request: Request, output: RequestOutput) -> None:
         """Put what only the first output tells into it."""
+        request.first_token = request.first_token or self._clock()
         output.num_cached_tokens = request.cached
         output.queue_time = request.entered - request.created
         output.prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs, None
@@ -437,22 +455,34 @@ class PagedEngine(Engine):
         return [self._end(request, State.FAILED) for request in requests]
 
     def _restart(self, executor: Executor, error: ExecutorDied) -> list[RequestOutput]:
-        """End whatever ran, since its keys are lost, and start the executor again for those who wait."""
+        """End whatever ran, since its keys are lost, and start the executor again for those who wait.
+
+        One that does not start is tried again with the next step that anybody waits for.
+        """
         log.error("the executor died: %s; what ran fails, and it is started again", error)
         self._flights.clear()
         requests = [self._table.request(slot) for slot in self._table.running.tolist()]
+        # What the worker wrote last stands behind the first line, and in the log.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         for request in requests:
-            request.error = f"the process that ran the model ended: {error}"
+            request.error = f"the process that ran the model ended: {reason}"
         outputs = [self._end(request, State.FAILED) for request in requests]
         self._prefixes.reset()
-        executor.restart()
+        try:
+            executor.restart()
+        except ExecutorDied as again:
+            log.error("the executor did not start again: %s", again)
+            self._wake.wait(_RETRY_SECONDS)
         return outputs
 
     def _drain(self) -> None:
         """Collect the steps in flight; their outputs come with the next step."""
         executor = self._loaded()
-        while self._flights:
-            self._ended += self._collect(executor)
+        try:
+            while self._flights:
+                self._ended += self._collect(executor)
+        except ExecutorDied as error:
+            self._ended += self._restart(executor, error)
 
     def _ended_now(self) -> list[RequestOutput]:
         ended, self._ended = self._ended, []
@@ -483,6 +513,15 @@ class PagedEngine(Engine):
             request.num_output,
             request.index,
             request.stop_reason,
+        )
+        output.record = RequestRecord(
+            request.params,
+            request.options,
+            request.created,
+            request.entered or None,
+            request.first_token or (self._clock() if ids else None),
+            self._clock(),
+            max(0, request.cached),
         )
         self._finished[FINISH_REASONS[state]] += 1
         self._registry.hooks.call("request_finished", output=output)

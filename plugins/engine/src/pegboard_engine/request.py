@@ -67,8 +67,8 @@ class Request:
     id: the request's; index: which of its answers. arrival: its place in the order of arrival. tokens: int32, prompt and confirmed
     output; current unless the request runs. limit: number of tokens at which it ends. seed: of its random stream. stop_ids: ids that
     end it. digests: of its full pages, as far as they are known; root: what their chain starts from. slot: its row of the table,
-    -1 unless it runs. created, entered: when it came and when it first
-    ran, by the engine's clock. sync: its next token cannot be drawn before the last one is known. matcher: of its grammar.
+    -1 unless it runs. created, entered, first_token: when it came, first ran and had its first token, by the engine's clock; 0 for
+    not yet. sync: its next token cannot be drawn before the last one is known. matcher: of its grammar.
     """
 
     __slots__ = (
@@ -80,6 +80,7 @@ class Request:
         "end_ids",
         "entered",
         "error",
+        "first_token",
         "id",
         "index",
         "limit",
@@ -123,6 +124,7 @@ class Request:
         self.arrival = arrival
         self.created = created
         self.entered = 0.0
+        self.first_token = 0.0
         self.params = params
         self.options = options or RequestOptions()
         self.tokens = prompt
