@@ -78,32 +78,9 @@ class BuiltModel:
         return ForwardContext(positions=positions, plans=[plan] * groups)
 
 
-def build_model(
-    registry: Registry,
-    files: ModelFiles,
-    *,
-    platform: str = "auto",
-    device: int = 0,
-    dtype: str = "auto",
-    attention: str = "auto",
-    adapter: Adapter | None = None,
-    quantizer: Quantizer | None = None,
-    phase: Phase = "decode",
-    seed: int = 0,
-) -> BuiltModel:
-    """Build the model of `files`, weights included. Arguments and errors as for `prepare_model`."""
-    return prepare_model(
-        registry,
-        files,
-        platform=platform,
-        device=device,
-        dtype=dtype,
-        attention=attention,
-        adapter=adapter,
-        quantizer=quantizer,
-        phase=phase,
-        seed=seed,
-    ).load()
+def build_model(registry: Registry, files: ModelFiles, **options: Any) -> BuiltModel:
+    """Build the model of `files`, weights included; `options` and errors as for `prepare_model`."""
+    return prepare_model(registry, files, **options).load()
 
 
 def prepare_model(
