@@ -16,6 +16,7 @@ from pegboard.errors import ConfigError
 from pegboard.types import AttentionInputs, AttentionSpec, KVCache, KVLayout
 from pegboard_cpu_kernels.backend import CpuAttention
 from pegboard_cpu_kernels.library import ISAS, find
+from pegboard_cpu_kernels.threads import follow_torch
 from pegboard_sdk.conformance.batches import PagedBatch, random_qkv
 from pegboard_sdpa.rows import quantize
 
@@ -38,6 +39,7 @@ def instructions(request: pytest.FixtureRequest) -> Iterator[None]:
     if LIBRARY.peg_attention_set_products(way) != way:
         pytest.skip("this processor has no matrix unit")
     yield
+    follow_torch(LIBRARY)
     LIBRARY.peg_attention_set_products(-1)
     LIBRARY.peg_set_isa(-1)
 
@@ -167,6 +169,19 @@ def test_long_contexts_are_cut_and_joined(dim: int, window: int | None) -> None:
         outs.append(backend.attend(batch.q, batch.k, batch.v, spec, plan, batch.cache))
     torch.testing.assert_close(outs[0].double(), fast_expected(batch), rtol=1e-5, atol=1e-5)
     assert torch.equal(outs[0], outs[1])
+
+
+def test_one_plan_serves_layers_that_see_different_keys() -> None:
+    """Causal and not, over a context that is cut: the first queries of the second layer see a chunk more."""
+    assert isinstance(LIBRARY, ctypes.CDLL)
+    layout = CpuAttention().layout(layer(1, 1, 8), 2, 16, torch.float32)
+    backend, batch = CpuAttention(), PagedBatch(layer(1, 1, 8), layout, [8136], [64], CPU, seed=3, pages=515)
+    plan = backend.plan(batch.inputs, CPU, layout)
+    LIBRARY.peg_set_threads(3, None)
+    for causal in (True, False, True):
+        batch.spec = layer(1, 1, 8, causal=causal)
+        out = backend.attend(batch.q, batch.k, batch.v, batch.spec, plan, batch.cache)
+        torch.testing.assert_close(out.double(), fast_expected(batch), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -114,7 +114,8 @@ static double cost(const peg_attention_plan *plan, int32_t i, int32_t count) { r
 
 /* Cut the batch into items: small enough that all threads get about the same, and no smaller. Results do not depend on the cut. */
 static int divide(peg_attention_plan *plan, const peg_attention_layer *layer, int threads) {
-    int32_t shared = layer->num_heads / layer->num_kv_heads, key[5] = {1, shared, layer->num_kv_heads, layer->head_dim, threads * 8 + peg_isa()};
+    int32_t shared = layer->num_heads / layer->num_kv_heads;
+    int32_t key[5] = {1 + layer->causal, shared, layer->num_kv_heads, layer->head_dim, threads * 8 + peg_isa()};
     if (memcmp(key, plan->key, sizeof key) == 0) return 0;
     memcpy(plan->key, key, sizeof key);
     plan->num_items = plan->num_parts = plan->num_groups = plan->part_queries = 0;
@@ -186,7 +187,8 @@ int peg_attention(peg_attention_plan *plan, const peg_attention_layer *layer, co
                   float *v_scale, int64_t num_pages) {
     int threads = peg_threads();
     peg_attention_call call = {.plan = plan, .layer = layer, .q = q, .k = k, .v = v, .out = out, .q_stride = q_stride, .k_stride = k_stride,
-                               .v_stride = v_stride, .products = peg_attention_products(), .k_cache = k_cache, .v_cache = v_cache, .k_scale = k_scale, .v_scale = v_scale};
+                               .v_stride = v_stride, .k_cache = k_cache, .v_cache = v_cache, .k_scale = k_scale, .v_scale = v_scale,
+                               .products = peg_attention_products()};
     int64_t rows = plan->starts ? plan->starts[plan->count] : 0, kv_heads = layer->num_kv_heads;
     if (rows == 0) return 0;
     if (divide(plan, layer, threads)) return BAD_MEMORY;
@@ -204,9 +206,9 @@ int peg_attention(peg_attention_plan *plan, const peg_attention_layer *layer, co
         if (shared == NULL) return BAD_MEMORY;
         call.pending = (_Atomic int32_t *)(void *)shared;
         call.parts = (float *)(void *)(shared + before);
-        for (int64_t i = 0; i < plan->num_items; i++)
-            if (plan->items[i].chunk == 0)
-                for (int64_t h = 0; h < kv_heads; h++) atomic_init(&call.pending[plan->items[i].group * kv_heads + h], plan->items[i].chunks);
+        for (const peg_attention_item *item = plan->items; item < plan->items + plan->num_items; item++)
+            if (item->chunk == 0)
+                for (int64_t h = 0; h < kv_heads; h++) atomic_init(&call.pending[item->group * kv_heads + h], item->chunks);
     }
     peg_for(threads, plan->num_items * kv_heads, compute, &call);
     return atomic_load(&call.failed) ? BAD_MEMORY : 0;

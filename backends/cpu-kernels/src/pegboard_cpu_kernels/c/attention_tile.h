@@ -104,8 +104,8 @@ static void soften_rows(int rows, const logit_rule *rule, float *weights, int32_
 
 /* How many of a tile's `count` keys, the first of which stands at `start`, any of `rows` rows from row `r` on sees; and what each row sees:
  * first ... last. */
-INLINE int32_t columns_seen(int rows, const peg_attention_call *call, const peg_attention_item *item, int32_t r, int32_t start, int32_t count,
-                            int32_t *first, int32_t *last) {
+INLINE int32_t columns_seen(int rows, const peg_attention_call *call, const peg_attention_item *item, int32_t r, int32_t start,
+                            int32_t count, int32_t *first, int32_t *last) {
     int32_t shared = shared_heads(call);
     for (int i = 0; i < rows; i++) {
         int32_t query = (r + i) / shared;
@@ -119,8 +119,8 @@ INLINE int32_t columns_seen(int rows, const peg_attention_call *call, const peg_
 }
 
 /* MR rows from row `r` on, with `count` keys of which the first stands at `start` in the sequence. n: rows of the partial result. */
-INLINE void row_block(int paired, const peg_attention_call *call, const peg_attention_item *item, const logit_rule *rule, const tile_room *room,
-                      int32_t r, int32_t n, int32_t start, int32_t count, float *part) {
+INLINE void row_block(int paired, const peg_attention_call *call, const peg_attention_item *item, const logit_rule *rule,
+                      const tile_room *room, int32_t r, int32_t n, int32_t start, int32_t count, float *part) {
     int32_t width = padded_dim(call), first[MR], last[MR];
     int32_t depth = paired ? call->layer->head_dim / 2 : call->layer->head_dim, row = paired ? width / 2 : width;
     int32_t used = columns_seen(MR, call, item, r, start, count, first, last), columns = round_up(used, NR);
@@ -172,7 +172,8 @@ static inline void paired_block(const peg_attention_call *call, const peg_attent
     row_block(1, call, item, rule, room, r, n, start, count, part);
 }
 
-INLINE void read_queries(int paired, const peg_attention_call *call, const peg_attention_item *item, int32_t head, const tile_room *room, int32_t n) {
+INLINE void read_queries(int paired, const peg_attention_call *call, const peg_attention_item *item, int32_t head, const tile_room *room,
+                         int32_t n) {
     const peg_attention_layer *layer = call->layer;
     int32_t shared = shared_heads(call), width = padded_dim(call), dim = layer->head_dim;
     memset(room->q, 0, sizeof(float) * (size_t)n * (size_t)width);
