@@ -99,7 +99,7 @@ def test_arrays_that_are_views_travel_and_numpy_scalars_become_plain() -> None:
 @pytest.mark.parametrize(
     ("value", "named"),
     [(object(), "object"), ({1, 2}, "set"), (b"x", "bytes"), (1j, "complex"), (np.array(["a"]), "<U1")],
-    ids=str,
+    ids=["object", "set", "bytes", "complex", "array of texts"],
 )
 def test_what_has_no_tag_is_refused_by_name(value: Any, named: str) -> None:
     with pytest.raises(TypeError, match=named):
