@@ -108,7 +108,7 @@ def test_unknown_commands(add, peg) -> None:
 def test_a_known_command_comes_with_its_pip_command(site, peg, monkeypatch) -> None:
     monkeypatch.setattr("sys.path", [str(site.folder)])
     assert peg("chat").err == "error: peg has no command 'chat'\n  fix: pip install pegboard-engine\n"
-    assert "fix: pip install pegboard-engine" in peg("bench").err
+    assert "fix: pip install pegboard-bench pegboard-engine" in peg("bench").err
     assert "did you mean 'config'?" in peg("confgi").err
 
 

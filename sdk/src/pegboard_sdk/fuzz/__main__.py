@@ -119,7 +119,17 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.inputs is None and args.seconds is None:
         args.inputs = 10_000
-    logging.getLogger("pegboard").setLevel(logging.ERROR)
+    logger = logging.getLogger("pegboard")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        return _fuzz_all(args)
+    finally:
+        logger.setLevel(level)
+
+
+def _fuzz_all(args: argparse.Namespace) -> int:
+    """Fuzz the targets that `args` name, one after another."""
     registry = Registry.discover()
     names = args.target or list(TARGETS)
     absent = {name: told for name in names if (told := target_of(name)(registry).missing())}

@@ -21,7 +21,7 @@ def check_file(option: str, path: str, *, picture: bool = False) -> None:
     if not Path(path).absolute().parent.is_dir():
         raise ConfigError(f"{option} {path!r}: its folder does not exist", fix="make the folder, or name another one")
     if picture and find_spec("matplotlib") is None:
-        raise ConfigError(f"{option} needs matplotlib, which is not installed", fix="pip install matplotlib")
+        raise ConfigError(f"{option} needs matplotlib, which is not installed", fix="pip install pegboard-engine[plot]")
 
 
 def draw(runs: Mapping[str, Run], title: str, path: str) -> None:
