@@ -145,8 +145,7 @@ def test_chunked_prefill_then_cached_decode(peer: Any, ids: Tensor) -> None:
     built, size = build(peer), 4
     specs = built.model.attention_specs
     layout = built.attention.layout(specs[0], len(specs), size, torch.float32)
-    shape = (30, size, layout.num_kv_heads, layout.head_dim)
-    cache = KVCache(layout, [torch.zeros(shape) for _ in specs], [torch.zeros(shape) for _ in specs])
+    cache = KVCache.allocate(layout, 30, built.device)
     # One sequence lies in consecutive pages, the other is scattered.
     table = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [20, 18, 16, 14, 12, 11, 25, 27, 29]]
 
