@@ -355,6 +355,19 @@ def test_weights_change_between_steps_and_old_keys_are_not_found(start: Callable
     assert outputs["longer"].token_ids == whole(other, [*longer, 1], 3)
 
 
+def test_what_ended_before_the_steps_in_flight_are_drained_is_told_once(start: Callable[..., PagedEngine]) -> None:
+    engine = start(executor="two")
+    for name in "ab":
+        engine.add_request(name, [1, 2], SamplingParams(max_tokens=6, **GREEDY))
+    told = engine.step()
+    engine.abort("a")
+    engine.update_weights(1)
+    while engine.has_unfinished():
+        told += engine.step()
+    assert [output.finish_reason for output in told if output.request_id == "a"] == [None, "abort"]
+    assert sum(len(output.token_ids) for output in told if output.request_id == "b") == 6
+
+
 def test_stats_tell_what_is_held(start: Callable[..., PagedEngine]) -> None:
     engine = start(max_num_seqs=1)
     for name in "ab":

@@ -67,7 +67,7 @@ class PagedEngine(Engine):
         self.weights_version = 0
         self._clock = clock
         self._requests: dict[str, list[Request]] = {}
-        self._ended: list[RequestOutput] = []
+        self._outputs: list[RequestOutput] = []
         self._flights: deque[_Flight] = deque()
         self._wake = threading.Event()
         self._finished: Counter[FinishReason] = Counter()
@@ -159,29 +159,28 @@ class PagedEngine(Engine):
 
     def abort(self, request_id: str) -> None:
         for request in list(self._requests.get(request_id, ())):
-            self._ended.append(self._end(request, State.ABORTED))
+            self._outputs.append(self._end(request, State.ABORTED))
 
     def step(self) -> list[RequestOutput]:
         executor = self._loaded()
         self._wake.clear()
         self._admit_grammars()
         for request in self._timeouts.over():
-            self._ended.append(self._end(request, State.TIMED_OUT))
-        outputs, self._ended = self._ended, []
+            self._outputs.append(self._end(request, State.TIMED_OUT))
         try:
             while len(self._flights) < executor.depth and self._submit(executor):
                 pass
             if self._flights:
-                return outputs + self._collect(executor)
+                self._collect(executor)
+            elif not self._outputs and self._requests:
+                self._wake.wait(_IDLE_SECONDS)
         except ExecutorDied as error:
-            return outputs + self._ended_now() + self._restart(executor, error)
-        outputs += self._ended_now()
-        if not outputs and self._requests:
-            self._wake.wait(_IDLE_SECONDS)
+            self._restart(executor, error)
+        outputs, self._outputs = self._outputs, []
         return outputs
 
     def has_unfinished(self) -> bool:
-        return bool(self._requests or self._ended)
+        return bool(self._requests or self._outputs)
 
     def update_weights(self, version: int) -> None:
         self._drain()
@@ -229,7 +228,7 @@ class PagedEngine(Engine):
         for requests in list(self._requests.values()):
             for request in list(requests):
                 self._end(request, State.ABORTED)
-        self._ended = []
+        self._outputs = []
         self._flights.clear()
         if self._grammars is not None:
             self._grammars.close()
@@ -267,11 +266,11 @@ class PagedEngine(Engine):
         except ExecutorDied:
             raise
         except Exception as error:
-            self._ended += self._fail(schedule, error)
+            self._fail(schedule, error)
         return True
 
-    def _collect(self, executor: Executor) -> list[RequestOutput]:
-        """Wait for the oldest step in flight and return what it added."""
+    def _collect(self, executor: Executor) -> None:
+        """Wait for the oldest step in flight and note what it added."""
         flight = self._flights[0]
         try:
             # An interrupt in this wait leaves the step where it is, to be collected by the next one.
@@ -280,9 +279,10 @@ class PagedEngine(Engine):
             raise
         except Exception as error:
             self._flights.popleft()
-            return self._ended_now() + self._fail(flight.schedule, error)
+            self._fail(flight.schedule, error)
+            return
         self._flights.popleft()
-        return self._ended_now() + self._advance(flight.schedule, result)
+        self._outputs += self._advance(flight.schedule, result)
 
     def _enter(self, slot: int) -> None:
         """Tell the sampler of a request that got a slot."""
@@ -318,7 +318,7 @@ class PagedEngine(Engine):
             except Exception as error:
                 # Its row stays in the step, whose result nobody will read.
                 del masks[row]
-                self._ended.append(self._blame(request, "its grammar", error))
+                self._outputs.append(self._blame(request, "its grammar", error))
         return masks or None
 
     def _advance(self, schedule: Schedule, result: StepResult) -> list[RequestOutput]:
@@ -441,10 +441,10 @@ class PagedEngine(Engine):
                 self._scheduler.add(request)
             else:
                 request.error = problem
-                self._ended.append(self._end(request, State.FAILED))
-                self._ended[-1].rejected = rejected
+                self._outputs.append(self._end(request, State.FAILED))
+                self._outputs[-1].rejected = rejected
 
-    def _fail(self, schedule: Schedule, error: Exception) -> list[RequestOutput]:
+    def _fail(self, schedule: Schedule, error: Exception) -> None:
         """End the requests of a step that raised; those that wait are not touched."""
         table = self._table
         alive = table.generation[schedule.slots] == schedule.generations
@@ -452,9 +452,9 @@ class PagedEngine(Engine):
         log.error("a step failed, and its %d requests with it", len(requests), exc_info=error)
         for request in requests:
             request.error = f"the step failed: {type(error).__name__}: {error}"
-        return [self._end(request, State.FAILED) for request in requests]
+            self._outputs.append(self._end(request, State.FAILED))
 
-    def _restart(self, executor: Executor, error: ExecutorDied) -> list[RequestOutput]:
+    def _restart(self, executor: Executor, error: ExecutorDied) -> None:
         """End whatever ran, since its keys are lost, and start the executor again for those who wait.
 
         One that does not start is tried again with the next step that anybody waits for.
@@ -466,27 +466,22 @@ class PagedEngine(Engine):
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         for request in requests:
             request.error = f"the process that ran the model ended: {reason}"
-        outputs = [self._end(request, State.FAILED) for request in requests]
+            self._outputs.append(self._end(request, State.FAILED))
         self._prefixes.reset()
         try:
             executor.restart()
         except ExecutorDied as again:
             log.error("the executor did not start again: %s", again)
             self._wake.wait(_RETRY_SECONDS)
-        return outputs
 
     def _drain(self) -> None:
         """Collect the steps in flight; their outputs come with the next step."""
         executor = self._loaded()
         try:
             while self._flights:
-                self._ended += self._collect(executor)
+                self._collect(executor)
         except ExecutorDied as error:
-            self._ended += self._restart(executor, error)
-
-    def _ended_now(self) -> list[RequestOutput]:
-        ended, self._ended = self._ended, []
-        return ended
+            self._restart(executor, error)
 
     def _end(self, request: Request, state: State, ids: list[int] | None = None, piece: str = "") -> RequestOutput:
         """Move a request to a terminal state, free all that it holds, and return its last output."""
