@@ -15,7 +15,7 @@ from pegboard.plugins.spec import PluginSpec
 from pegboard.types import SamplingParams
 from pegboard_engine import EngineOptions, PagedEngine
 from pegboard_engine.plugin import UNIPROC
-from pegboard_engine.proposals import spread
+from pegboard_engine.rows import spread
 from pegboard_sdk.toys.tokenizer import TinyTokenizer
 
 PROMPTS = [[1, 2, 3], [7] * 9, [5, 6, 5, 6, 5]]

@@ -26,9 +26,10 @@ from pegboard_engine.options import EngineOptions
 from pegboard_engine.pages import PagePool
 from pegboard_engine.policy import POLICIES
 from pegboard_engine.prefix import PrefixCache
-from pegboard_engine.proposals import Proposals, spread
+from pegboard_engine.proposals import Proposals
 from pegboard_engine.request import FINISH_REASONS, Request, State
 from pegboard_engine.results import by_row, read_embeddings, read_prompts
+from pegboard_engine.rows import spread
 from pegboard_engine.sampling.columns import SamplingColumns
 from pegboard_engine.scheduler import Progress, Schedule, Scheduler
 from pegboard_engine.table import Table

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pegboard.types import StepPlan
-from pegboard_engine.request import Request
+from pegboard_engine.rows import pooled_rows, spread, told_places
 from pegboard_engine.scheduler import Schedule
 from pegboard_engine.table import Table
 
@@ -40,7 +40,7 @@ def build_plan(number: int, step: Schedule, table: Table, sampling: Any = None) 
     extras = _extras(step, table, ends_at) if decodes < len(slots) else {}
     if step.drafts is not None:
         extras["drafts"] = step.drafts
-        drawn, rows = np.repeat(drawn, step.drafts + 1), np.repeat(rows, step.drafts + 1) - countdown(step.drafts)
+        drawn, rows = spread(drawn, rows - step.drafts, step.drafts)
     return StepPlan(
         step=number,
         input_ids=ids,
@@ -59,12 +59,6 @@ def build_plan(number: int, step: Schedule, table: Table, sampling: Any = None) 
     )
 
 
-def countdown(drafts: np.ndarray) -> np.ndarray:
-    """Return d, d - 1 … 0 for each d of `drafts`, end to end."""
-    lengths = drafts + 1
-    return np.repeat(lengths.cumsum(), lengths) - 1 - np.arange(lengths.sum())
-
-
 def _extras(step: Schedule, table: Table, ends_at: np.ndarray) -> dict[str, Any]:
     """Rows that are wanted beside the sampled ones: of prompts whose log-probabilities are asked for, and of embeddings."""
     prompt_rows: list[np.ndarray] = []
@@ -81,10 +75,9 @@ def _extras(step: Schedule, table: Table, ends_at: np.ndarray) -> dict[str, Any]
                 pools.append((offset, offset + len(rows)))
                 pool_rows.append(first_row + rows)
                 offset += len(rows)
-        elif request.prompt_logprobs is not None and begin < request.num_prompt - 1:
-            stop = min(begin + count, request.num_prompt - 1)
-            prompt_rows.append(np.arange(first_row, first_row + stop - begin))
-            targets.append(table.tokens[slot, begin + 1 : stop + 1])
+        elif places := told_places(request, begin, count):
+            prompt_rows.append(np.arange(first_row, first_row + len(places)))
+            targets.append(table.tokens[slot, places.start + 1 : places.stop + 1])
             most = max(most, request.params.prompt_logprobs or 0)
     extras: dict[str, Any] = {}
     if prompt_rows or pool_rows:
@@ -94,10 +87,3 @@ def _extras(step: Schedule, table: Table, ends_at: np.ndarray) -> dict[str, Any]
     if pool_rows:
         extras["pool"] = np.array(pools, dtype=np.int64)
     return extras
-
-
-def pooled_rows(request: Request, begin: int, count: int) -> np.ndarray:
-    """Return which of the tokens begin … begin + count - 1 count for an embedding, from 0."""
-    if request.options.pooling == "mean":
-        return np.arange(count)
-    return np.arange(count - 1, count) if begin + count == request.num_prompt else np.arange(0)

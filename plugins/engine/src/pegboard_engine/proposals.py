@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pegboard_engine.inputs import countdown
 from pegboard_engine.request import Request
 from pegboard_engine.scheduler import Scheduler
 from pegboard_engine.table import Table
@@ -72,9 +71,3 @@ class Proposals:
     def close(self) -> None:
         """Free what the speculator holds."""
         self._speculator.close()
-
-
-def spread(slots: np.ndarray, positions: np.ndarray, drafts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return slots and output positions of all rows of sequences that have `drafts` proposed tokens each."""
-    lengths = drafts + 1
-    return np.repeat(slots, lengths), np.repeat(positions + drafts, lengths) - countdown(drafts)

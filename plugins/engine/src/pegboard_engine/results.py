@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from pegboard.interfaces.engine import TokenLogprobs
-from pegboard_engine.inputs import pooled_rows
 from pegboard_engine.request import Request
+from pegboard_engine.rows import pooled_rows, told_places
 from pegboard_engine.sampling.logprobs import Logprobs
 from pegboard_engine.scheduler import Schedule
 from pegboard_engine.table import Table
@@ -24,16 +24,14 @@ def read_prompts(step: Schedule, table: Table, parts: Sequence[Logprobs]) -> Non
     entries = [entry for part in parts for entry in part.tokens()]
     start = 0
     for request, begin, count, alive in _prefills(step, table):
-        if request.prompt_logprobs is None or begin >= request.num_prompt - 1:
-            continue
-        stop = min(begin + count, request.num_prompt - 1)
-        if alive:
+        places = told_places(request, begin, count)
+        if alive and request.prompt_logprobs is not None:
             most = request.params.prompt_logprobs or 0
-            for place in range(begin, stop):
-                entry = entries[start + place - begin]
+            for index, place in enumerate(places, start):
+                entry = entries[index]
                 kept = entry.top if most < 0 else entry.top[:most]
                 request.prompt_logprobs[place + 1] = TokenLogprobs(entry.token_id, entry.logprob, entry.rank, kept)
-        start += stop - begin
+        start += len(places)
 
 
 def read_embeddings(step: Schedule, table: Table, pooled: np.ndarray) -> Iterator[Request]:

@@ -15,6 +15,7 @@ from pegboard.plugins.load import Registry
 from pegboard.types import AttentionInputs, CachePlan, ForwardContext, KVCache, StepPlan, StepResult
 from pegboard_engine.adapters import ServedAdapters
 from pegboard_engine.graphs import DecodeGraphs
+from pegboard_engine.rows import first_rows
 from pegboard_engine.sampling.logprobs import Logprobs, logprobs_of
 from pegboard_engine.sampling.sampler import Sampler
 
@@ -89,7 +90,7 @@ class Runner:
         else:
             sampled = verified = self._sampler.verify(logits, plan.sampling, _proposed(plan, drafts))
             extras["accepted"] = verified.accepted.cpu().numpy()
-            starts = np.concatenate([[0], np.cumsum(drafts + 1)[:-1]])
+            starts = first_rows(drafts)
             self._last[self._to_device(plan.logits_slots[starts])] = sampled.ids[
                 self._to_device(starts + extras["accepted"])
             ]
@@ -168,8 +169,7 @@ class Runner:
 
 def _proposed(plan: StepPlan, drafts: np.ndarray) -> list[np.ndarray]:
     """Return the proposed ids of each sampled sequence: the inputs of its rows but the first."""
-    stops = (drafts + 1).cumsum()
     return [
-        plan.input_ids[plan.logits_indices[stop - count : stop]]
-        for stop, count in zip(stops.tolist(), drafts.tolist(), strict=True)
+        plan.input_ids[plan.logits_indices[first + 1 : first + 1 + count]]
+        for first, count in zip(first_rows(drafts).tolist(), drafts.tolist(), strict=True)
     ]

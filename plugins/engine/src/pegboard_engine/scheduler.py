@@ -12,7 +12,11 @@ from pegboard_engine.pages import PagePool
 from pegboard_engine.policy import PreemptionPolicy, QueuePolicy, WaitingQueue, fcfs, highest_rank
 from pegboard_engine.prefix import Chain, PrefixCache
 from pegboard_engine.request import Request, State
+from pegboard_engine.rows import first_rows
 from pegboard_engine.table import Table
+
+# Waiting requests that one step looks at without admitting them, those whose beginning somebody computes included.
+_LOOKED_AT = 256
 
 
 @dataclass(slots=True)
@@ -169,7 +173,7 @@ class Scheduler:
         """As `collect`, for sequences of which each got one token or several."""
         table = self.table
         assert step.drafts is not None
-        starts = np.concatenate([[0], np.cumsum(step.drafts + 1)[:-1]])
+        starts = first_rows(step.drafts)
         kept = np.flatnonzero(alive[step.sampled])
         slots, runs, stopped = step.slots[step.sampled[kept]], [], []
         for slot, index in zip(slots.tolist(), kept.tolist(), strict=True):
@@ -268,7 +272,7 @@ class Scheduler:
     def _admit(self, budget: int, chunked: list[int], chunks: list[int]) -> list[int]:
         admitted: list[int] = []
         index = passed = 0
-        while index < len(self.waiting) and budget > 0 and not self.table.full and index - len(admitted) < 256:
+        while index < len(self.waiting) and budget > 0 and not self.table.full and index < _LOOKED_AT:
             request = self.waiting[index]
             outcome = self._place(request)
             if isinstance(outcome, int):
