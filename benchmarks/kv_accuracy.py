@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from pathlib import Path
 
 import torch
 from torch import Tensor
+from windows import add_arguments, read_windows
 
-from pegboard.build import BuiltModel, build_model, load_tokenizer, open_model
+from pegboard.build import BuiltModel, build_model
 from pegboard.plugins.index import scan
 from pegboard.plugins.load import Registry
 from pegboard.types import AttentionInputs, ForwardContext, KVCache
@@ -51,22 +51,13 @@ def read(built: BuiltModel, windows: Tensor, cached: torch.dtype) -> tuple[list[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("files", nargs="+", type=Path)
+    add_arguments(parser)
     parser.add_argument("--caches", default="float32,bfloat16,int8")
-    parser.add_argument("--windows", type=int, default=8)
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--attention", default="cpu")
     arguments = parser.parse_args()
     registry = Registry(scan())
-    files = open_model(registry, arguments.model)
-    text = "\n".join(path.read_text(encoding="utf-8") for path in arguments.files)
-    ids = load_tokenizer(registry, files).encode(text)
-    count = min(arguments.windows, len(ids) // arguments.length)
-    if count == 0:
-        raise SystemExit(f"the files hold {len(ids)} tokens, fewer than one window of {arguments.length}")
-    windows = torch.tensor(ids[: count * arguments.length]).view(count, arguments.length)
+    files, windows = read_windows(registry, arguments)
+    count = len(windows)
     built = build_model(registry, files, dtype=arguments.dtype, attention=arguments.attention)
     results, first = {}, None
     print(f"{count} windows of {arguments.length} tokens, {arguments.dtype}, attention {arguments.attention}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from pegboard.interfaces.parser import ParserFactory
 from pegboard_parsers.call import read_call
-from pegboard_parsers.machine import END, SPACE, Machine, Steps
+from pegboard_parsers.machine import Machine, Steps
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 KEYS = ("arguments", "parameters")
@@ -17,28 +17,13 @@ class HermesParser(Machine):
     """Calls may stand anywhere. White space around them is no content. The mark at the end may be missing."""
 
     def parse(self) -> Steps[None]:
-        character, space, called = (yield), "", False
-        while character != END:
-            if character in SPACE:
-                space += character
-                character = yield
-                continue
-            read, following = yield from self.word(character, OPEN)
-            if read == OPEN:
-                called, space, character = yield from self._calls(space, following)
-                continue
-            self.say(space + (read or character))
-            called, space = False, ""
-            character = following if read else (yield)
-        if not called:
-            self.say(space)
+        return self.marked(OPEN, self._calls)
 
     def _calls(self, before: str, character: str) -> Steps[tuple[bool, str, str]]:
         """Read what follows the mark. Return whether a call came last, white space after it, and the next character.
 
-        before: what is content, together with the mark, if there is no call.
+        before: what is content if there is no call.
         """
-        before += OPEN
         while True:
             space, character = yield from self.space(character)
             found, read, character = yield from read_call(self, character, KEYS, bool)

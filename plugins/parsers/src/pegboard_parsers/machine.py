@@ -6,7 +6,7 @@ What is given out depends on the characters so far and on nothing else, so that 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any, TypeVar
@@ -38,6 +38,28 @@ class Machine(OutputParser):
     @abstractmethod
     def parse(self) -> Steps[None]:
         """Parse one answer. Returns after END."""
+
+    def marked(self, mark: str, calls: Callable[[str, str], Steps[tuple[bool, str, str]]]) -> Steps[None]:
+        """Parse an answer in which calls stand behind a mark; white space around them is no content.
+
+        calls: given what is content if there is no call, the mark included, and the next character; it reads the calls and returns
+        whether one came last, white space after it, and the next character.
+        """
+        character, space, called = (yield), "", False
+        while character != END:
+            if character in SPACE:
+                space += character
+                character = yield
+                continue
+            read, following = yield from self.word(character, mark)
+            if read == mark:
+                called, space, character = yield from calls(space + mark, following)
+                continue
+            self.say(space + (read or character))
+            called, space = False, ""
+            character = following if read else (yield)
+        if not called:
+            self.say(space)
 
     def push(self, text: str) -> Sequence[Parsed]:
         """Add text and return what is certain with it."""

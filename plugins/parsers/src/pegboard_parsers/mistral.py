@@ -8,7 +8,7 @@ from typing import Any
 from pegboard.interfaces.parser import ParserFactory
 from pegboard_parsers.call import read_call
 from pegboard_parsers.jsontext import DONE, Broken, JsonText
-from pegboard_parsers.machine import END, SPACE, Machine, Steps
+from pegboard_parsers.machine import END, Machine, Steps
 
 TAG, ARGS, ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 KEYS = ("arguments", "parameters")
@@ -18,28 +18,19 @@ class MistralParser(Machine):
     """Calls follow the tag. White space around them is no content."""
 
     def parse(self) -> Steps[None]:
-        character, space, called = (yield), "", False
-        while character != END:
-            if character in SPACE:
-                space += character
-                character = yield
-                continue
-            read, following = yield from self.word(character, TAG)
-            if read != TAG:
-                self.say(space + (read or character))
-                called, space = False, ""
-                character = following if read else (yield)
-                continue
-            inner, character = yield from self.space(following)
-            before = space + TAG + inner
-            if character == "[":
-                called, space, character = yield from self._list(before + "[", (yield))
-            elif character == "{":
-                called, space, character = yield from self._object(before, character)
-            else:
-                called, space, character = yield from self._named(before, character)
-        if not called:
-            self.say(space)
+        return self.marked(TAG, self._calls)
+
+    def _calls(self, before: str, character: str) -> Steps[tuple[bool, str, str]]:
+        """Read what follows the tag, in any of its forms."""
+        inner, character = yield from self.space(character)
+        before += inner
+        if character == "[":
+            result = yield from self._list(before + "[", (yield))
+        elif character == "{":
+            result = yield from self._object(before, character)
+        else:
+            result = yield from self._named(before, character)
+        return result
 
     def _list(self, before: str, character: str) -> Steps[tuple[bool, str, str]]:
         """Read the objects of a list and its end. Return whether a call came last, white space after it, and the next character.
