@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pegboard.nn import Embedding, Head
-from pegboard.nn.loss import cross_entropy_sum, token_logps
+from pegboard.nn.loss import cross_entropy_sum, sequence_sums, token_logps
+from pegboard.ops import kernel_table
 
 TOKENS, HIDDEN, VOCAB = 11, 6, 13
 
@@ -45,15 +46,45 @@ def test_cross_entropy_and_gradients(head: Head, hidden: Tensor, targets: Tensor
         torch.testing.assert_close(a, b)
 
 
-def test_logps_and_gradients(head: Head, hidden: Tensor, targets: Tensor) -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+def test_logps_and_gradients(head: Head, hidden: Tensor, targets: Tensor, frozen: bool) -> None:
     rows = rows_of(targets)
+    head.requires_grad_(not frozen)
+    inputs = [hidden] if frozen else [hidden, head.weight]
     logps = token_logps(hidden, head, targets, rows, chunk=3)
     wanted = (hidden @ head.weight.t()).log_softmax(-1)[rows].gather(1, targets[rows, None]).squeeze(1)
     torch.testing.assert_close(logps, wanted)
     weights = torch.randn_like(wanted)
-    got = torch.autograd.grad((logps * weights).sum(), [hidden, head.weight])
-    for a, b in zip(got, torch.autograd.grad((wanted * weights).sum(), [hidden, head.weight]), strict=True):
+    got = torch.autograd.grad((logps * weights).sum(), inputs)
+    for a, b in zip(got, torch.autograd.grad((wanted * weights).sum(), inputs), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(("frozen", "products"), [(True, (2, 2)), (False, (1, 4))])
+def test_logits_are_computed_again_only_for_the_gradient_of_the_head(
+    head: Head, hidden: Tensor, targets: Tensor, frozen: bool, products: tuple[int, int]
+) -> None:
+    """products: of a chunk with the head, after the forward and after the backward pass."""
+    calls: list[None] = []
+    linear = head.kernels.linear
+
+    def counted(*arguments: Tensor) -> Tensor:
+        calls.append(None)
+        return linear(*arguments)
+
+    head.requires_grad_(not frozen)
+    head.kernels = kernel_table({"linear": counted})
+    rows = rows_of(targets)
+    logps = token_logps(hidden, head, targets, rows, chunk=1)
+    forward = len(calls)
+    logps.sum().backward()
+    assert (forward, len(calls)) == tuple(count * len(rows) for count in products)
+
+
+def test_sums_by_sequence() -> None:
+    values = torch.tensor([1.0, 2.0, 4.0, 8.0])
+    ids = torch.tensor([0, 0, 1, 1, 1, 2, 3])
+    assert sequence_sums(values, torch.tensor([0, 2, 4, 6]), ids, 4).tolist() == [1, 6, 0, 8]
 
 
 @pytest.mark.parametrize("function", [cross_entropy_sum, token_logps])

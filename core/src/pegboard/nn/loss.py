@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from pegboard.nn.head import Head
 
@@ -73,22 +72,74 @@ def cross_entropy_sum(hidden: Tensor, head: Head, targets: Tensor, rows: Tensor,
     return out
 
 
+class _TokenLogps(torch.autograd.Function):
+    """log p of each row's target. What a row's state adds to it is known beside the value, but for the factor that comes back;
+    only the head's gradient, a sum over rows with their factors, needs the logits again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, linear: Callable[..., Tensor], chunk: int
+    ) -> Tensor:
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        at_once = needs_hidden and not needs_weight
+        logps = torch.zeros(
+            hidden.shape[0], dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device
+        )
+        d_hidden = torch.empty_like(hidden) if at_once else None
+        for start in range(0, hidden.shape[0], chunk):
+            rows, wanted = hidden[start : start + chunk], targets[start : start + chunk, None]
+            logits = linear(rows, weight, None).to(logps.dtype)
+            norm = logits.logsumexp(-1, keepdim=True)
+            logps[start : start + chunk] = (logits.gather(1, wanted) - norm).squeeze(1)
+            if d_hidden is not None:
+                d_hidden[start : start + chunk] = linear(
+                    _d_logits(logits, norm, wanted).to(hidden.dtype), weight.t(), None
+                )
+        ctx.linear, ctx.chunk, ctx.at_once = linear, chunk, at_once
+        ctx.save_for_backward(*((d_hidden,) if at_once else (hidden, weight, targets)))
+        return logps
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        (grad,) = grads
+        if ctx.at_once:
+            (d_rows,) = ctx.saved_tensors
+            return d_rows * grad[:, None].to(d_rows.dtype), None, None, None, None
+        hidden, weight, targets = ctx.saved_tensors
+        d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        d_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        for start in range(0, hidden.shape[0], ctx.chunk):
+            rows, wanted = hidden[start : start + ctx.chunk], targets[start : start + ctx.chunk, None]
+            logits = ctx.linear(rows, weight, None).to(grad.dtype)
+            d_logits = _d_logits(logits, logits.logsumexp(-1, keepdim=True), wanted)
+            d_logits = d_logits.mul_(grad[start : start + ctx.chunk, None]).to(hidden.dtype)
+            if d_hidden is not None:
+                d_hidden[start : start + ctx.chunk] = ctx.linear(d_logits, weight.t(), None)
+            d_weight += ctx.linear(d_logits.t(), rows.t(), None)
+        return d_hidden, d_weight.to(weight.dtype), None, None, None
+
+
+def _d_logits(logits: Tensor, norm: Tensor, wanted: Tensor) -> Tensor:
+    """Overwrite logits with the derivative of log p(target) by them: one at the target, less the probabilities."""
+    grad = logits.sub_(norm).exp_().neg_()
+    return grad.scatter_add_(1, wanted, grad.new_ones(()).expand(wanted.shape[0], 1))
+
+
 def token_logps(hidden: Tensor, head: Head, targets: Tensor, rows: Tensor, *, chunk: int = CHUNK) -> Tensor:
     """Return log p(target) of each of `rows`, [M] of at least float32, for losses that couple tokens of a sequence.
 
-    Arguments as in `cross_entropy_sum`. Logits are recomputed chunk by chunk in the backward pass.
+    Arguments as in `cross_entropy_sum`. With a frozen head nothing is recomputed: each row's gradient is ready up to a factor. With a
+    trained one the logits are computed again, chunk by chunk, in the backward pass.
     """
-
-    def logps(chunk_hidden: Tensor, wanted: Tensor) -> Tensor:
-        logits: Tensor = head(chunk_hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return logits.gather(1, wanted[:, None]).squeeze(1) - logits.logsumexp(-1)
-
     selected, wanted = hidden.index_select(0, rows), targets.index_select(0, rows)
-    parts = [
-        checkpoint(logps, selected[start : start + chunk], wanted[start : start + chunk], use_reentrant=False)
-        for start in range(0, selected.shape[0], chunk)
-    ]
-    if not parts:
-        return hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32)) + hidden.sum() * 0
-    return torch.cat(parts)
+    out: Tensor = _TokenLogps.apply(selected, head.matrix, wanted, head.kernels.linear, chunk)  # type: ignore[no-untyped-call]
+    return out
+
+
+def sequence_sums(values: Tensor, rows: Tensor, sequence_ids: Tensor, count: int) -> Tensor:
+    """Return the sums of values by sequence, [count]: such as the log-probability of each answer from those of its tokens.
+
+    values: [M], one for each of `rows` [M]. sequence_ids: [T] the sequence of each row of the batch, below `count`.
+    """
+    return values.new_zeros(count).index_add(0, sequence_ids.index_select(0, rows), values)
