@@ -212,6 +212,8 @@ class ForwardContext:
     adapter_plans: what the owner of the slots made of them, by owner, so that it is made once a pass and not in every layer.
     logits_indices: [M] int64 rows whose logits are wanted; None for all.
     spans: rows whose input embeddings come from outside.
+    extents: [T] int64, for rotary tables whose angles depend on it: how many tokens each row's sequence has, or may come to have;
+        None: as many as the greatest position says.
     rope: (cos, sin) pairs, each [T, 1, rotary_dim] and sin with its first half negated, one per rotary table of the model;
         set by the model before its first layer.
     """
@@ -222,6 +224,7 @@ class ForwardContext:
     adapter_slots: Tensor | None = None
     logits_indices: Tensor | None = None
     spans: Sequence[EmbeddingSpan] = ()
+    extents: Tensor | None = None
     rope: Sequence[tuple[Tensor, Tensor]] = ()
     adapter_plans: dict[Any, Any] = field(default_factory=dict)
 
@@ -243,27 +246,41 @@ class ParallelRule:
 
 @dataclass(slots=True)
 class Row:
-    """One tokenized training example.
+    """One tokenized sequence.
 
-    input_ids: token ids of the whole example.
+    input_ids: token ids of the whole sequence.
     mask: True where the token is to be predicted (its own loss counts); same length. mask[0] is ignored: nothing predicts the first token.
-    extras: what an objective needs beside them.
+    extras: what an objective needs beside them, one value for the sequence.
+    part: what the sequence is in an example of several, such as "chosen" or "rejected"; empty in an example of one.
+    per_token: numbers by name, one for each token, such as the log-probabilities at which it was sampled; same length as input_ids.
     """
 
     input_ids: list[int]
     mask: list[bool]
     extras: Mapping[str, Any] = field(default_factory=dict)
+    part: str = ""
+    per_token: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
+Example = tuple[Row, ...]
+"""Sequences that stay together: they are kept or left out as one, and lie side by side in one batch, in this order."""
 
 
 @dataclass(slots=True)
 class Batch:
-    """A packed training batch: N sequences laid end to end.
+    """A packed training batch: N sequences laid end to end, of E examples.
 
     input_ids: [T] int64. positions: [T] int64, restarting at each sequence.
     targets: [T] int64, targets[t] is the id that row t must predict, or -100 where no loss counts (the last row of a sequence always).
     seq_lens: [N] lengths on the host, sum == T.
     target_rows: [M] int64, the rows whose targets are not -100, found on the host while packing so that no device has to count.
-    extras: tensors or lists that an objective needs beside them.
+    extras: what an objective needs beside them, by name. Of a sequence's `Row.extras`: a tensor [N] where all values are numbers
+        (bool, int64 or float32), a list [N] where they are anything else (None for a sequence without it). Of `Row.per_token`: a
+        float32 tensor [T] aligned with `targets`, so that entry t is about the token that row t predicts (0 in a sequence's last row).
+    parts: `Row.part` -> [P] int64, the sequences that are that part, in order. Where every example has one of each part,
+        parts["chosen"][i] and parts["rejected"][i] are of the same example.
+    sequence_ids: [T] int64, the sequence of each row. Given by `seq_lens` when left out.
+    example_ids: [N] int64, the example of each sequence, from 0 and ascending. Left out: each sequence is one.
     """
 
     input_ids: Tensor
@@ -272,21 +289,36 @@ class Batch:
     seq_lens: list[int]
     target_rows: Tensor
     extras: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    sequence_ids: Tensor = None  # type: ignore[assignment]
+    example_ids: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        import torch
+
+        numbers = torch.arange(len(self.seq_lens))
+        lengths = torch.tensor(self.seq_lens, dtype=torch.int64)
+        for name, implied in (("sequence_ids", numbers.repeat_interleave(lengths)), ("example_ids", numbers)):
+            if getattr(self, name) is None:
+                setattr(self, name, implied.to(self.input_ids.device))
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on `device`."""
         import torch
 
-        moved = {
-            k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in self.extras.items()
-        }
+        def moved(value: Any) -> Any:
+            return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+
         return Batch(
-            self.input_ids.to(device, non_blocking=True),
-            self.positions.to(device, non_blocking=True),
-            self.targets.to(device, non_blocking=True),
+            moved(self.input_ids),
+            moved(self.positions),
+            moved(self.targets),
             self.seq_lens,
-            self.target_rows.to(device, non_blocking=True),
-            moved,
+            moved(self.target_rows),
+            {name: moved(value) for name, value in self.extras.items()},
+            {name: moved(value) for name, value in self.parts.items()},
+            moved(self.sequence_ids),
+            moved(self.example_ids),
         )
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from pegboard.types import Row
 from pegboard_sft.objective import SupervisedObjective
-from pegboard_trainer.packer import collate
+from pegboard_trainer.collate import collate
 from pegboard_trainer.roles import ModelRole
 
 ROWS = [

@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pegboard.errors import DataError
-from pegboard_trainer.examples import Examples, Limits, epoch_order, split_rows
+from pegboard.types import Row
+from pegboard_trainer.examples import Counts, Examples, Limits, epoch_order, fit, split_rows
 
 Make = Callable[..., Examples]
 
 
 def rows_of(examples: Examples, count: int | None = None) -> list[int]:
-    return [row.input_ids[0] // 1000 for _, row in islice(examples, count)]
+    return [row.input_ids[0] // 1000 for _, (row,) in islice(examples, count)]
 
 
 @given(st.integers(1, 60), st.integers(0, 5), st.integers(0, 2**31))
@@ -53,7 +54,7 @@ def test_a_split_that_leaves_a_part_empty_is_refused(held_out: float) -> None:
 def test_a_row_may_give_several_examples_and_none(examples: Make) -> None:
     made = list(examples([[3, 2], [], [4]], shuffle=False, epochs=1))
     assert [key for key, _ in made] == [(0, 0, 0), (0, 0, 1), (0, 2, 0)]
-    assert [row.input_ids for _, row in made] == [[0] * 3, [1] * 2, [2000] * 4]
+    assert [row.input_ids for _, (row,) in made] == [[0] * 3, [1] * 2, [2000] * 4]
 
 
 def test_without_a_number_of_epochs_the_data_begins_again(examples: Make) -> None:
@@ -79,16 +80,16 @@ def test_setting_the_next_key_continues(examples: Make, lengths: list[list[int]]
     second = examples(lengths, seed=3, streamed=streamed)
     second.next_key = first.next_key
     assert list(islice(second, 12)) == whole[taken:]
-    for key, row in whole:
-        assert second.at(key) == row
+    for key, example in whole:
+        assert second.at(key) == example
 
 
 def test_longer_examples_are_cut_dropped_or_refused(examples: Make) -> None:
     cut = examples([[5], [9]], shuffle=False, epochs=1, limits=Limits(6, "truncate"))
-    assert [len(row.input_ids) for _, row in cut] == [5, 6]
+    assert [len(row.input_ids) for _, (row,) in cut] == [5, 6]
     assert cut.counts.line() == "2 examples, 11 tokens, 1 cut to length, 0 left out"
     dropped = examples([[5], [9]], shuffle=False, epochs=1, limits=Limits(6, "drop"))
-    assert [len(row.input_ids) for _, row in dropped] == [5]
+    assert [len(row.input_ids) for _, (row,) in dropped] == [5]
     assert dropped.counts.dropped == 1
     with pytest.raises(DataError, match=r"row 1: 9 tokens, batch\.length is 6"):
         list(examples([[5], [9]], shuffle=False, epochs=1, limits=Limits(6, "error")))
@@ -98,6 +99,22 @@ def test_an_example_without_anything_to_learn_is_left_out(examples: Make) -> Non
     made = examples([[1], [3]], shuffle=False, epochs=1)
     assert rows_of(made) == [1]
     assert made.counts.dropped == 1
+
+
+def test_sequences_of_an_example_are_kept_or_left_out_together() -> None:
+    def pair(*lengths: int) -> tuple[Row, ...]:
+        return tuple(Row([1] * n, [True] * n, {}, "x", {"logp": [0.5] * n}) for n in lengths)
+
+    counts = Counts()
+    cut = fit(pair(3, 9), Limits(6), counts)
+    assert cut is not None
+    assert [(len(row.input_ids), len(row.mask), len(row.per_token["logp"])) for row in cut] == [(3, 3, 3), (6, 6, 6)]
+    assert [row.part for row in cut] == ["x", "x"]
+    assert fit(pair(3, 9), Limits(6, "drop"), counts) is None
+    assert fit(pair(3, 1), Limits(6), counts) is None
+    assert (counts.examples, counts.tokens, counts.truncated, counts.dropped) == (1, 9, 1, 2)
+    with pytest.raises(DataError, match=r"an example of 2 sequences does not fit into a batch of batch\.size=1"):
+        fit(pair(2, 2), Limits(6, sequences=1), counts)
 
 
 def test_data_of_which_nothing_can_be_used_is_an_error(examples: Make) -> None:
@@ -113,5 +130,5 @@ def test_a_bad_row_is_named(examples: Make) -> None:
 
 def test_a_key_leads_back_to_the_row_in_its_file(examples: Make) -> None:
     made = examples([[2]] * 9, seed=4, epochs=2)
-    for key, row in made:
+    for key, (row,) in made:
         assert made.describe(key) == f"row {row.input_ids[0] // 1000}"

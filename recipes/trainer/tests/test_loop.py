@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pegboard.interfaces.objective import Objective, Role
 from pegboard.types import Batch, LossOutput, Row
 from pegboard_trainer.adamw import AdamWFactory
+from pegboard_trainer.collate import collate
 from pegboard_trainer.loop import NotFinite, Trainer, check_finite
 from pegboard_trainer.meter import Meter, Single
 from pegboard_trainer.options import AdamWOptions, ConstantOptions
-from pegboard_trainer.packer import collate
 from pegboard_trainer.schedules import Constant
 
 CPU = torch.device("cpu")

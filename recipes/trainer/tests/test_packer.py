@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pegboard.types import Row
-from pegboard_trainer.packer import IGNORE, Batches, Bin, Packer, collate, count_batches
+from pegboard_trainer.packer import Batches, Bin, Packer, count_batches, size_of
 
 Make = Callable[..., Batches]
 LENGTHS = st.lists(st.integers(2, 12), min_size=1, max_size=40)
@@ -28,7 +28,7 @@ def bins_of(batches: Batches) -> list[Bin]:
 def packed(lengths: list[int], packer: Packer) -> list[Bin]:
     found = []
     for number, length in enumerate(lengths):
-        closed = packer.add((0, number, 0), Row([number] * length, [True] * length))
+        closed = packer.add((0, number, 0), (Row([number] * length, [True] * length),))
         found += [closed] if closed is not None else []
     while (last := packer.flush()) is not None:
         found.append(last)
@@ -41,9 +41,9 @@ def test_every_example_is_in_exactly_one_batch_that_holds_it_whole(lengths: list
     keys = [key for bin in found for key in bin.keys]
     assert sorted(keys) == [(0, number, 0) for number in range(len(lengths))]
     for bin in found:
-        assert bin.tokens == sum(len(row.input_ids) for row in bin.rows) <= packer.capacity
-        assert packer.limit is None or len(bin.rows) <= packer.limit
-        assert [lengths[key[1]] for key in bin.keys] == [len(row.input_ids) for row in bin.rows]
+        assert bin.tokens == sum(size_of(example) for example in bin.examples) <= packer.capacity
+        assert packer.limit is None or bin.sequences == len(bin.examples) <= packer.limit
+        assert [lengths[key[1]] for key in bin.keys] == [size_of(example) for example in bin.examples]
 
 
 @given(LENGTHS, PACKERS)
@@ -68,8 +68,8 @@ def test_without_packing_a_batch_is_the_next_examples() -> None:
 
 
 def test_an_example_that_no_batch_can_hold_is_a_defect() -> None:
-    with pytest.raises(ValueError, match="11 tokens does not fit into a batch of 10"):
-        Packer(10).add((0, 0, 0), Row([1] * 11, [True] * 11))
+    with pytest.raises(ValueError, match="11 tokens in 1 sequences does not fit into a batch of 10"):
+        Packer(10).add((0, 0, 0), (Row([1] * 11, [True] * 11),))
 
 
 @given(
@@ -94,7 +94,7 @@ def test_a_restored_position_continues_with_the_next_batch(
     assert [bin.keys for bin in rest] == whole[taken:]
     assert second.examples.counts.examples == sum(len(keys) for keys in whole)
     again = bins_of(first)
-    assert [bin.rows for bin in again] == [bin.rows for bin in rest]
+    assert [bin.examples for bin in again] == [bin.examples for bin in rest]
 
 
 def test_all_batches_are_counted(batches: Make) -> None:
@@ -103,11 +103,14 @@ def test_all_batches_are_counted(batches: Make) -> None:
     assert count_batches(batches([[5]] * 7, Packer(10, limit=1, window=1), **options)) == 14
 
 
-def test_collating_shifts_targets_within_each_example() -> None:
-    batch = collate([Row([5, 6, 7], [True, False, True]), Row([8, 9], [True, True], {"pair": 3})])
-    assert batch.input_ids.tolist() == [5, 6, 7, 8, 9]
-    assert batch.positions.tolist() == [0, 1, 2, 0, 1]
-    assert batch.targets.tolist() == [IGNORE, 7, IGNORE, 9, IGNORE]
-    assert batch.target_rows.tolist() == [1, 3]
-    assert batch.seq_lens == [3, 2]
-    assert batch.extras == {"pair": [3]}
+def test_an_example_of_several_sequences_lies_in_one_batch() -> None:
+    packer = Packer(20, limit=4, window=2)
+    pair = (Row([1] * 4, [True] * 4), Row([2] * 4, [True] * 4))
+    single = (Row([3] * 4, [True] * 4),)
+    closed = [packer.add((0, number, 0), e) for number, e in enumerate([pair, single, pair, pair, single])]
+    # Three sequences and a pair would be five: the second pair opens another batch.
+    assert closed[:3] == [None] * 3
+    assert [bin.keys if bin else None for bin in closed[3:]] == [
+        [(0, 2, 0), (0, 3, 0)],
+        [(0, 0, 0), (0, 1, 0), (0, 4, 0)],
+    ]

@@ -35,7 +35,7 @@ def open_data(config: TrainConfig, registry: Registry, tokenizer: Tokenizer) -> 
     section = config.data
     source: Source = registry.create("source", section.source())
     transform = registry.create("transform", section.format)
-    limits = Limits(config.batch.length, config.batch.overlong)
+    limits = Limits(config.batch.length, config.batch.overlong, config.batch.size)
     indices = _all(source)
     validation: tuple[Source, Tensor | None] | None = None
     held_out = _number(section.validation)

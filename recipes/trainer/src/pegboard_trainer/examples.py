@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,7 @@ from pegboard.errors import DataError
 from pegboard.interfaces.source import IndexedSource, Source
 from pegboard.interfaces.tokenizer import Tokenizer
 from pegboard.interfaces.transform import Transform
-from pegboard.types import Row
+from pegboard.types import Example, Row
 
 Key = tuple[int, int, int]
 """Where an example comes from: epoch, position in that epoch, number within the row."""
@@ -35,10 +35,11 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The longest example in tokens, and what becomes of longer ones."""
+    """The longest sequence in tokens, what becomes of longer ones, and how many sequences of that length a batch holds."""
 
     length: int
     overlong: Literal["truncate", "drop", "error"] = "truncate"
+    sequences: int | None = None
 
 
 def epoch_order(indices: Tensor, epoch: int, seed: int, *, shuffle: bool) -> Tensor:
@@ -79,7 +80,7 @@ class Examples:
     counts: Counts = field(default_factory=Counts)
     next_key: Key = (0, 0, 0)
 
-    def __iter__(self) -> Iterator[tuple[Key, Row]]:
+    def __iter__(self) -> Iterator[tuple[Key, Example]]:
         """Yield (key, example) from `next_key` until `epochs` are over. Raises DataError when the first epoch holds no example."""
         while self.epochs is None or self.next_key[0] < self.epochs:
             epoch, position, sub = self.next_key
@@ -87,10 +88,10 @@ class Examples:
             for at, index, raw in self._epoch(epoch, position):
                 # A row that a restored position lies in was counted before.
                 examples = self._examples(index, raw, count=not sub)
-                for number, row in list(enumerate(examples))[sub:]:
+                for number, example in list(enumerate(examples))[sub:]:
                     self.next_key = (epoch, at, number + 1)
                     found = True
-                    yield (epoch, at, number), row
+                    yield (epoch, at, number), example
                 sub = 0
                 self.next_key = (epoch, at + 1, 0)
             if not found:
@@ -105,7 +106,7 @@ class Examples:
         """The number of rows of an epoch, None where the source does not know it."""
         return None if self.indices is None else len(self.indices)
 
-    def at(self, key: Key) -> Row:
+    def at(self, key: Key) -> Example:
         """Return one example again; counts are not touched."""
         epoch, position, sub = key
         _, index, raw = next(iter(self._epoch(epoch, position)))
@@ -136,35 +137,46 @@ class Examples:
             index = int(order[position])
             yield position, index, self.source.row(index)
 
-    def _examples(self, index: int, raw: Mapping[str, Any], *, count: bool = True) -> Sequence[Row]:
+    def _examples(self, index: int, raw: Mapping[str, Any], *, count: bool = True) -> Sequence[Example]:
+        counts = self.counts if count else Counts()
         try:
-            examples = self.transform(raw, self.tokenizer)
+            made = self.transform(raw, self.tokenizer)
+            fitted = [fit((example,) if isinstance(example, Row) else example, self.limits, counts) for example in made]
         except DataError as error:
             raise DataError(f"{self.source.describe(index)}: {error.message}", fix=error.fix) from error
-        counts = self.counts if count else Counts()
-        return [
-            row
-            for row in (fit(example, self.limits, counts, self.source, index) for example in examples)
-            if row is not None
-        ]
+        return [example for example in fitted if example is not None]
 
 
-def fit(row: Row, limits: Limits, counts: Counts, source: Source, index: int) -> Row | None:
-    """Return the example at no more than the longest length, or None when nothing of it can be learned."""
-    if len(row.input_ids) > limits.length:
+def fit(example: Example, limits: Limits, counts: Counts) -> Example | None:
+    """Return the example with no sequence above the longest length, or None when something in it cannot be learned then.
+
+    Raises DataError for one that is too long where that is an error, and for more sequences than a batch is sure to hold.
+    """
+    if limits.sequences is not None and len(example) > limits.sequences:
+        raise DataError(
+            f"an example of {len(example)} sequences does not fit into a batch of batch.size={limits.sequences}",
+            fix=f"set batch.size={len(example)} or more (with a smaller batch.length, if memory is short)",
+        )
+    longest = max(len(row.input_ids) for row in example)
+    if longest > limits.length:
         if limits.overlong == "error":
             raise DataError(
-                f"{source.describe(index)}: {len(row.input_ids)} tokens, batch.length is {limits.length}",
+                f"{longest} tokens, batch.length is {limits.length}",
                 fix="raise batch.length, or set batch.overlong to truncate or drop",
             )
         if limits.overlong == "drop":
             counts.dropped += 1
             return None
-        row = Row(row.input_ids[: limits.length], row.mask[: limits.length], row.extras)
+        example = tuple(_cut(row, limits.length) for row in example)
         counts.truncated += 1
-    if not any(row.mask[1:]):
+    if not all(any(row.mask[1:]) for row in example):
         counts.dropped += 1
         return None
     counts.examples += 1
-    counts.tokens += len(row.input_ids)
-    return row
+    counts.tokens += sum(len(row.input_ids) for row in example)
+    return example
+
+
+def _cut(row: Row, length: int) -> Row:
+    per_token = {name: values[:length] for name, values in row.per_token.items()}
+    return replace(row, input_ids=row.input_ids[:length], mask=row.mask[:length], per_token=per_token)

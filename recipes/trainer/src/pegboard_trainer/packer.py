@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from pegboard.types import Batch, Row
+from pegboard.types import Batch, Example
+from pegboard_trainer.collate import collate
 from pegboard_trainer.examples import Examples, Key
-
-IGNORE = -100
 
 
 @dataclass(slots=True)
@@ -19,19 +16,21 @@ class Bin:
     """A batch that is being filled."""
 
     keys: list[Key] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
     tokens: int = 0
+    sequences: int = 0
 
-    def add(self, key: Key, row: Row) -> None:
+    def add(self, key: Key, example: Example) -> None:
         """Append an example."""
         self.keys.append(key)
-        self.rows.append(row)
-        self.tokens += len(row.input_ids)
+        self.examples.append(example)
+        self.tokens += size_of(example)
+        self.sequences += len(example)
 
 
 @dataclass(slots=True)
 class Packer:
-    """Fills batches of at most `capacity` tokens and `limit` examples (None: as many as fit).
+    """Fills batches of at most `capacity` tokens and `limit` sequences (None: as many as fit).
 
     An example goes into the first of the open batches that has room. When none has and `window` are open, the fullest (the oldest
     of equals) is closed. Examples are never split, and the order of everything depends on the input alone.
@@ -42,28 +41,34 @@ class Packer:
     window: int = 8
     open: list[Bin] = field(default_factory=list)
 
-    def add(self, key: Key, row: Row) -> Bin | None:
+    def add(self, key: Key, example: Example) -> Bin | None:
         """Place an example; return the batch that had to be closed for it, or that it filled."""
-        size = len(row.input_ids)
-        if size > self.capacity:
-            raise ValueError(f"an example of {size} tokens does not fit into a batch of {self.capacity}")
+        size = size_of(example)
+        if not self.holds(size, len(example)):
+            raise ValueError(
+                f"an example of {size} tokens in {len(example)} sequences does not fit into a batch of {self.capacity}"
+            )
         for bin in self.open:
-            if bin.tokens + size <= self.capacity:
-                bin.add(key, row)
+            if self.holds(bin.tokens + size, bin.sequences + len(example)):
+                bin.add(key, example)
                 return self._close(bin) if self._full(bin) else None
         closed = self._close(max(self.open, key=lambda b: b.tokens)) if len(self.open) >= self.window else None
         fresh = Bin()
-        fresh.add(key, row)
+        fresh.add(key, example)
         self.open.append(fresh)
         # A second batch cannot be returned; one that is full already is closed by the next call that finds no room.
         return closed if closed is not None else (self._close(fresh) if self._full(fresh) else None)
+
+    def holds(self, tokens: int, sequences: int) -> bool:
+        """Whether a batch has room for so much."""
+        return tokens <= self.capacity and (self.limit is None or sequences <= self.limit)
 
     def flush(self) -> Bin | None:
         """Close and return the oldest open batch, or None."""
         return self._close(self.open[0]) if self.open else None
 
     def _full(self, bin: Bin) -> bool:
-        return bin.tokens == self.capacity or (self.limit is not None and len(bin.rows) >= self.limit)
+        return bin.tokens == self.capacity or bin.sequences == self.limit
 
     def _close(self, bin: Bin) -> Bin:
         # By identity: two bins may compare equal.
@@ -71,31 +76,9 @@ class Packer:
         return bin
 
 
-def collate(rows: Iterable[Row]) -> Batch:
-    """Lay examples end to end as a Batch: positions restart, targets are shifted by one, and no target crosses a boundary."""
-    ids: list[int] = []
-    positions: list[int] = []
-    targets: list[int] = []
-    lengths: list[int] = []
-    extras: dict[str, Any] = {}
-    for row in rows:
-        ids += row.input_ids
-        positions += range(len(row.input_ids))
-        shifted = zip(row.input_ids[1:], row.mask[1:], strict=True)
-        targets += [token if learned else IGNORE for token, learned in shifted]
-        targets.append(IGNORE)
-        lengths.append(len(row.input_ids))
-        for name, value in row.extras.items():
-            extras.setdefault(name, []).append(value)
-    counted = [t for t, target in enumerate(targets) if target != IGNORE]
-    return Batch(
-        torch.tensor(ids, dtype=torch.int64),
-        torch.tensor(positions, dtype=torch.int64),
-        torch.tensor(targets, dtype=torch.int64),
-        lengths,
-        torch.tensor(counted, dtype=torch.int64),
-        extras,
-    )
+def size_of(example: Example) -> int:
+    """Return the tokens of an example."""
+    return sum(len(row.input_ids) for row in example)
 
 
 class Batches:
@@ -104,7 +87,7 @@ class Batches:
     def __init__(self, examples: Examples, packer: Packer) -> None:
         self.examples = examples
         self._packer = packer
-        self._iterator: Iterator[tuple[Key, Row]] | None = None
+        self._iterator: Iterator[tuple[Key, Example]] | None = None
 
     def __iter__(self) -> Iterator[tuple[list[Key], Batch]]:
         return self
@@ -112,14 +95,14 @@ class Batches:
     def __next__(self) -> tuple[list[Key], Batch]:
         """Return the keys of the examples in the next batch, and the batch."""
         bin = self.next_bin()
-        return bin.keys, collate(bin.rows)
+        return bin.keys, collate(self.examples.transform.complete_batch(bin.examples))
 
     def next_bin(self) -> Bin:
         """Return the next batch before it becomes tensors. Raises StopIteration when all epochs are over."""
         if self._iterator is None:
             self._iterator = iter(self.examples)
-        for key, row in self._iterator:
-            closed = self._packer.add(key, row)
+        for key, example in self._iterator:
+            closed = self._packer.add(key, example)
             if closed is not None:
                 return closed
         last = self._packer.flush()

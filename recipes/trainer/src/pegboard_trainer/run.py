@@ -106,7 +106,9 @@ def save_rows(folder: Path, step: int, keys: Sequence[Key], examples: Examples) 
     path = folder / f"not-finite-step-{step:08d}.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for key in keys:
-            row = examples.at(key)
-            text = examples.tokenizer.decode(row.input_ids, skip_special=False)
-            file.write(json.dumps({"from": examples.describe(key), "text": text, "input_ids": row.input_ids}) + "\n")
+            for row in examples.at(key):
+                text = examples.tokenizer.decode(row.input_ids, skip_special=False)
+                part = {"part": row.part} if row.part else {}
+                line = {"from": examples.describe(key), **part, "text": text, "input_ids": row.input_ids}
+                file.write(json.dumps(line) + "\n")
     return path

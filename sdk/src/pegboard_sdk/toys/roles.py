@@ -73,6 +73,8 @@ def pack(sequences: Sequence[tuple[Sequence[int], Sequence[bool]]]) -> Batch:
 
 def join_batches(a: Batch, b: Batch) -> Batch:
     """Return both as one batch. Extras are joined along their first dimension (tensors) or end to end (lists)."""
+    before = len(a.seq_lens)
+    examples = int(a.example_ids.max()) + 1 if before else 0
     extras = {
         key: torch.cat((value, b.extras[key])) if isinstance(value, Tensor) else [*value, *b.extras[key]]
         for key, value in a.extras.items()
@@ -84,4 +86,7 @@ def join_batches(a: Batch, b: Batch) -> Batch:
         [*a.seq_lens, *b.seq_lens],
         torch.cat((a.target_rows, b.target_rows + len(a.input_ids))),
         extras,
+        {part: torch.cat((found, b.parts[part] + before)) for part, found in a.parts.items()},
+        torch.cat((a.sequence_ids, b.sequence_ids + before)),
+        torch.cat((a.example_ids, b.example_ids + examples)),
     )
