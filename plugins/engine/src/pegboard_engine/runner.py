@@ -14,10 +14,11 @@ from pegboard.build import BuiltModel
 from pegboard.plugins.load import Registry
 from pegboard.types import AttentionInputs, CachePlan, ForwardContext, KVCache, StepPlan, StepResult
 from pegboard_engine.adapters import ServedAdapters
+from pegboard_engine.alone import alone
 from pegboard_engine.graphs import DecodeGraphs
 from pegboard_engine.rows import first_rows
 from pegboard_engine.sampling.logprobs import Logprobs, logprobs_of
-from pegboard_engine.sampling.sampler import Sampler
+from pegboard_engine.sampling.sampler import Sampled, Sampler
 
 _HEAD_ROWS = 256
 
@@ -84,16 +85,8 @@ class Runner:
             return Started(
                 plan.step, torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.bool), None, None, extras
             )
-        if (drafts := plan.extras.get("drafts")) is None:
-            sampled = self._sampler.sample(logits, plan.sampling)
-            self._last[self._to_device(plan.logits_slots)] = sampled.ids
-        else:
-            sampled = verified = self._sampler.verify(logits, plan.sampling, _proposed(plan, drafts))
-            extras["accepted"] = verified.accepted.cpu().numpy()
-            starts = first_rows(drafts)
-            self._last[self._to_device(plan.logits_slots[starts])] = sampled.ids[
-                self._to_device(starts + extras["accepted"])
-            ]
+        with alone(logits):
+            sampled = self._sample(plan, logits, extras)
         if sampled.errors:
             extras["errors"] = sampled.errors
         ids, valid = (x.to("cpu", non_blocking=True) for x in (sampled.ids, sampled.valid))
@@ -118,6 +111,19 @@ class Runner:
         count = len(plan.logits_indices)
         extras.update(self._extras(plan, hidden[count:]))
         return built.model.head(hidden[:count]) if count else None
+
+    def _sample(self, plan: StepPlan, logits: Tensor, extras: dict[str, Any]) -> Sampled:
+        """Choose tokens, and keep the last one of each slot; say in `extras` how many of each proposal stand."""
+        if (drafts := plan.extras.get("drafts")) is None:
+            sampled = self._sampler.sample(logits, plan.sampling)
+            self._last[self._to_device(plan.logits_slots)] = sampled.ids
+            return sampled
+        verified = self._sampler.verify(logits, plan.sampling, _proposed(plan, drafts))
+        extras["accepted"] = verified.accepted.cpu().numpy()
+        starts = first_rows(drafts)
+        last = verified.ids[self._to_device(starts + extras["accepted"])]
+        self._last[self._to_device(plan.logits_slots[starts])] = last
+        return verified
 
     def update_weights(self, version: int) -> None:
         """Refresh what was derived from the weights."""
