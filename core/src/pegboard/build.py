@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from pegboard.classifier import SCORE, HeadKind, causal_config, classifier_config, draw_score, is_classifier
 from pegboard.errors import ConfigError, ModelError, PluginError
 from pegboard.interfaces.platform import Phase, Platform
 from pegboard.nn import CausalLM, Embedding, Head, Linear, Rotary
@@ -68,8 +69,9 @@ class BuiltModel:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The model's config.json."""
-        return self.files.config
+        """The model's config.json, as a folder of it would have it."""
+        score = self.model.score
+        return self.files.config if score is None else classifier_config(self.files.config, score.matrix.shape[0])
 
     def context(self, seq_lens: Sequence[int], positions: Tensor) -> ForwardContext:
         """Return the context of a forward pass over whole sequences without a cache. positions: [T] int64 on the device."""
@@ -94,20 +96,25 @@ def prepare_model(
     adapter: Adapter | None = None,
     quantizer: Quantizer | None = None,
     phase: Phase = "decode",
+    head: HeadKind = "auto",
     seed: int = 0,
 ) -> BuiltModel:
     """Build the model of `files` without storage: its shapes, dtype and bindings are final, its weights come with `load()`.
 
     dtype: a name of torch's ("bfloat16"), or "auto" for what the device computes fastest at full quality.
     phase: what the model is built for; kernels and attention may differ between "train" and "decode".
-    seed: of the adapter's first values. Raises ModelError listing every tensor that is missing, unexpected or of a wrong shape.
+    head: "scalar" for one score a token in the place of logits, drawn at random where the files hold none; trained whole beside an adapter.
+    seed: of the first values of adapter and score. Raises ModelError listing every tensor that is missing, unexpected or of a wrong shape.
     """
     platform_name, hardware = choose_platform(registry, platform)
     torch_device = hardware.device(device)
     torch_dtype = hardware.default_dtype(device) if dtype == "auto" else parse_dtype(dtype)
-    family = find_family(registry, files.config)
+    family = find_family(registry, causal_config(files.config))
     with torch.device("meta"):
-        model = family.build(files.config)
+        model = family.build(causal_config(files.config))
+    held_score = files.tensors.get(SCORE)
+    if head == "scalar" or (head == "auto" and is_classifier(files.config)):
+        model.use_score(held_score.shape[0] if held_score is not None and head == "auto" else 1)
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     if quantizer is not None:
         quantizer.swap(model)
@@ -115,7 +122,8 @@ def prepare_model(
     attention_name, backend = _bind_attention(registry, attention, hardware, model, torch_dtype, phase)
     table = kernel_table(hardware.kernels(phase, torch_dtype, device), owner=f"platform {platform_name!r}")
     bind_kernels(model, table)
-    tensors = _matching(files, family, expected, tied=model.tied)
+    drawn = held_score is None and expected.pop(SCORE, None) is not None
+    tensors = _matching(files, family, expected, headless=model.tied or model.score is not None)
 
     def load() -> None:
         _materialise(model, torch_device, torch_dtype)
@@ -124,6 +132,10 @@ def prepare_model(
             adapter.initialise(model, seed=seed, dtype=torch_dtype)
         else:
             model.requires_grad_(phase == "train")
+        if model.score is not None:
+            model.score.requires_grad_(phase == "train")
+            if drawn:
+                draw_score(model.score.matrix, files.config, seed)
 
     return BuiltModel(
         model=model,
@@ -260,13 +272,16 @@ def _bind_attention(
 
 
 def _matching(
-    files: ModelFiles, family: ModelFamily, expected: Mapping[str, tuple[int, ...]], *, tied: bool
+    files: ModelFiles, family: ModelFamily, expected: Mapping[str, tuple[int, ...]], *, headless: bool
 ) -> dict[str, LazyTensor]:
-    """Return the checkpoint's tensors under the model's names, having compared names and shapes."""
+    """Return the checkpoint's tensors under the model's names, having compared names and shapes.
+
+    headless: the model owns no matrix over the vocabulary, so that the checkpoint's own is passed by.
+    """
     found: dict[str, LazyTensor] = {}
     for name, tensor in files.tensors.items():
         own = family.rename(name)
-        if own is None or (tied and own == "lm_head.weight"):
+        if own is None or (headless and own == "lm_head.weight"):
             continue
         found[own] = tensor
     compare_names_shapes(expected, {name: tuple(t.shape) for name, t in found.items()}, where=files.location)

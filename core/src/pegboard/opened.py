@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pegboard.build import BuiltModel, load_tokenizer, markers_of, open_model, prepare_model
+from pegboard.classifier import SCORE, HeadKind
 from pegboard.errors import ModelError
 from pegboard.interfaces.adapter import AdapterFiles
 from pegboard.interfaces.format import LazyTensor, ModelFiles
@@ -88,6 +89,7 @@ class OpenedModel:
         attention: str = "auto",
         quantizer: str | Mapping[str, Any] | None = None,
         phase: Phase = "decode",
+        head: HeadKind = "auto",
     ) -> BuiltModel:
         """Return the model without weights; `load()` brings them and merges the adapter in.
 
@@ -106,6 +108,7 @@ class OpenedModel:
             adapter=None if self.adapted is None else self.adapted.adapter,
             quantizer=None if quantizer is None else registry.create("quantizer", quantizer),
             phase=phase,
+            head="scalar" if head == "auto" and self.adapted is not None and SCORE in self.adapted.whole else head,
         )
         if self.adapted is not None:
             built.pending.append(partial(_merge, built, self.adapted))
@@ -116,6 +119,7 @@ class OpenedModel:
             "attention": built.attention_name,
             "quantizer": quantizer if quantizer is None or isinstance(quantizer, str) else dict(quantizer),
             "phase": phase,
+            "head": head,
         }
         built.source = {"location": self.location, "revision": self.revision, "options": chosen}
         return built
@@ -154,6 +158,8 @@ def open_any(registry: Registry, location: str, revision: str | None = None) -> 
 def _merge(built: BuiltModel, adapted: AdapterFiles) -> None:
     adapted.adapter.load(built.model, adapted.tensors)
     with torch.no_grad():
+        for name, tensor in adapted.whole.items():
+            built.model.get_parameter(name).copy_(tensor)
         adapted.adapter.merge(built.model)
     built.adapted = ()
     built.model.requires_grad_(False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,13 @@ class AdapterFiles:
     """An adapter folder that was opened.
 
     base: id or folder of the model that it belongs to, empty where the files do not tell. tensors: for `Adapter.load`.
+    whole: parameters that are saved as they are beside the adapter, by the model's names (a trained score).
     """
 
     adapter: Adapter
     base: str
     tensors: Mapping[str, Tensor]
+    whole: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class AdapterSlots(ABC):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+    from torch.nn import Parameter
 
     from pegboard.nn.head import Head
     from pegboard.types import Batch, LossOutput
@@ -21,7 +23,10 @@ class Role(Protocol):
 
     @property
     def head(self) -> Head:
-        """The output head, for the chunked losses of `pegboard.nn.loss`, which never build logits [T, V]."""
+        """The output head, for the chunked losses of `pegboard.nn.loss`, which never build logits [T, V].
+
+        That of a role with a scalar head gives [M, 1].
+        """
 
 
 class Objective(ABC):
@@ -37,3 +42,19 @@ class Objective(ABC):
     @abstractmethod
     def __call__(self, roles: Mapping[str, Role], batch: Batch) -> LossOutput:
         """Return the summed loss of the batch and metrics as (sum, count). Never synchronises with the device."""
+
+    def prepare(self, roles: Mapping[str, Role], device: torch.device) -> None:
+        """Look at the models once, before the optimizer is made; parameters of the objective's own are made here."""
+        return
+
+    def named_parameters(self) -> Sequence[tuple[str, Parameter]]:
+        """Return parameters of the objective's own that are trained beside the models'. They are saved with every step."""
+        return ()
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run must know beside the parameters, as JSON values."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state` was taken."""
+        return

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from pegboard.types import AttentionSpec, ForwardContext
 
 
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
 class DecoderLayer(Layer):
     """Pre-norm block: x + attention(norm(x)), then + mlp(norm(·))."""
 
@@ -53,13 +56,26 @@ class CausalLM(Layer):
     """A causal language model over flat token batches.
 
     max_positions: longest context that its positions were made for. rotaries: rotary tables, indexed by `Attention.rope`.
+    embedding_scale: factor on the embeddings of ids, rounded to their dtype first. softcap: of the head's logits; see `Head`.
     """
 
-    def __init__(self, decoder: Decoder, rotaries: Sequence[Rotary], *, tied: bool, max_positions: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        rotaries: Sequence[Rotary],
+        *,
+        tied: bool,
+        max_positions: int,
+        embedding_scale: float = 1.0,
+        softcap: float | None = None,
+    ) -> None:
         super().__init__()
         vocab_size, hidden_size = decoder.embed_tokens.weight.shape
         self.model = decoder
-        self.lm_head = Head(hidden_size, vocab_size, decoder.embed_tokens if tied else None)
+        self.lm_head = Head(hidden_size, vocab_size, decoder.embed_tokens if tied else None, softcap=softcap)
+        # Rounded here, since reading a tensor on the host is nothing that a captured step can do.
+        self._scales = {dtype: torch.tensor(embedding_scale, dtype=dtype, device="cpu").item() for dtype in _DTYPES}
+        self.score: Head | None = None
         self.rotaries = nn.ModuleList(rotaries)
         self.tied = tied
         self.vocab_size = vocab_size
@@ -68,8 +84,18 @@ class CausalLM(Layer):
 
     @property
     def head(self) -> Head:
-        """The output head: `model.head(hidden [M, H]) -> logits [M, V]`."""
-        return self.lm_head
+        """The output head: `model.head(hidden [M, H]) -> logits [M, V]`, or scores [M, labels] after `use_score`."""
+        return self.lm_head if self.score is None else self.score
+
+    def use_score(self, labels: int = 1) -> None:
+        """Put a head of `labels` values a token in the place of the one over the vocabulary.
+
+        It is called `score`, as in Hugging Face's sequence classifiers, and has a matrix of its own.
+        """
+        with torch.device(self.model.embed_tokens.weight.device):
+            self.score = Head(self.hidden_size, labels)
+        del self.lm_head
+        self.tied = False
 
     @property
     def attentions(self) -> list[Attention]:
@@ -81,6 +107,14 @@ class CausalLM(Layer):
         """What each attention layer computes, in order."""
         return [attention.spec for attention in self.attentions]
 
+    @property
+    def rope_limit(self) -> int | None:
+        """Tokens from which on a sequence has other angles, those of its first tokens included (`Rotary.limit`); None for no such.
+
+        What a cache holds of a sequence that grows beyond must be computed again.
+        """
+        return next((rotary.limit for rotary in self.rotaries if rotary.limit is not None), None)  # type: ignore[return-value]
+
     def cache_spec(self, layer: int, dtype: torch.dtype) -> CacheSpec:
         """What attention layer `layer` must remember of past tokens."""
         spec = self.attention_specs[layer]
@@ -90,6 +124,9 @@ class CausalLM(Layer):
     def embed(self, input_ids: Tensor, ctx: ForwardContext) -> Tensor:
         """[T] ids -> [T, H], with the context's embedding spans laid over them."""
         x: Tensor = self.model.embed_tokens(input_ids)
+        scale = self._scales[x.dtype]
+        if scale != 1.0:
+            x = x * scale
         for span in ctx.spans:
             x = x.slice_scatter(span.embeds.to(x.dtype), 0, span.start, span.start + span.embeds.shape[0])
         return x
@@ -97,7 +134,7 @@ class CausalLM(Layer):
     def forward(self, input_ids: Tensor, ctx: ForwardContext) -> Tensor:
         """[T] ids -> hidden states after the final norm: [T, H], or [M, H] for `ctx.logits_indices`."""
         x = self.embed(input_ids, ctx)
-        ctx.rope = [rotary(ctx.positions, x.dtype) for rotary in self.rotaries]
+        ctx.rope = [rotary(ctx.positions, x.dtype, ctx.extents) for rotary in self.rotaries]
         for layer in self.model.layers:
             x = layer(x, ctx)
         if ctx.logits_indices is not None:

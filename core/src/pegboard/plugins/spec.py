@@ -46,16 +46,38 @@ class PluginSpec:
     capabilities: Mapping[str, object] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class RoleSpec:
+    """A model of a recipe: "policy", "reference", "teacher", "value" or "reward".
+
+    trained: whether its weights are trained; a frozen role gives no gradients.
+    head: "lm" for logits over the vocabulary, "scalar" for one value a token.
+    like: the role whose sections of the config count where this one's leave something out; empty for the recipe's first role.
+    optional: without a section of its own in the config the role does not exist.
+    adapter_off: without a section of its own it is the first role with its adapter off, if that has one.
+    """
+
+    name: str
+    trained: bool = False
+    head: str = "lm"
+    like: str = ""
+    optional: bool = False
+    adapter_off: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecipeSpec(PluginSpec):
     """A recipe: an objective, the roles of the models that it needs, and a folder of ready configs.
 
     objective: name of the objective plugin.
-    roles: model roles, of which the first is trained; see `pegboard.interfaces.objective`.
+    roles: its models; the first is built from the config's `model`, `adapter` and `quantizer`, any other from the section of its name.
+    batches: "module:function" that makes the batches from a trainer's setting, for data that comes from the models themselves;
+        empty for batches packed from the data.
     configs: folder of `*.yaml` inside the package that holds the front door; `default.yaml` is used when none is named.
     """
 
     kind: str = "recipe"
     objective: str = ""
-    roles: tuple[str, ...] = ("policy",)
+    roles: tuple[RoleSpec, ...] = (RoleSpec("policy", trained=True),)
+    batches: str = ""
     configs: str = "configs"

@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 from pegboard.errors import ConfigError, ModelError
 from pegboard.interfaces.adapter import Adapter, AdapterFiles
-from pegboard_lora.files import CONFIG_FILE, check_tensors, open_adapter, peft_config, peft_names, read_settings
+from pegboard_lora.files import (
+    CONFIG_FILE,
+    PREFIX,
+    SCORE,
+    check_tensors,
+    open_adapter,
+    peft_config,
+    peft_names,
+    read_settings,
+)
 from pegboard_lora.layers import DoraLinear, LoraLinear
 from pegboard_lora.options import LoraOptions
 from pegboard_lora.slots import LoraSlots
@@ -38,7 +47,8 @@ class LoraAdapter(Adapter):
                 fix="write the id or folder of its base model there",
             )
         adapter, tensors = open_adapter(folder)
-        return AdapterFiles(adapter, base, tensors)
+        score = tensors.pop(f"{PREFIX}{SCORE}", None)
+        return AdapterFiles(adapter, base, tensors, {} if score is None else {SCORE: score})
 
     def attach(self, model: nn.Module) -> list[str]:
         """Swap the targeted linear layers for adapted ones, freeze the rest, and return the adapted modules' names."""

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
+SCORE = "score.weight"
 # Keys that say nothing about the computation, or only matter beside another key that is checked.
 _NEUTRAL = frozenset(
     "auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config inference_mode layers_pattern "
@@ -35,9 +36,14 @@ _READ = frozenset(
 _KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
+def without_score(modules: Any) -> Any:
+    """Return `modules_to_save` without the head of a classifier, which is no adapter's business and read beside it."""
+    return [name for name in modules if name != "score"] if isinstance(modules, list) else modules
+
+
 def peft_names(module: str, *, magnitude: bool) -> dict[str, str]:
     """Return PEFT's tensor name -> our parameter name, for one adapted module."""
-    stem = f"{_PREFIX}{module}."
+    stem = f"{PREFIX}{module}."
     names = {f"{stem}lora_A.weight": "lora_a", f"{stem}lora_B.weight": "lora_b"}
     if magnitude:
         names[f"{stem}lora_magnitude_vector"] = "magnitude"
@@ -130,6 +136,7 @@ def options_of(settings: Mapping[str, Any], path: str) -> LoraOptions:
     fix = "pegboard-lora reads plain LoRA and DoRA of linear layers"
     if settings.get("peft_type") != "LORA":
         raise ModelError(f"{path}: peft_type is {settings.get('peft_type')!r}, expected 'LORA'", fix=fix)
+    settings = {**settings, "modules_to_save": without_score(settings.get("modules_to_save"))}
     refused = [
         key for key, value in settings.items() if key not in _NEUTRAL | _READ and value not in (None, False, [], {}, "")
     ]
