@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pegboard.ops import registered
 from pegboard_cpu_kernels import ops, program
+from pegboard_cpu_kernels.arena import Arena
 from pegboard_cpu_kernels.library import find
 from pegboard_cpu_kernels.program import CannotRecord, record
 
@@ -95,3 +96,33 @@ def test_an_id_that_is_not_there_is_told() -> None:
     ids.fill_(4)
     with pytest.raises(IndexError, match="not in the table"):
         recorded.replay()
+
+
+def test_layers_and_programs_share_their_working_memory() -> None:
+    assert LIBRARY is not None
+    kernels, arena = table(torch.float32), Arena()
+    weights = torch.randn(12, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def program_of(rows: int, layers: int) -> tuple[Tensor, list[Tensor], Any]:
+        x, out = torch.zeros(rows, 32), []
+
+        def work() -> None:
+            y = x
+            for weight in weights[:layers]:
+                y = y + kernels["linear"](y, weight, None)
+            out[:] = [y]
+
+        return x, out, record(LIBRARY, work, arena)
+
+    with torch.inference_mode():
+        made = [program_of(rows, layers) for rows, layers in ((8, 12), (5, 4), (1, 12))]
+        # Three tensors are alive at once in a layer; results stay.
+        assert arena.num_bytes <= 4 * 8 * 32 * 4 + 2 * 8 * 32 * 4
+        for turn in range(3):
+            for x, out, recorded in made:
+                x.copy_(torch.randn(x.shape, generator=torch.Generator().manual_seed(turn)) / 100)
+                recorded.replay()
+                y = x
+                for weight in weights[: 4 if len(x) == 5 else 12]:
+                    y = y + kernels["linear"](y, weight, None)
+                assert torch.equal(out[0], y)

@@ -25,7 +25,7 @@ class GraphPlatform(HostPlatform):
     def capabilities(self, index=0):
         return frozenset({"graphs"})
 
-    def capture(self, work, index=0):
+    def capture(self, work, index=0, memory=None):
         work()
         return Again(work)
 

@@ -178,7 +178,7 @@ class TestEmptyGraph(Mutant):
         def capabilities(self, index=0):
             return frozenset({"graphs"})
 
-        def capture(self, work, index=0):
+        def capture(self, work, index=0, memory=None):
             work()
             return _Nothing()
 
@@ -187,7 +187,7 @@ class TestCapturesWhatItCannot(Mutant):
     caught_by = ("test_graphs",)
 
     class broken(AcmePlatform):
-        def capture(self, work, index=0):
+        def capture(self, work, index=0, memory=None):
             return _Nothing()
 
 

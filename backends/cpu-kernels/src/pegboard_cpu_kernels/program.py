@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pegboard_cpu_kernels.arena import Arena
+
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _MAKES_ROOM = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"})
 
@@ -26,11 +28,13 @@ class CannotRecord(Exception):
 
 
 class Recorder(TorchDispatchMode):
-    """Notes what happens. library: the compiled one."""
+    """Notes what happens. library: the compiled one. arena: where the work's own tensors lie."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    def __init__(self, library: ctypes.CDLL, arena: Arena) -> None:
         super().__init__()
-        self.kept: list[Any] = []
+        # Besides the arena: inputs, weights, results of torch's operations.
+        self.kept: list[Any] = [arena]
+        self._arena = arena
         self._steps: list[tuple[int, bytes] | Callable[[], object]] = []
         self._library = library
         self._add = address_of(library.peg_packed_add)
@@ -39,7 +43,7 @@ class Recorder(TorchDispatchMode):
     def note(self, function: Any, block: bytes, *kept: Any) -> None:
         """Note a call that was made: a peg_packed function of the library, its arguments, and whose memory they point to."""
         self._steps.append((address_of(function), block))
-        self.kept.append(kept)
+        self._keep(*kept)
 
     def program(self) -> Program:
         """Return what was noted."""
@@ -55,19 +59,26 @@ class Recorder(TorchDispatchMode):
         if (own := self._own(name, args, kwargs)) is not None:
             return own
         out = func(*args, **kwargs)
+        if name in _MAKES_ROOM:
+            if out.device.type == "cpu" and out.is_contiguous():
+                return self._arena.empty(out.shape, out.dtype)
+            self.kept.append(out)
+            return out
         self.kept.append(out)
         aliases = [value.alias_info for value in func._schema.returns if value.alias_info is not None]
         written = any(alias.is_write for alias in aliases)
         if aliases and not written and _storages(out) <= _storages((args, kwargs)):
             return out  # a view: the memory is noted where it was made
-        if name in _MAKES_ROOM:
-            return out
         self.kept.append((args, kwargs))
         if written or not func._schema.returns:
             self._steps.append(lambda: func(*args, **kwargs))
         else:
             self._steps.append(_again(func, args, kwargs, out))
         return out
+
+    def _keep(self, *values: Any) -> None:
+        """Keep what the program reads or writes alive; what lies in the arena is free again when nobody holds it any more."""
+        self.kept += [value for value in values if not (isinstance(value, Tensor) and self._arena.owns(value))]
 
     def _own(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
         """Compute the few operations between the library's calls in it too, so that those become one run."""
@@ -79,18 +90,18 @@ class Recorder(TorchDispatchMode):
                 return None
             if not (x.is_contiguous() and y.is_contiguous()):
                 return None
-            out = torch.empty_like(x)
+            out = self._arena.empty(x.shape, x.dtype)
             summed = (_TYPES[x.dtype], x.data_ptr(), y.data_ptr(), x.numel(), out.data_ptr())
-            self.kept += [x, y, out]
+            self._keep(x, y)
             return self._run(self._library.peg_packed_add, self._add, summed, out)
         if name == "embedding" and len(args) == 2:
             weight, ids = args
             if not (weight.is_contiguous() and ids.is_contiguous() and ids.dtype is torch.int64):
                 return None
-            out = weight.new_empty((*ids.shape, weight.shape[1]))
+            out = self._arena.empty((*ids.shape, weight.shape[1]), weight.dtype)
             row = weight.shape[1] * weight.element_size()
             block = (weight.data_ptr(), len(weight), row, ids.data_ptr(), ids.numel(), out.data_ptr())
-            self.kept += [weight, ids, out]
+            self._keep(weight, ids)
             return self._run(self._library.peg_packed_gather, self._gather, block, out)
         return None
 
@@ -155,12 +166,15 @@ class Program:
         self._segments.append(replay)
 
 
-def record(library: ctypes.CDLL, work: Callable[[], None]) -> Program:
-    """Run `work` and return it as a program. Raises CannotRecord, and what `work` raises."""
+def record(library: ctypes.CDLL, work: Callable[[], None], arena: Arena | None = None) -> Program:
+    """Run `work` and return it as a program. Raises CannotRecord, and what `work` raises.
+
+    arena: shared with programs that are never run at the same time as this one.
+    """
     global recorder
     if recorder is not None:
         raise CannotRecord("something is being recorded already")
-    made = Recorder(library)
+    made = Recorder(library, arena or Arena())
     recorder = made
     try:
         with made:

@@ -46,7 +46,15 @@ class CpuPlatform(Platform):
     def configure(self, *, threads: int | None = None) -> None:
         torch.set_num_threads(threads or limits.usable_cpus())
 
-    def capture(self, work: Callable[[], None], index: int = 0) -> Graph:
+    def graph_memory(self, index: int = 0) -> object | None:
+        """Return an arena of the compiled library's programs."""
+        if kernels.library() is None:
+            return None
+        from pegboard_cpu_kernels.arena import Arena
+
+        return Arena()
+
+    def capture(self, work: Callable[[], None], index: int = 0, memory: Any = None) -> Graph:
         """Record `work` for another run. Raises DeviceError where that is not possible."""
         found = kernels.library()
         if found is None:
@@ -54,7 +62,7 @@ class CpuPlatform(Platform):
         from pegboard_cpu_kernels.program import CannotRecord, record
 
         try:
-            return record(found, work)
+            return record(found, work, memory)
         except CannotRecord as error:
             raise DeviceError(f"this work cannot be recorded: {error}", fix="run it without graphs") from error
 

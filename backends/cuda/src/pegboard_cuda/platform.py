@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -50,7 +51,12 @@ class CudaPlatform(Platform):
     def synchronize(self, index: int = 0) -> None:
         torch.cuda.synchronize(self.device(index))
 
-    def capture(self, work: Callable[[], None], index: int = 0) -> Graph:
+    def graph_memory(self, index: int = 0) -> object | None:
+        """Return a pool of torch's allocator."""
+        with torch.cuda.device(self.device(index)):
+            return torch.cuda.graph_pool_handle()
+
+    def capture(self, work: Callable[[], None], index: int = 0, memory: Any = None) -> Graph:
         """Capture `work`, after running it twice on a side stream as capture wants it."""
         device = self.device(index)
         with torch.cuda.device(device):
@@ -61,7 +67,7 @@ class CudaPlatform(Platform):
                     work()
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, pool=memory):
                 work()
         return graph
 

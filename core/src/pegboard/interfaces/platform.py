@@ -70,8 +70,15 @@ class Platform(ABC):
     def synchronize(self, index: int = 0) -> None:
         """Wait for all work given to the device."""
 
-    def capture(self, work: Callable[[], None], index: int = 0) -> Graph:
-        """Capture `work` as a graph. Raises DeviceError on a device without the capability "graphs"."""
+    def graph_memory(self, index: int = 0) -> object | None:
+        """Return working memory for graphs that are never run at the same time; None where they cannot share it."""
+        return None
+
+    def capture(self, work: Callable[[], None], index: int = 0, memory: object | None = None) -> Graph:
+        """Capture `work` as a graph. memory: of `graph_memory`, for the tensors that `work` makes.
+
+        Raises DeviceError on a device without the capability "graphs".
+        """
         from pegboard.errors import DeviceError
 
         raise DeviceError(

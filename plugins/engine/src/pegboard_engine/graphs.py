@@ -48,6 +48,8 @@ class DecodeGraphs:
         self._graphs: OrderedDict[tuple[int, int], _Captured] = OrderedDict()
         self._seen: dict[tuple[int, int], int] = {}
         self._usable = usable(built)
+        # One graph runs at a time: they share their working memory.
+        self._memory = built.platform.graph_memory(built.device.index or 0) if self._usable else None
 
     def run(self, ids: Tensor, positions: Tensor, inputs: AttentionInputs) -> Tensor | None:
         """Return the logits [N, V] of a decode batch, N sequences with one token each; None when it is to be run without a graph.
@@ -100,7 +102,7 @@ class DecodeGraphs:
             logits[:] = [built.model.head(built.model(ids, ctx))]
 
         try:
-            graph = built.platform.capture(work, device.index or 0)
+            graph = built.platform.capture(work, device.index or 0, self._memory)
         except (DeviceError, RuntimeError) as error:
             log.warning("decode steps are run without graphs: %s", error)
             self._usable = False
