@@ -71,7 +71,7 @@ class Pool(RuleBasedStateMachine):
         pages = self.held[data.draw(st.integers(0, len(self.held) - 1))]
         if pages:
             page = data.draw(st.sampled_from(pages))
-            self.pool.keep(page)
+            self.pool.keep([page])
             self.kept.add(page)
 
     @precondition(lambda self: self.kept)
@@ -117,7 +117,11 @@ class Pool(RuleBasedStateMachine):
     def use_what_nobody_holds(self, page: int) -> None:
         if page in self.count():
             return
-        for act in (self.pool.keep, lambda page: self.pool.free([page]), lambda page: self.pool.lease([page], 1)):
+        for act in (
+            lambda page: self.pool.keep([page]),
+            lambda page: self.pool.free([page]),
+            lambda page: self.pool.lease([page], 1),
+        ):
             with pytest.raises(RuntimeError, match=f"page {page} is not held"):
                 act(page)
         if 0 < page < self.pool.num_pages and page not in self.kept:
@@ -159,7 +163,7 @@ def test_the_end_of_a_sequence_is_given_out_before_its_beginning() -> None:
     pool = PagePool(5)
     pages = pool.allocate(4)
     for page in pages:
-        pool.keep(page)
+        pool.keep([page])
     pool.free(pages)
     assert pool.allocate(3) == [4, 3, 2]
     assert pool.num_kept == 1

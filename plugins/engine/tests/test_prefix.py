@@ -64,8 +64,7 @@ def test_finds_the_longest_beginning_that_is_published() -> None:
     pool, prefixes = cache()
     digests = chain(prefixes, list(range(12)))
     pages = pool.allocate(3)
-    for digest, page in zip(digests[:2], pages, strict=False):
-        prefixes.publish(digest, page)
+    prefixes.publish(digests[:2], pages[:2])
     assert prefixes.find(digests) == pages[:2]
     assert prefixes.find(digests[1:]) == pages[1:2]
     assert prefixes.find(chain(prefixes, [9, *range(1, 12)])) == []
@@ -75,8 +74,7 @@ def test_what_is_given_out_again_is_not_found() -> None:
     pool, prefixes = cache(4)
     digests = chain(prefixes, list(range(12)))
     pages = pool.allocate(3)
-    for digest, page in zip(digests, pages, strict=True):
-        prefixes.publish(digest, page)
+    prefixes.publish(digests, pages)
     pool.free(pages)
     assert prefixes.find(digests) == pages
     pool.allocate(1)
@@ -88,8 +86,8 @@ def test_the_first_page_of_a_name_stays_the_one() -> None:
     pool, prefixes = cache()
     (digest,) = chain(prefixes, [1, 2, 3, 4])
     first, second = pool.allocate(2)
-    prefixes.publish(digest, first)
-    prefixes.publish(digest, second)
+    prefixes.publish([digest], [first])
+    prefixes.publish([digest], [second])
     assert prefixes.find([digest]) == [first]
     pool.free([second])
     assert pool.num_kept == 0
@@ -102,7 +100,7 @@ def test_a_claim_ends_with_its_owner_or_with_the_page() -> None:
     prefixes.claim(digests, owner=2)
     prefixes.unclaim(digests, owner=2)
     assert all(prefixes.claimed(digest) for digest in digests)
-    prefixes.publish(digests[0], pool.allocate(1)[0])
+    prefixes.publish(digests[:1], pool.allocate(1))
     prefixes.unclaim(digests[1:], owner=1)
     assert not any(prefixes.claimed(digest) for digest in digests)
 
@@ -113,7 +111,7 @@ def test_reset_and_off_find_nothing(enabled: bool) -> None:
     digests = chain(prefixes, list(range(8)))
     assert bool(digests) == enabled
     for digest in digests:
-        prefixes.publish(digest, pool.allocate(1)[0])
+        prefixes.publish([digest], pool.allocate(1))
     prefixes.reset()
     assert prefixes.find(digests) == []
     assert len(prefixes) == pool.num_kept == 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
@@ -30,6 +31,10 @@ class Chain:
     def __len__(self) -> int:
         return len(self._data) // _DIGEST
 
+    def last(self, root: bytes) -> bytes:
+        """Return the last one, `root` where there is none."""
+        return bytes(self._data[-_DIGEST:]) or root
+
     def __getitem__(self, index: int) -> bytes:
         if not 0 <= index < len(self):
             raise IndexError(f"there is no page {index}: {len(self)} are known")
@@ -46,6 +51,14 @@ class Chain:
         self._data += digest
 
 
+@dataclass(slots=True)
+class Found:
+    """Pages of the beginning of a chain, to be looked for further by `PrefixCache.find_more`. losses: of the cache then."""
+
+    pages: list[int]
+    losses: int
+
+
 class PrefixCache:
     """Digest -> page, for pages whose content is written. Forgets a page when the pool gives it out for something else.
 
@@ -58,10 +71,14 @@ class PrefixCache:
         self.queries = 0
         self.hits = 0
         self._pages = pages
-        self._key = secrets.token_bytes(32)
+        # A copy of a hash that has taken its key is made in half the time of a keyed one.
+        self._keyed = blake2b(digest_size=_DIGEST, key=secrets.token_bytes(32))
         self._page_of: dict[bytes, int] = {}
         self._digest_of: dict[int, bytes] = {}
         self._claims: dict[bytes, int] = {}
+        # Pages that some `Found` may name, and how often one of those was lost.
+        self._found = bytearray(pages.num_pages)
+        self._losses = 0
         pages.on_evict = self._evicted
 
     def __len__(self) -> int:
@@ -71,7 +88,7 @@ class PrefixCache:
         """Return the digest that a chain starts from: requests share pages only when all `parts` (tenant, adapter, version of the
         weights, a picture's hash …) are equal.
         """
-        return blake2b(repr(parts).encode(), digest_size=_DIGEST, key=self._key).digest()
+        return self._digest(repr(parts).encode())
 
     def extend(self, digests: Chain, root: bytes, tokens: Sequence[int] | np.ndarray, first: int = 0) -> None:
         """Append the digests of the full pages of `tokens` that are not in `digests` yet. tokens[0] has position first * page_size."""
@@ -80,11 +97,28 @@ class PrefixCache:
         if not self.enabled or count <= len(digests):
             return
         data = np.asarray(tokens, dtype=np.int32).tobytes()
-        parent = digests[len(digests) - 1] if len(digests) else root
+        parent = digests.last(root)
         for page in range(len(digests) - first, count - first):
-            chunk = data[page * size * 4 : (page + 1) * size * 4]
-            parent = blake2b(parent + chunk, digest_size=_DIGEST, key=self._key).digest()
+            parent = self._digest(parent + data[page * size * 4 : (page + 1) * size * 4])
             digests.append(parent)
+
+    def next_digests(
+        self, chains: Sequence[Chain], roots: Sequence[bytes], indices: Sequence[int], tokens: np.ndarray
+    ) -> list[bytes]:
+        """Return the digest of page indices[i] of each chain, which is known or the next one and is then appended.
+
+        tokens: [K, page_size] int32, of these pages. Raises IndexError for a page behind the next one.
+        """
+        data, width, digests = tokens.tobytes(), self.page_size * 4, []
+        for number, (chain, root, index) in enumerate(zip(chains, roots, indices, strict=True)):
+            if index < len(chain):
+                digests.append(chain[index])
+            elif index > len(chain):
+                raise IndexError(f"page {index} does not follow the {len(chain)} that are known")
+            else:
+                digests.append(self._digest(chain.last(root) + data[number * width : (number + 1) * width]))
+                chain.append(digests[-1])
+        return digests
 
     def find(self, digests: Chain | Sequence[bytes]) -> list[int]:
         """Return the pages of the longest known beginning of a chain. They are not held yet."""
@@ -95,6 +129,19 @@ class PrefixCache:
                 break
             found.append(page)
         return found
+
+    def find_more(self, digests: Chain, before: Found | None) -> Found:
+        """As `find`, going on from what was found before, as long as none of it was lost."""
+        if before is None or before.losses != self._losses:
+            before = Found([], self._losses)
+        pages = before.pages
+        for index in range(len(pages), len(digests)):
+            page = self._page_of.get(digests[index])
+            if page is None:
+                break
+            pages.append(page)
+            self._found[page] = 1
+        return before
 
     def claimed(self, digest: bytes) -> bool:
         """Whether some request is computing this page now."""
@@ -111,21 +158,33 @@ class PrefixCache:
             if self._claims.get(digest) == owner:
                 del self._claims[digest]
 
-    def publish(self, digest: bytes, page: int) -> None:
-        """Make a held page findable; its content is in the cache. A page that is known under this name already stays the one."""
-        if self._claims:
-            self._claims.pop(digest, None)
-        if digest not in self._page_of:
-            self._page_of[digest] = page
-            self._digest_of[page] = digest
-            self._pages.keep(page)
+    def publish(self, digests: Sequence[bytes], pages: Sequence[int]) -> None:
+        """Make held pages findable; their content is in the cache. A page that is known under this name already stays the one."""
+        page_of, digest_of, claims, kept = self._page_of, self._digest_of, self._claims, []
+        for digest, page in zip(digests, pages, strict=True):
+            if claims:
+                claims.pop(digest, None)
+            if digest not in page_of:
+                page_of[digest] = page
+                digest_of[page] = digest
+                kept.append(page)
+        self._pages.keep(kept)
 
     def reset(self) -> None:
         """Forget every page; what runs keeps its own."""
+        self._losses += 1
         for page in list(self._digest_of):
             self._pages.forget(page)
         self._page_of.clear()
         self._digest_of.clear()
 
+    def _digest(self, data: bytes) -> bytes:
+        keyed = self._keyed.copy()
+        keyed.update(data)
+        return keyed.digest()
+
     def _evicted(self, page: int) -> None:
+        if self._found[page]:
+            self._found[page] = 0
+            self._losses += 1
         del self._page_of[self._digest_of.pop(page)]

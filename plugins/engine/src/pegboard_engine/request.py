@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pegboard.interfaces.engine import FinishReason, RequestOptions
 from pegboard.types import SamplingParams
-from pegboard_engine.prefix import Chain
+from pegboard_engine.prefix import Chain, Found
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,7 +66,8 @@ class Request:
 
     id: the request's; index: which of its answers. arrival: its place in the order of arrival. tokens: int32, prompt and confirmed
     output; current unless the request runs. limit: number of tokens at which it ends. seed: of its random stream. stop_ids: ids that
-    end it. digests: of its full pages, as far as they are known; root: what their chain starts from. slot: its row of the table,
+    end it. digests: of its full pages, as far as they are known; root: what their chain starts from. found: pages of its beginning
+    that were in the cache when it was looked at last, while it waits. slot: its row of the table,
     -1 unless it runs. created, entered, first_token: when it came, first ran and had its first token, by the engine's clock; 0 for
     not yet. sync: its next token cannot be drawn before the last one is known. matcher: of its grammar.
     """
@@ -81,6 +82,7 @@ class Request:
         "entered",
         "error",
         "first_token",
+        "found",
         "id",
         "index",
         "limit",
@@ -136,6 +138,7 @@ class Request:
         self.root = root
         self.adapter = adapter
         self.digests = Chain()
+        self.found: Found | None = None
         self.cached = -1
         self.slot = -1
         self.passed = 0

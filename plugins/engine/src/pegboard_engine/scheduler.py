@@ -12,7 +12,7 @@ from pegboard_engine.pages import PagePool
 from pegboard_engine.policy import PreemptionPolicy, QueuePolicy, WaitingQueue, fcfs, highest_rank
 from pegboard_engine.prefix import Chain, PrefixCache
 from pegboard_engine.request import Request, State
-from pegboard_engine.rows import first_rows
+from pegboard_engine.rows import first_rows, spread
 from pegboard_engine.table import Table
 
 # Waiting requests that one step looks at without admitting them, those whose beginning somebody computes included.
@@ -163,7 +163,7 @@ class Scheduler:
         newest = table.known[slots] == places + 1
         table.last[slots[newest]] = tokens[newest]
         table.inflight[slots] -= 1
-        stopped = (table.stop_ids[slots] == tokens[:, None]).any(1)
+        stopped = table.stopped(slots, tokens)
         full = (places + 1 >= table.limit[slots]) & ~stopped
         return Progress(rows, slots, tokens, places + 1 - table.num_prompt[slots], stopped, full)
 
@@ -179,7 +179,7 @@ class Scheduler:
         for slot, index in zip(slots.tolist(), kept.tolist(), strict=True):
             first, place = int(starts[index]), int(step.places[index])
             run = tokens[first : first + int(accepted[index]) + 1]
-            ends = np.flatnonzero(np.isin(run, table.stop_ids[slot]))
+            ends = np.flatnonzero(np.isin(run, table.stop_ids[:, slot]))
             run = run[: ends[0] + 1] if len(ends) else run
             stop = place + len(run)
             table.tokens[slot, place:stop] = run
@@ -217,10 +217,13 @@ class Scheduler:
 
         What a running one adds follows keys of the old weights: nobody else may find it.
         """
-        if request.slot >= 0:
-            self.prefixes.unclaim(request.digests.after(int(self.table.published[request.slot])), request.slot)
+        digests, slot, table = Chain(), request.slot, self.table
+        if slot >= 0:
+            published = int(table.published[slot])
+            self.prefixes.unclaim(request.digests.after(published), slot)
             root = self.prefixes.root(root, request.arrival)
-        request.digests, request.root = Chain(), root
+            self.prefixes.extend(digests, root, table.tokens[slot, : published * table.page_size])
+        request.digests, request.root, request.found = digests, root, None
 
     def _wanted(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the slots in their order and how many tokens each could compute now."""
@@ -237,7 +240,7 @@ class Scheduler:
     def _step(self, decodes: np.ndarray, chunked: list[int], chunks: list[int], admitted: list[int]) -> Schedule:
         table = self.table
         if chunked:
-            slots = np.concatenate([decodes, np.array(chunked, dtype=np.int32)])
+            slots = np.concatenate([decodes, np.array(chunked, dtype=np.int64)])
             counts = np.ones(len(slots), dtype=np.int64)
             counts[len(decodes) :] = chunks
         else:
@@ -298,17 +301,19 @@ class Scheduler:
         prefixes.extend(request.digests, request.root, request.tokens)
         # What every token of the prompt is to tell cannot be found in a cache of keys.
         reads = request.params.prompt_logprobs is None and not (request.embeds and request.options.pooling == "mean")
-        found = prefixes.find(request.digests) if reads else []
+        # A request that does not fit looks again with every step, for what has been added since.
+        request.found = prefixes.find_more(request.digests, request.found) if reads else None
+        found = request.found.pages if request.found is not None else []
         if reads and len(found) < len(request.digests) and prefixes.claimed(request.digests[len(found)]):
             return "held"
-        missing = -(-count // size) - len(found)
-        asleep = sum(1 for page in found if not pages.holders(page))
         running = len(self.table)
         spare = 0 if not running else max(self._watermark, running if self._crowded else 0)
-        if missing + asleep + spare > pages.num_free:
+        left = pages.num_free - (-(-count // size) - len(found)) - spare
+        if left < 0 or left < sum(1 for page in found if not pages.holders(page)):
             return "no room"
+        request.found = None
         pages.hold(found)
-        new = pages.allocate(missing, after=found[-1] if found else 0)
+        new = pages.allocate(-(-count // size) - len(found), after=found[-1] if found else 0)
         request.to(State.RUNNING)
         computed = min(len(found) * size, count - 1)
         if request.cached < 0:
@@ -325,15 +330,22 @@ class Scheduler:
             return
         table, size = self.table, self.table.page_size
         full = table.computed[slots] // size
-        more = full > table.published[slots]
-        for slot, stop in zip(slots[more].tolist(), full[more].tolist(), strict=True):
-            digests, known = table.request(slot).digests, len(table.request(slot).digests)
-            if known < stop:
-                tokens = table.tokens[slot, known * size : stop * size]
-                self.prefixes.extend(digests, table.request(slot).root, tokens, known)
-            for index in range(int(table.published[slot]), stop):
-                self.prefixes.publish(digests[index], int(table.pages[slot, index]))
-        table.published[slots[more]] = full[more]
+        published = table.published[slots]
+        more = np.flatnonzero(full > published)
+        if not len(more):
+            return
+        slots, firsts, stops = slots[more], published[more], full[more]
+        table.published[slots] = stops
+        owners, indices = spread(slots, firsts, stops - firsts - 1)
+        requests: list[Request] = table.requests[owners].tolist()
+        places = (indices * size)[:, None] + np.arange(size)
+        digests = self.prefixes.next_digests(
+            [request.digests for request in requests],
+            [request.root for request in requests],
+            indices.tolist(),
+            table.tokens[owners[:, None], places],
+        )
+        self.prefixes.publish(digests, table.pages[owners, indices].tolist())
 
     def _preempt(self, request: Request) -> None:
         request.to(State.PREEMPTED)

@@ -17,7 +17,7 @@ class Table:
     limit: length at which the request ends. reused: leading tokens that were found in the cache and are not written again.
     pages: [S, W] int32 page numbers; num_pages: how many count. published: leading pages that others may find.
     last: [S] the token at known - 1, -1 while it is in flight. drafts: proposed tokens, which stand in `tokens` behind the known ones.
-    stop_ids: [S, K], -1 where unused. sync: whether the next token needs the last one known. watched: whether a token needs more than
+    stop_ids: [K, S], -1 where unused. sync: whether the next token needs the last one known. watched: whether a token needs more than
     being counted. embeds: whether none is drawn. generation: grows when a slot changes hands.
     """
 
@@ -42,15 +42,17 @@ class Table:
         ) = columns
         self.last = np.zeros(num_slots, dtype=np.int32)
         self.adapters = np.full(num_slots, -1, dtype=np.int32)
-        self.stop_ids = np.full((num_slots, _STOP_IDS), -1, dtype=np.int32)
+        self.stop_ids = np.full((_STOP_IDS, num_slots), -1, dtype=np.int32)
         self.sync = np.zeros(num_slots, dtype=bool)
         self.watched = np.zeros(num_slots, dtype=bool)
         self.embeds = np.zeros(num_slots, dtype=bool)
-        self.requests: list[Request | None] = [None] * num_slots
+        self.requests = np.full(num_slots, None, dtype=object)
+        self._num_stop_ids = 1
         self.num_sync = 0
         self.num_adapted = 0
         self._free = list(range(num_slots - 1, -1, -1))
-        self._order = np.zeros(num_slots, dtype=np.int32)
+        # int64, which numpy indexes with in half the time that any other integer takes.
+        self._order = np.zeros(num_slots, dtype=np.int64)
         self._count = 0
         self._changes: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
@@ -69,7 +71,7 @@ class Table:
 
     def request(self, slot: int) -> Request:
         """The request in a slot."""
-        found = self.requests[slot]
+        found: Request | None = self.requests[slot]
         assert found is not None
         return found
 
@@ -133,6 +135,14 @@ class Table:
         self.num_pages[slot] = stop
         self._changes.append((np.full(len(pages), slot), np.arange(first, stop), np.array(pages)))
 
+    def stopped(self, slots: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Return [K] bool, whether each of these slots ends with its one of `tokens` [K]."""
+        # Few rows of a thousand: a comparison for each is ten times as fast as one over pairs and a reduction.
+        ended = self.stop_ids[0].take(slots) == tokens
+        for ids in self.stop_ids[1 : self._num_stop_ids]:
+            ended |= ids.take(slots) == tokens
+        return ended
+
     def last_pages(self, slots: np.ndarray) -> list[int]:
         """Return the last page of each slot."""
         found: list[int] = self.pages[slots, self.num_pages[slots] - 1].tolist()
@@ -155,9 +165,11 @@ class Table:
         return slots, columns, pages
 
     def _set_stop_ids(self, slot: int, ids: tuple[int, ...]) -> None:
-        width = self.stop_ids.shape[1]
-        if len(ids) > width:
-            more = np.full((self.num_slots, len(ids) - width), -1, dtype=np.int32)
-            self.stop_ids = np.hstack([self.stop_ids, more])
-        self.stop_ids[slot] = -1
-        self.stop_ids[slot, : len(ids)] = ids
+        height = len(self.stop_ids)
+        if len(ids) > height:
+            more = np.full((len(ids) - height, self.num_slots), -1, dtype=np.int32)
+            self.stop_ids = np.vstack([self.stop_ids, more])
+        # What a request asked for once is looked at ever after: a comparison more costs next to nothing.
+        self._num_stop_ids = max(self._num_stop_ids, len(ids))
+        self.stop_ids[:, slot] = -1
+        self.stop_ids[: len(ids), slot] = ids

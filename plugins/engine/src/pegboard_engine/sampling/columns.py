@@ -147,7 +147,7 @@ class SamplingColumns:
         wanted = int(np.bitwise_or.reduce(flags)) if len(flags) else 0
         if not wanted and not masks:
             return None
-        batch = SamplingBatch(slots)
+        batch = SamplingBatch(slots.astype(np.int32))
         if wanted & DRAWN:
             batch.temperature = np.where(flags & DRAWN, self._temperature.take(slots), np.float32(0))
             batch.uniform = uniform(self._seed.take(slots), positions)
