@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -63,9 +63,26 @@ def test_silu_mul_gradient() -> None:
         torch.testing.assert_close(ops.silu_mul(x), ops.silu_mul(x.detach()))
 
 
-def test_silu_mul_keeps_only_its_input() -> None:
+def test_gelu_tanh_mul_gradient() -> None:
+    x = torch.randn(3, 10, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(ops.gelu_tanh_mul, (x,))
+    with torch.no_grad():
+        torch.testing.assert_close(ops.gelu_tanh_mul(x), ops.gelu_tanh_mul(x.detach()))
+
+
+@pytest.mark.parametrize("op", [ops.silu_mul, ops.gelu_tanh_mul])
+def test_gates_keep_only_their_input(op: Callable[[torch.Tensor], torch.Tensor]) -> None:
     saved: list[torch.Size] = []
     x = torch.randn(3, 10, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.shape) or t, lambda t: t):
-        ops.silu_mul(x)
+        op(x)
     assert saved == [x.shape]
+
+
+def test_offset_norm_keeps_the_bits_of_a_small_weight() -> None:
+    weight = torch.tensor([2**-10, 2**-12]).bfloat16()
+    x = torch.ones(1, 2, dtype=torch.bfloat16) * 1024
+    # 1 + 2**-10 is no bfloat16; the product with the normed row is made in float32 and rounded once.
+    wide = ops.offset_rms_norm(x.float(), weight.float(), 1e-6)
+    assert (wide[0] > 1).all()
+    torch.testing.assert_close(ops.offset_rms_norm(x, weight, 1e-6), wide.bfloat16(), rtol=0, atol=0)

@@ -77,7 +77,11 @@ class BuiltModel:
         """Return the context of a forward pass over whole sequences without a cache. positions: [T] int64 on the device."""
         plan = self.attention.plan(AttentionInputs(seq_lens, seq_lens), self.device, None)
         groups = 1 + max(spec.group for spec in self.model.attention_specs)
-        return ForwardContext(positions=positions, plans=[plan] * groups)
+        extents = None
+        if self.model.rope_limit is not None:
+            lens = torch.as_tensor(seq_lens, dtype=torch.int64)
+            extents = lens.repeat_interleave(lens).to(self.device)
+        return ForwardContext(positions=positions, plans=[plan] * groups, extents=extents)
 
 
 def build_model(registry: Registry, files: ModelFiles, **options: Any) -> BuiltModel:

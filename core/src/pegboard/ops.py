@@ -101,30 +101,66 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((torch.addcmul(turned * cos, turned.roll(width // 2, -1), sin), kept), -1)
 
 
-class _SiluMul(torch.autograd.Function):
-    """SiLU(gate) * up that keeps only its input for the backward pass."""
+@register(
+    "offset_rms_norm",
+    "(x [..., H], weight [H], eps) -> [..., H]; rms_norm with factors of 1 + weight, in float32 until the end",
+)
+def offset_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    # 1 + weight in half precision would keep the last few bits of a small weight from counting.
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return F.rms_norm(x.to(wide), weight.shape, weight.to(wide) + 1, eps).to(x.dtype)
+
+
+_Activation = Callable[[Tensor], Tensor]
+
+
+class _Gated(torch.autograd.Function):
+    """activation(gate) * up that keeps only its input for the backward pass. backward: (gradient, gate) -> the gate's gradient."""
 
     @staticmethod
-    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+    def forward(ctx: Any, gate_up: Tensor, activation: _Activation, backward: Callable[..., Tensor]) -> Tensor:
         ctx.save_for_backward(gate_up)
+        ctx.activation, ctx.backward_of = activation, backward
         gate, up = gate_up.chunk(2, -1)
-        return F.silu(gate).mul_(up)
+        return activation(gate).mul_(up)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = grads
         (gate_up,) = ctx.saved_tensors
         gate, up = gate_up.chunk(2, -1)
         out = torch.empty_like(gate_up)
         d_gate, d_up = out.chunk(2, -1)
-        torch.mul(grad, F.silu(gate), out=d_up)
-        d_gate.copy_(torch.ops.aten.silu_backward(grad * up, gate))
-        return out
+        torch.mul(grad, ctx.activation(gate), out=d_up)
+        d_gate.copy_(ctx.backward_of(grad * up, gate))
+        return out, None, None
+
+
+def _gated(gate_up: Tensor, activation: _Activation, backward: Callable[..., Tensor]) -> Tensor:
+    if torch.is_grad_enabled() and gate_up.requires_grad:
+        result: Tensor = _Gated.apply(gate_up, activation, backward)  # type: ignore[no-untyped-call]
+        return result
+    gate, up = gate_up.chunk(2, -1)
+    return activation(gate).mul_(up)
 
 
 @register("silu_mul", "(gate_up [T, 2 I], gate first) -> silu(gate) * up [T, I]")
 def silu_mul(gate_up: Tensor) -> Tensor:
-    if torch.is_grad_enabled() and gate_up.requires_grad:
-        result: Tensor = _SiluMul.apply(gate_up)  # type: ignore[no-untyped-call]
-        return result
-    gate, up = gate_up.chunk(2, -1)
-    return F.silu(gate).mul_(up)
+    return _gated(gate_up, F.silu, torch.ops.aten.silu_backward)
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _gelu_tanh_backward(grad: Tensor, x: Tensor) -> Tensor:
+    out: Tensor = torch.ops.aten.gelu_backward(grad, x, approximate="tanh")
+    return out
+
+
+@register(
+    "gelu_tanh_mul",
+    "(gate_up [T, 2 I], gate first) -> gelu(gate) * up [T, I], GELU by its tanh approximation (arXiv:1606.08415)",
+)
+def gelu_tanh_mul(gate_up: Tensor) -> Tensor:
+    return _gated(gate_up, _gelu_tanh, _gelu_tanh_backward)

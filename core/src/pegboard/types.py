@@ -237,11 +237,14 @@ class ParallelRule:
     """How parameters whose name matches `pattern` (fnmatch) split over a tensor-parallel group.
 
     unit: rows (or columns) that must stay together, such as head_dim for attention projections.
+    parts: sizes of the blocks of rows that follow one another in a parameter, each of which splits by itself (q, k and v of one
+        fused layer); empty for one block. Who cannot split so must refuse the rule by name.
     """
 
     pattern: str
     style: ParallelStyle
     unit: int = 1
+    parts: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)

@@ -69,3 +69,35 @@ def test_head_dim_follows_from_the_hidden_size_or_is_given() -> None:
 def test_parallel_plan(name: str, style: str) -> None:
     rule = next(rule for rule in dense_parallel_plan(CONFIG) if fnmatch(name, rule.pattern))
     assert rule.style == style
+
+
+def test_fused_layers_compute_what_separate_ones_do() -> None:
+    torch.manual_seed(0)
+    models = [dense_causal_lm(CONFIG, fused=fused, rotary_share=0.5).double() for fused in (False, True)]
+    apart, fused = (dict(model.named_parameters()) for model in models)
+    with torch.no_grad():
+        for name, parameter in apart.items():
+            apart[name].copy_(torch.randn(parameter.shape, dtype=torch.float64))
+        for name, parameter in fused.items():
+            members = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+            leaf = name.split(".")[-2]
+            parts = [apart[name.replace(leaf, member)] for member in members.get(leaf, (leaf,))]
+            parameter.copy_(torch.cat(parts))
+    assert {name.split(".")[-2] for name in fused if ".0." in name} & {"q_proj", "up_proj"} == set()
+    x, outs = torch.randn(5, 16, dtype=torch.float64), []
+    for model in models:
+        model.fuse()
+        layer = model.model.layers[0]
+        outs.append((layer.self_attn.qkv(x), layer.mlp(x, None)))
+    torch.testing.assert_close(outs[0], outs[1])
+    assert models[1].rotaries[0].dim == 2
+    rules = dense_parallel_plan(CONFIG, fused=True)
+    found = {
+        leaf: next(r for r in rules if fnmatch(f"model.layers.0.{leaf}.weight", r.pattern))
+        for leaf in ("self_attn.qkv_proj", "mlp.gate_up_proj", "self_attn.o_proj")
+    }
+    assert [(r.style, r.unit, r.parts) for r in found.values()] == [
+        ("column", 4, (16, 8, 8)),
+        ("column", 1, (24, 24)),
+        ("row", 4, ()),
+    ]

@@ -134,3 +134,23 @@ def test_half_precision_sums_in_float32(head: Head, hidden: Tensor, targets: Ten
     assert narrow.grad is not None and narrow.grad.dtype == torch.bfloat16
     wanted = F.cross_entropy(narrow.double() @ small.weight.double().t(), targets, reduction="sum")
     torch.testing.assert_close(loss.double(), wanted, rtol=2e-2, atol=0)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("chunk", [3, 100])
+def test_a_soft_cap_on_logits(hidden: Tensor, targets: Tensor, chunk: int, frozen: bool) -> None:
+    torch.manual_seed(0)
+    head = Head(HIDDEN, VOCAB, softcap=1.5).double()
+    torch.nn.init.normal_(head.weight).requires_grad_(not frozen)
+    rows, parameters = rows_of(targets), [hidden, *(() if frozen else (head.weight,))]
+    logits = 1.5 * torch.tanh(hidden @ head.weight.t() / 1.5)
+    torch.testing.assert_close(head(hidden), logits)
+    wanted = F.cross_entropy(logits[rows], targets[rows], reduction="none")
+    for loss, right in (
+        (cross_entropy_sum(hidden, head, targets, rows, chunk=chunk), wanted.sum()),
+        (token_logps(hidden, head, targets, rows, chunk=chunk).square().sum(), wanted.square().sum()),
+    ):
+        torch.testing.assert_close(loss, right)
+        mine = torch.autograd.grad(loss, parameters)
+        for a, b in zip(mine, torch.autograd.grad(right, parameters, retain_graph=True), strict=True):
+            torch.testing.assert_close(a, b)

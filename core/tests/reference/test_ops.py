@@ -29,9 +29,11 @@ CASES: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
     "linear": [lambda: (rand(5, 6), rand(3, 6), rand(3)), lambda: (rand(0, 6), rand(3, 6), None)],
     "embedding": [lambda: (torch.tensor([3, 0, 3]), rand(4, 6)), lambda: (torch.zeros(0).long(), rand(4, 6))],
     "rms_norm": [lambda: (rand(2, 3, 6), rand(6), 1e-2)],
+    "offset_rms_norm": [lambda: (rand(2, 3, 6), rand(6), 1e-2)],
     "add_rms_norm": [lambda: (rand(5, 6), rand(5, 6), rand(6), 1e-2)],
     "rotary": [lambda: (rand(5, 2, 8), *turn(8)), lambda: (rand(5, 2, 8), *turn(6))],
     "silu_mul": [lambda: (rand(5, 8),)],
+    "gelu_tanh_mul": [lambda: (rand(5, 8),)],
 }
 
 

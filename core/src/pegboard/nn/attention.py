@@ -18,7 +18,8 @@ class Attention(Layer):
     """Multi-head attention with grouped keys and values, rotary positions and optional norms on queries and keys.
 
     spec: what the layer computes. rope: index of its rotary table in `ForwardContext.rope`.
-    qk_norm_eps: epsilon of an RMS norm over each head of q and k before the rotation; None for no norm.
+    qk_norm_eps: epsilon of an RMS norm over each head of q and k before the rotation; None for no norm. norm: its kind.
+    fused: q, k and v are one layer, `qkv_proj`, where checkpoints have them so.
     """
 
     backend: AttentionBackend
@@ -31,18 +32,21 @@ class Attention(Layer):
         bias: bool = False,
         out_bias: bool = False,
         qk_norm_eps: float | None = None,
+        norm: type[RMSNorm] = RMSNorm,
+        fused: bool = False,
         rope: int = 0,
     ) -> None:
         super().__init__()
         self.spec = spec
         self.rope = rope
-        self.q_proj = Linear(hidden_size, spec.num_heads * spec.head_dim, bias)
-        self.k_proj = Linear(hidden_size, spec.num_kv_heads * spec.head_dim, bias)
-        self.v_proj = Linear(hidden_size, spec.num_kv_heads * spec.head_dim, bias)
+        heads = {"q_proj": spec.num_heads, "k_proj": spec.num_kv_heads, "v_proj": spec.num_kv_heads}
+        layers = {"qkv_proj": sum(heads.values())} if fused else heads
+        for name, count in layers.items():
+            self.add_module(name, Linear(hidden_size, count * spec.head_dim, bias))
         self.o_proj = Linear(spec.num_heads * spec.head_dim, hidden_size, out_bias)
-        self.q_norm = None if qk_norm_eps is None else RMSNorm(spec.head_dim, qk_norm_eps)
-        self.k_norm = None if qk_norm_eps is None else RMSNorm(spec.head_dim, qk_norm_eps)
-        self.qkv = LinearGroup(self, ("q_proj", "k_proj", "v_proj"))
+        self.q_norm = None if qk_norm_eps is None else norm(spec.head_dim, qk_norm_eps)
+        self.k_norm = None if qk_norm_eps is None else norm(spec.head_dim, qk_norm_eps)
+        self.qkv = LinearGroup(self, tuple(layers))
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """[T, H] -> [T, H]."""

@@ -25,12 +25,15 @@ def dense_causal_lm(
     out_bias: bool = False,
     mlp_bias: bool = False,
     qk_norm: bool = False,
+    fused: bool = False,
+    rotary_share: float = 1.0,
     window: Callable[[int], int | None] = lambda layer: None,
     scalings: Mapping[str, Scaling] = MappingProxyType({}),
 ) -> CausalLM:
     """Return an empty decoder of RMS norms, grouped-query rotary attention and gated SiLU layers.
 
     qkv_bias, out_bias, mlp_bias: which projections have a bias. qk_norm: RMS norms over the heads of q and k.
+    fused: q, k and v are one parameter, gate and up another. rotary_share: of each head's dimensions, the first of which turn.
     window: layer index -> its sliding window, None for full attention. scalings: rotary ones of the family, by `rope_type`.
     Raises ModelError naming the key of `config` that is missing, ill-typed or asks for something else.
     """
@@ -42,33 +45,40 @@ def dense_causal_lm(
     kv_heads = positive(config, "num_key_value_heads", heads)
     head_dim = head_size(config)
     eps = positive_number(config.get("rms_norm_eps", 1e-6), "rms_norm_eps")
-    if heads % kv_heads:
-        raise ModelError(
-            f"the config's num_attention_heads is {heads}, no multiple of its num_key_value_heads, {kv_heads}",
-            fix="mend the model's config.json",
-        )
+    check_groups(heads, kv_heads)
 
     def layer(index: int) -> DecoderLayer:
         window_size = window(index)
         spec = AttentionSpec(
             index, heads, kv_heads, head_dim, head_dim**-0.5, window_size, group=0 if window_size is None else 1
         )
-        attention = Attention(hidden, spec, bias=qkv_bias, out_bias=out_bias, qk_norm_eps=eps if qk_norm else None)
-        mlp = GatedMLP(hidden, positive(config, "intermediate_size"), mlp_bias)
+        attention = Attention(
+            hidden, spec, bias=qkv_bias, out_bias=out_bias, qk_norm_eps=eps if qk_norm else None, fused=fused
+        )
+        mlp = GatedMLP(hidden, positive(config, "intermediate_size"), mlp_bias, fused=fused)
         return DecoderLayer(attention, mlp, hidden, eps)
 
     max_positions = positive(config, "max_position_embeddings", 2048)
     theta, scaling = rope_settings(config)
     layers = [layer(index) for index in range(positive(config, "num_hidden_layers", most=MOST_LAYERS))]
     decoder = Decoder(positive(config, "vocab_size"), hidden, layers, RMSNorm(hidden, eps))
-    rotary = Rotary(head_dim, theta, scaling, max_positions, scalings)
+    rotary = Rotary(int(head_dim * rotary_share), theta, scaling, max_positions, scalings)
     return CausalLM(decoder, [rotary], tied=bool(config.get("tie_word_embeddings", False)), max_positions=max_positions)
 
 
-def dense_parallel_plan(config: Mapping[str, Any]) -> Sequence[ParallelRule]:
+def dense_parallel_plan(config: Mapping[str, Any], *, fused: bool = False) -> Sequence[ParallelRule]:
     """Return how the parameters of `dense_causal_lm` split over a tensor-parallel group: whole heads, then MLP columns."""
     unit = head_size(config)
+    joined: tuple[ParallelRule, ...] = ()
+    if fused:
+        heads, inner = positive(config, "num_attention_heads"), positive(config, "intermediate_size")
+        key = unit * positive(config, "num_key_value_heads", heads)
+        joined = (
+            ParallelRule("*.self_attn.qkv_proj.*", "column", unit, (unit * heads, key, key)),
+            ParallelRule("*.mlp.gate_up_proj.*", "column", parts=(inner, inner)),
+        )
     return (
+        *joined,
         ParallelRule("*.self_attn.[qkv]_proj.*", "column", unit),
         ParallelRule("*.self_attn.o_proj.weight", "row", unit),
         ParallelRule("*.mlp.gate_proj.*", "column"),
@@ -78,6 +88,15 @@ def dense_parallel_plan(config: Mapping[str, Any]) -> Sequence[ParallelRule]:
         ParallelRule("lm_head.weight", "vocab"),
         ParallelRule("*", "replicate"),
     )
+
+
+def check_groups(heads: int, kv_heads: int) -> None:
+    """Raise ModelError unless each head of keys serves as many heads of queries as any other."""
+    if heads % kv_heads:
+        raise ModelError(
+            f"the config's num_attention_heads is {heads}, no multiple of its num_key_value_heads, {kv_heads}",
+            fix="mend the model's config.json",
+        )
 
 
 def head_size(config: Mapping[str, Any]) -> int:

@@ -71,7 +71,7 @@ class LinearGroup(Layer):
     """Several linear layers that read the same input: one product when their weights share a storage, one each otherwise.
 
     The members stay where they are in the module tree, under their checkpoint names, and own their parameters; `fuse` makes those
-    parameters row views of one storage. The group holds no parameter and is not part of any state dict.
+    parameters row views of one storage. The group holds no parameter and is not part of any state dict. A group of one is its member.
     """
 
     def __init__(self, owner: nn.Module, names: Sequence[str]) -> None:
@@ -107,7 +107,11 @@ class LinearGroup(Layer):
     def fuse(self) -> bool:
         """Move the members' parameters into one storage, keeping their values; return whether that was possible."""
         bases = self.bases()
-        if bases is None or len({(base.weight.dtype, base.weight.device, base.bias is None) for base in bases}) != 1:
+        if (
+            len(self.names) == 1
+            or bases is None
+            or len({(base.weight.dtype, base.weight.device, base.bias is None) for base in bases}) != 1
+        ):
             return False
         if bases[0].weight.is_meta:
             return False
@@ -137,6 +141,9 @@ class LinearGroup(Layer):
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
         """[T, in_features] -> [T, sum of out_features], the members' outputs side by side."""
         members = self.members
+        if len(members) == 1:
+            alone: Tensor = members[0](x, ctx)
+            return alone
         if members != self._seen:
             self._look(members)
         if self._weight is None or not self._additive:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pegboard.nn.head import Head
+from pegboard.nn.head import Head, cap_slope, capped
 
 CHUNK = 1024
 
@@ -21,7 +21,13 @@ class _CrossEntropySum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, linear: Callable[..., Tensor], chunk: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        linear: Callable[..., Tensor],
+        softcap: float | None,
+        chunk: int,
     ) -> Tensor:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
@@ -31,14 +37,15 @@ class _CrossEntropySum(torch.autograd.Function):
         )
         for start in range(0, hidden.shape[0], chunk):
             rows, wanted = hidden[start : start + chunk], targets[start : start + chunk]
-            logits = linear(rows, weight, None).to(total.dtype)
+            logits = capped(linear(rows, weight, None).to(total.dtype), softcap)
             norm = logits.logsumexp(-1, keepdim=True)
             total += (norm - logits.gather(1, wanted[:, None])).sum()
             if not (needs_hidden or needs_weight):
                 continue
+            slope = None if softcap is None else cap_slope(logits, softcap)
             grad = logits.sub_(norm).exp_()
             grad.scatter_add_(1, wanted[:, None], grad.new_full((), -1.0).expand(len(wanted), 1))
-            grad = grad.to(hidden.dtype)
+            grad = (grad if slope is None else grad.mul_(slope)).to(hidden.dtype)
             if d_hidden is not None:
                 d_hidden[start : start + chunk] = linear(grad, weight.t(), None)
             if d_weight is not None:
@@ -48,12 +55,13 @@ class _CrossEntropySum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         (grad,) = grads
         d_hidden, d_weight = ctx.saved_tensors
         return (
             None if d_hidden is None else d_hidden.mul(grad.to(d_hidden.dtype)),
             None if d_weight is None else d_weight.mul(grad).to(ctx.weight_dtype),
+            None,
             None,
             None,
             None,
@@ -68,7 +76,8 @@ def cross_entropy_sum(hidden: Tensor, head: Head, targets: Tensor, rows: Tensor,
     """
     selected = hidden.index_select(0, rows)
     wanted = targets.index_select(0, rows)
-    out: Tensor = _CrossEntropySum.apply(selected, head.matrix, wanted, head.kernels.linear, chunk)  # type: ignore[no-untyped-call]
+    product, softcap = head.kernels.linear, head.softcap
+    out: Tensor = _CrossEntropySum.apply(selected, head.matrix, wanted, product, softcap, chunk)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -79,7 +88,13 @@ class _TokenLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, linear: Callable[..., Tensor], chunk: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        linear: Callable[..., Tensor],
+        softcap: float | None,
+        chunk: int,
     ) -> Tensor:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         at_once = needs_hidden and not needs_weight
@@ -89,41 +104,45 @@ class _TokenLogps(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if at_once else None
         for start in range(0, hidden.shape[0], chunk):
             rows, wanted = hidden[start : start + chunk], targets[start : start + chunk, None]
-            logits = linear(rows, weight, None).to(logps.dtype)
+            logits = capped(linear(rows, weight, None).to(logps.dtype), softcap)
             norm = logits.logsumexp(-1, keepdim=True)
             logps[start : start + chunk] = (logits.gather(1, wanted) - norm).squeeze(1)
             if d_hidden is not None:
-                d_hidden[start : start + chunk] = linear(
-                    _d_logits(logits, norm, wanted).to(hidden.dtype), weight.t(), None
-                )
-        ctx.linear, ctx.chunk, ctx.at_once = linear, chunk, at_once
+                d_logits = _d_logits(logits, norm, wanted, softcap).to(hidden.dtype)
+                d_hidden[start : start + chunk] = linear(d_logits, weight.t(), None)
+        ctx.linear, ctx.softcap, ctx.chunk, ctx.at_once = linear, softcap, chunk, at_once
         ctx.save_for_backward(*((d_hidden,) if at_once else (hidden, weight, targets)))
         return logps
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         (grad,) = grads
         if ctx.at_once:
             (d_rows,) = ctx.saved_tensors
-            return d_rows * grad[:, None].to(d_rows.dtype), None, None, None, None
+            return d_rows * grad[:, None].to(d_rows.dtype), None, None, None, None, None
         hidden, weight, targets = ctx.saved_tensors
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
         for start in range(0, hidden.shape[0], ctx.chunk):
             rows, wanted = hidden[start : start + ctx.chunk], targets[start : start + ctx.chunk, None]
-            logits = ctx.linear(rows, weight, None).to(grad.dtype)
-            d_logits = _d_logits(logits, logits.logsumexp(-1, keepdim=True), wanted)
+            logits = capped(ctx.linear(rows, weight, None).to(grad.dtype), ctx.softcap)
+            d_logits = _d_logits(logits, logits.logsumexp(-1, keepdim=True), wanted, ctx.softcap)
             d_logits = d_logits.mul_(grad[start : start + ctx.chunk, None]).to(hidden.dtype)
             if d_hidden is not None:
                 d_hidden[start : start + ctx.chunk] = ctx.linear(d_logits, weight.t(), None)
             d_weight += ctx.linear(d_logits.t(), rows.t(), None)
-        return d_hidden, d_weight.to(weight.dtype), None, None, None
+        return d_hidden, d_weight.to(weight.dtype), None, None, None, None
 
 
-def _d_logits(logits: Tensor, norm: Tensor, wanted: Tensor) -> Tensor:
-    """Overwrite logits with the derivative of log p(target) by them: one at the target, less the probabilities."""
+def _d_logits(logits: Tensor, norm: Tensor, wanted: Tensor, softcap: float | None) -> Tensor:
+    """Overwrite logits with the derivative of log p(target) by them: one at the target, less the probabilities.
+
+    With a soft cap: by the product that the capped logits were made from.
+    """
+    slope = None if softcap is None else cap_slope(logits, softcap)
     grad = logits.sub_(norm).exp_().neg_()
-    return grad.scatter_add_(1, wanted, grad.new_ones(()).expand(wanted.shape[0], 1))
+    grad = grad.scatter_add_(1, wanted, grad.new_ones(()).expand(wanted.shape[0], 1))
+    return grad if slope is None else grad.mul_(slope)
 
 
 def token_logps(hidden: Tensor, head: Head, targets: Tensor, rows: Tensor, *, chunk: int = CHUNK) -> Tensor:
@@ -133,7 +152,8 @@ def token_logps(hidden: Tensor, head: Head, targets: Tensor, rows: Tensor, *, ch
     trained one the logits are computed again, chunk by chunk, in the backward pass.
     """
     selected, wanted = hidden.index_select(0, rows), targets.index_select(0, rows)
-    out: Tensor = _TokenLogps.apply(selected, head.matrix, wanted, head.kernels.linear, chunk)  # type: ignore[no-untyped-call]
+    product, softcap = head.kernels.linear, head.softcap
+    out: Tensor = _TokenLogps.apply(selected, head.matrix, wanted, product, softcap, chunk)  # type: ignore[no-untyped-call]
     return out
 
 

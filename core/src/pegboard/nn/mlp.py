@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
@@ -12,16 +12,33 @@ if TYPE_CHECKING:
 
 
 class GatedMLP(Layer):
-    """down(silu(gate(x)) * up(x)) (SwiGLU, arXiv:2002.05202)."""
+    """down(activation(gate(x)) * up(x)) (arXiv:2002.05202).
 
-    def __init__(self, hidden_size: int, intermediate_size: int, bias: bool = False) -> None:
+    activation: "silu" (SwiGLU) or "gelu_tanh" (GeGLU with GELU's tanh approximation).
+    fused: gate and up are one layer, `gate_up_proj`, gate first, where checkpoints have them so.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        bias: bool = False,
+        *,
+        activation: Literal["silu", "gelu_tanh"] = "silu",
+        fused: bool = False,
+    ) -> None:
         super().__init__()
-        self.gate_proj = Linear(hidden_size, intermediate_size, bias)
-        self.up_proj = Linear(hidden_size, intermediate_size, bias)
+        self._gated = f"{activation}_mul"
+        if fused:
+            self.gate_up_proj = Linear(hidden_size, 2 * intermediate_size, bias)
+        else:
+            self.gate_proj = Linear(hidden_size, intermediate_size, bias)
+            self.up_proj = Linear(hidden_size, intermediate_size, bias)
         self.down_proj = Linear(intermediate_size, hidden_size, bias)
-        self.gate_up = LinearGroup(self, ("gate_proj", "up_proj"))
+        self.gate_up = LinearGroup(self, ("gate_up_proj",) if fused else ("gate_proj", "up_proj"))
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """[T, H] -> [T, H]."""
-        out: Tensor = self.down_proj(self.kernels.silu_mul(self.gate_up(x, ctx)), ctx)
+        gated = getattr(self.kernels, self._gated)
+        out: Tensor = self.down_proj(gated(self.gate_up(x, ctx)), ctx)
         return out

@@ -23,3 +23,17 @@ class RMSNorm(Layer):
         """Return (norm(x + residual), x + residual), each [T, size]."""
         out: tuple[Tensor, Tensor] = self.kernels.add_rms_norm(x, residual, self.weight, self.eps)
         return out
+
+
+class OffsetRMSNorm(RMSNorm):
+    """x / rms(x) * (1 + weight): a weight of zero changes nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., size] -> [..., size]."""
+        out: Tensor = self.kernels.offset_rms_norm(x, self.weight, self.eps)
+        return out
+
+    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (norm(x + residual), x + residual), each [T, size]."""
+        total = x + residual
+        return self(total), total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from pegboard.errors import ModelError
 
-_KNOWN = ("default", "linear", "yarn")
+_KNOWN = ("default", "linear", "yarn", "longrope")
 
 Scaling = Callable[[list[float], Mapping[str, Any]], list[float]]
 """A family's own scaling: (inverse frequencies, `rope_scaling` of the config) -> inverse frequencies. Raises KeyError for a missing key."""
@@ -20,14 +21,27 @@ Scaling = Callable[[list[float], Mapping[str, Any]], list[float]]
 _NONE: Mapping[str, Scaling] = MappingProxyType({})
 
 
+@dataclass(frozen=True, slots=True)
+class _Frequencies:
+    """values: dim / 2 inverse frequencies. factor: on cos and sin. long: those of sequences of more than `limit` tokens, if others."""
+
+    values: list[float]
+    factor: float = 1.0
+    long: list[float] | None = None
+    limit: int | None = None
+
+
 class Rotary(nn.Module):
     """Angles of rotary positions (arXiv:2104.09864), computed for the positions at hand.
 
     dim: dimensions of a head that are turned, even. theta: base. scaling: the `rope_scaling` of a Hugging Face config, or None.
     max_positions: `max_position_embeddings`, which some scalings need. scalings: further ones by their `rope_type`.
+
+    limit: where sequences of more tokens have other frequencies from their first token on (LongRoPE), that many; None for most models.
     """
 
     inv_freq: Tensor
+    long_freq: Tensor
 
     def __init__(
         self,
@@ -39,28 +53,46 @@ class Rotary(nn.Module):
     ) -> None:
         super().__init__()
         self.dim = dim
-        self._frequencies, self.factor = _frequencies(dim, theta, dict(scaling or {}), max_positions, scalings)
+        self._found = _frequencies(dim, theta, dict(scaling or {}), max_positions, scalings)
+        self.factor, self.limit = self._found.factor, self._found.limit
         self.register_buffer("inv_freq", torch.empty(dim // 2), persistent=False)
+        if self._found.long is not None:
+            self.register_buffer("long_freq", torch.empty(dim // 2), persistent=False)
 
     def materialise(self, device: torch.device) -> None:
         """Put the frequencies on `device` (a model built under the meta device has none yet)."""
-        self.inv_freq = torch.tensor(self._frequencies, dtype=torch.float32, device=device)
+        self.inv_freq = torch.tensor(self._found.values, dtype=torch.float32, device=device)
+        if self._found.long is not None:
+            self.long_freq = torch.tensor(self._found.long, dtype=torch.float32, device=device)
 
-    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """[T] int64 -> cos and sin, each [T, 1, dim] of `dtype`; the first half of sin is negated, as op `rotary` expects."""
-        angles = positions.to(torch.float32)[:, None, None] * self.inv_freq
+    def forward(self, positions: Tensor, dtype: torch.dtype, extents: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """[T] int64 -> cos and sin, each [T, 1, dim] of `dtype`; the first half of sin is negated, as op `rotary` expects.
+
+        extents: [T] int64, tokens of each row's whole sequence; None: as many as the greatest position of the batch says.
+        """
+        frequencies = self.inv_freq
+        if self.limit is not None and len(positions):
+            longest = (positions.max() + 1).expand(len(positions)) if extents is None else extents
+            frequencies = torch.where((longest > self.limit)[:, None, None], self.long_freq, frequencies)
+        angles = positions.to(torch.float32)[:, None, None] * frequencies
         cos, sin = angles.cos() * self.factor, angles.sin() * self.factor
         return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
 
 
 def rope_settings(config: Mapping[str, Any], default_theta: float = 10000.0) -> tuple[float, dict[str, Any]]:
-    """Return theta and the scaling of a Hugging Face config, written in either of its styles (`rope_scaling` or `rope_parameters`)."""
+    """Return theta and the scaling of a Hugging Face config, written in either of its styles (`rope_scaling` or `rope_parameters`).
+
+    A pretrained length that stands beside them (`original_max_position_embeddings`) is put into the scaling.
+    """
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(given, Mapping):
         raise ModelError(
             f"the config's rope_scaling is {given!r}; keys and values are needed", fix="mend the model's config.json"
         )
     parameters = dict(given)
+    original = config.get("original_max_position_embeddings")
+    if parameters and original is not None:
+        parameters["original_max_position_embeddings"] = original
     theta = parameters.pop("rope_theta", None) or config.get("rope_theta") or default_theta
     return positive_number(theta, "rope_theta"), parameters
 
@@ -76,8 +108,7 @@ def positive_number(value: Any, key: str) -> float:
 
 def _frequencies(
     dim: int, theta: float, scaling: dict[str, Any], max_positions: int, scalings: Mapping[str, Scaling]
-) -> tuple[list[float], float]:
-    """Return the dim / 2 inverse frequencies and the factor on cos and sin."""
+) -> _Frequencies:
     base = [theta ** (-2 * i / dim) for i in range(dim // 2)]
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind not in (*_KNOWN, *scalings):
@@ -86,13 +117,15 @@ def _frequencies(
             fix=f"supported: {', '.join((*_KNOWN, *scalings))}",
         )
     if kind == "default":
-        return base, 1.0
+        return _Frequencies(base)
     try:
         if kind in scalings:
-            return scalings[kind](base, scaling), 1.0
+            return _Frequencies(scalings[kind](base, scaling))
+        if kind == "longrope":
+            return _longrope(base, scaling, max_positions)
         factor = float(scaling["factor"])
         if kind == "linear":
-            return [f / factor for f in base], 1.0
+            return _Frequencies([f / factor for f in base])
         return _yarn(base, dim, theta, factor, scaling, max_positions)
     except KeyError as missing:
         raise ModelError(
@@ -107,7 +140,7 @@ def _frequencies(
 
 def _yarn(
     base: list[float], dim: int, theta: float, factor: float, scaling: Mapping[str, Any], max_positions: int
-) -> tuple[list[float], float]:
+) -> _Frequencies:
     """YaRN (arXiv:2309.00071): a ramp over dimensions between slowed and kept, and a factor on the logits' scale."""
     original = float(scaling.get("original_max_position_embeddings") or max_positions)
 
@@ -129,7 +162,27 @@ def _yarn(
 
     given = scaling.get("attention_factor")
     if given is not None:
-        return out, float(given)
+        return _Frequencies(out, float(given))
     if scaling.get("mscale") and scaling.get("mscale_all_dim"):
-        return out, magnitude(float(scaling["mscale"])) / magnitude(float(scaling["mscale_all_dim"]))
-    return out, magnitude(1.0)
+        ratio = magnitude(float(scaling["mscale"])) / magnitude(float(scaling["mscale_all_dim"]))
+        return _Frequencies(out, ratio)
+    return _Frequencies(out, magnitude(1.0))
+
+
+def _longrope(base: list[float], scaling: Mapping[str, Any], max_positions: int) -> _Frequencies:
+    """LongRoPE (arXiv:2402.13753): a factor for each frequency, others for sequences longer than the pretrained length.
+
+    Where the config gives no factor on cos and sin, it is sqrt(1 + ln(growth) / ln(pretrained length)) for both.
+    """
+    original = int(scaling.get("original_max_position_embeddings") or max_positions)
+    found = []
+    for key in ("short_factor", "long_factor"):
+        factors = [float(factor) for factor in scaling[key]]
+        if len(factors) != len(base) or not all(factor > 0 for factor in factors):
+            raise ValueError(f"{key} must be {len(base)} positive numbers")
+        found.append([f / factor for f, factor in zip(base, factors, strict=True)])
+    growth = float(scaling.get("factor") or max_positions / original)
+    attention = scaling.get("attention_factor")
+    if attention is None:
+        attention = 1.0 if growth <= 1 else math.sqrt(1 + math.log(growth) / math.log(original))
+    return _Frequencies(found[0], float(attention), found[1], original)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +27,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """[..., H] -> [..., H]: x / sqrt(mean(x^2) + eps) * weight (arXiv:1910.07467, equation 4)."""
     wide = x.double()
     return wide / (wide.square().mean(-1, keepdim=True) + eps).sqrt() * weight.double()
+
+
+def offset_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """[..., H] -> [..., H]: x / sqrt(mean(x^2) + eps) * (1 + weight)."""
+    return rms_norm(x, 1 + weight.double(), eps)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -55,7 +61,26 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return gate / (1 + (-gate).exp()) * up
 
 
+def gelu_tanh_mul(gate_up: Tensor) -> Tensor:
+    """[T, 2 I] -> [T, I]: gate / 2 * (1 + tanh(sqrt(2 / pi) (gate + 0.044715 gate^3))) * up (arXiv:1606.08415, section 2)."""
+    half = gate_up.shape[-1] // 2
+    gate, up = gate_up[..., :half].double(), gate_up[..., half:].double()
+    return gate / 2 * (1 + (math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)).tanh()) * up
+
+
 OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
-    {function.__name__: function for function in (linear, embedding, rms_norm, add_rms_norm, rotary, silu_mul)}
+    {
+        function.__name__: function
+        for function in (
+            linear,
+            embedding,
+            rms_norm,
+            offset_rms_norm,
+            add_rms_norm,
+            rotary,
+            silu_mul,
+            gelu_tanh_mul,
+        )
+    }
 )
 """Oracle of each op of the core, by name."""

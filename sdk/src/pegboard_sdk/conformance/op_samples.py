@@ -65,7 +65,7 @@ def _embedding(draw: Draw) -> list[Sample]:
     return [(draw.ids(count, 11), draw.tensor(11, 48)) for count in (0, 1, 9)]
 
 
-def _silu_mul(draw: Draw) -> list[Sample]:
+def _gated(draw: Draw) -> list[Sample]:
     return [(draw.tensor(1, 80),), (draw.tensor(7, 80, scale=4.0),)]
 
 
@@ -73,8 +73,10 @@ SAMPLES: Mapping[str, Callable[[Draw], list[Sample]]] = {
     "linear": _linear,
     "embedding": _embedding,
     "rms_norm": _norms,
+    "offset_rms_norm": _norms,
     "add_rms_norm": _added,
     "rotary": _rotary,
-    "silu_mul": _silu_mul,
+    "silu_mul": _gated,
+    "gelu_tanh_mul": _gated,
 }
 """Op name -> its samples."""
