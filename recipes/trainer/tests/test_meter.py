@@ -30,3 +30,16 @@ def test_sums_and_counts_are_added_over_the_ranks() -> None:
     meter = Meter(CPU, Pair())
     meter.add({"loss": (2.0, 1)})
     assert meter.take() == {"loss": 1.5}
+
+
+def test_totals_are_sums_over_steps_and_ranks() -> None:
+    class Twins:
+        def sum(self, value: Tensor) -> Tensor:
+            return 2 * value
+
+    meter = Meter(CPU, Twins())
+    for _ in range(2):
+        meter.add({"loss": (6.0, 2)})
+        meter.count({"tokens": 10, "flops": 0.5})
+    assert meter.take() == {"loss": 3.0, "tokens": 40.0, "flops": 2.0}
+    assert meter.take() == {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pegboard.config import Choice, OptionsSection, PathSection, PluginSection
 
@@ -23,6 +23,33 @@ class ModelSection(PathSection):
     platform: str = Field(default="auto", description="a platform plugin")
     device: int = 0
     attention: str = Field(default="auto", description="an attention plugin")
+
+
+class RoleSection(Section):
+    """The model of a further role. What is left out is as in the role that it is like; a bare string is its path.
+
+    adapter, quantizer: those of this role alone.
+    """
+
+    path: str | None = Field(default=None, description="id, folder or file; as in `model` where it is left out")
+    revision: str | None = None
+    dtype: str | None = None
+    platform: str | None = None
+    device: int | None = None
+    attention: str | None = None
+    adapter: Annotated[Choice, PluginSection("adapter")] | None = None
+    quantizer: Annotated[Choice, PluginSection("quantizer")] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    def complete(self, like: ModelSection) -> ModelSection:
+        """Return a whole section, with the values of `like` where this one has none; a revision belongs to its path."""
+        own = {k: v for k, v in self.model_dump(exclude={"adapter", "quantizer"}).items() if v is not None}
+        base = like.model_dump(exclude={"revision"} if self.path is not None else set())
+        return ModelSection.model_validate({**base, **own})
 
 
 class DataSection(OptionsSection):
@@ -72,10 +99,11 @@ class ValidationSection(Section):
 
 
 class CheckpointSection(Section):
-    """When step folders are written; always at the end and when the run is stopped."""
+    """When step folders are written; always when the run is stopped too."""
 
     every: int | None = Field(default=None, ge=1, description="steps")
     keep: int | None = Field(default=None, ge=1, description="newest step folders that stay; all when null")
+    last: bool = Field(default=True, description="also after the last step")
 
 
 class TrainConfig(Section):
@@ -93,6 +121,10 @@ class TrainConfig(Section):
     )
     clip: float | None = Field(default=1.0, gt=0, description="largest norm of the gradient")
     log_every: int = Field(default=1, ge=1, description="steps from one line of metrics to the next")
+    peak_tflops: Annotated[float, Field(gt=0)] | Literal["measured"] | None = Field(
+        default="measured",
+        description="what mfu is a share of: 10^12 operations a second of one device, or what its matrix products reach; null for no mfu",
+    )
     model: ModelSection
     adapter: Annotated[Choice, PluginSection("adapter")] | None = None
     quantizer: Annotated[Choice, PluginSection("quantizer")] | None = None

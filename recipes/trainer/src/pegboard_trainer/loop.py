@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,9 @@ from pegboard.interfaces.objective import Objective, Role
 from pegboard.interfaces.schedule import Schedule
 from pegboard.types import Batch
 from pegboard_trainer.examples import Key
+from pegboard_trainer.flops import StepCost
 from pegboard_trainer.meter import Meter, Reducer
+from pegboard_trainer.pace import Pace
 from pegboard_trainer.packer import Batches
 from pegboard_trainer.run import Run
 
@@ -33,7 +34,9 @@ class NotFinite(PegboardError):
 
 @dataclass(slots=True)
 class Trainer:
-    """What one step needs. parameters: those that are trained."""
+    """What one step needs. parameters: those that are trained. cost, peak_flops: what a step computes, and what the devices of all ranks
+    could in a second; None where utilisation is not asked for.
+    """
 
     objective: Objective
     roles: Mapping[str, Role]
@@ -45,6 +48,14 @@ class Trainer:
     reducer: Reducer
     accumulate: int = 1
     clip: float | None = None
+    cost: StepCost | None = None
+    peak_flops: float | None = None
+
+    def amounts(self, group: Sequence[Batch]) -> dict[str, float]:
+        """Return what a group holds: tokens, those that are learned, and the operations that they take."""
+        tokens, trained = sum(sum(b.seq_lens) for b in group), sum(len(b.target_rows) for b in group)
+        flops = 0.0 if self.cost is None else sum(self.cost.flops(b.seq_lens, len(b.target_rows)) for b in group)
+        return {"tokens": tokens, "trained_tokens": trained, "flops": flops}
 
     def step(self, group: Sequence[Batch], factor: float, meter: Meter) -> Tensor:
         """Take one optimizer step over an accumulation group; return the gradient's norm, still on the device.
@@ -72,7 +83,7 @@ def train(trainer: Trainer, run: Run) -> None:
     """Take the steps that are left. `run` says when to log, validate, save and stop. Raises NotFinite before bad weights are saved."""
     meter = Meter(trainer.device, trainer.reducer)
     norms: list[tuple[int, Tensor, list[Key]]] = []
-    tokens, began = 0, time.perf_counter()
+    pace = Pace(trainer.device, trainer.peak_flops)
     for step in range(run.first_step, run.total_steps + 1):
         taken = [pair for _, pair in zip(range(trainer.accumulate), trainer.batches, strict=False)]
         if not taken:
@@ -80,21 +91,20 @@ def train(trainer: Trainer, run: Run) -> None:
         factor = trainer.schedule.factor(step - 1, run.total_steps)
         norm = trainer.step([batch for _, batch in taken], factor, meter)
         norms.append((step, norm, [key for keys, _ in taken for key in keys]))
-        tokens += sum(sum(batch.seq_lens) for _, batch in taken)
+        meter.count(trainer.amounts([batch for _, batch in taken]))
         stopping = run.stop_requested()
         last = step == run.total_steps or stopping
         if run.logs(step) or run.validates(step) or run.saves(step) or last:
             check_finite(norms)
-            elapsed = time.perf_counter() - began
-            rate = {"tokens": float(tokens), "tokens_per_second": tokens / elapsed}
-            lr = trainer.optimizer.param_groups[0]["lr"]
-            run.log(step, {**meter.take(), "lr": lr, "grad_norm": float(norm), **rate})
+            numbers = meter.take()
+            numbers |= {"lr": trainer.optimizer.param_groups[0]["lr"], "grad_norm": float(norm)}
+            run.log(step, pace.complete(numbers))
             norms.clear()
             if (run.validates(step) or last) and not stopping:
                 run.validate(step)
-            if run.saves(step) or last:
+            if run.saves(step) or stopping:
                 run.save(step)
-            tokens, began = 0, time.perf_counter()
+            pace.restart()
         if stopping:
             break
 

@@ -31,6 +31,12 @@ class Meter:
         self._device = device
         self._reducer = reducer
         self._sums: dict[str, Tensor] = {}
+        self._totals: dict[str, float] = {}
+
+    def count(self, amounts: Mapping[str, float]) -> None:
+        """Add host numbers to totals, which `take` gives as sums: tokens, say. The same names every time, on every rank."""
+        for name, amount in amounts.items():
+            self._totals[name] = self._totals.get(name, 0.0) + amount
 
     def add(self, metrics: Mapping[str, tuple[Any, Any]]) -> None:
         """Add to the sums. Values are numbers or scalar tensors; nothing is read back from the device."""
@@ -39,12 +45,19 @@ class Meter:
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def take(self) -> dict[str, float]:
-        """Return the mean of each metric over what was added since the last call, and start afresh. Reads from the device once."""
-        if not self._sums:
+        """Return the mean of each metric and the sum of each total over what was added since the last call, and start afresh.
+
+        Reads from the device once.
+        """
+        counted = [torch.stack([self._scalar(total), self._scalar(1)]) for total in self._totals.values()]
+        rows = [*self._sums.values(), *counted]
+        if not rows:
             return {}
-        table = self._reducer.sum(torch.stack(list(self._sums.values()))).tolist()
-        names, self._sums = list(self._sums), {}
-        return {name: total / count if count else 0.0 for name, (total, count) in zip(names, table, strict=True)}
+        table = self._reducer.sum(torch.stack(rows)).tolist()
+        means, totals = list(self._sums), list(self._totals)
+        self._sums, self._totals = {}, {}
+        taken = {name: total / count if count else 0.0 for name, (total, count) in zip(means, table, strict=False)}
+        return {**taken, **{name: total for name, (total, _) in zip(totals, table[len(means) :], strict=True)}}
 
     def _scalar(self, value: Any) -> Tensor:
         if isinstance(value, Tensor):

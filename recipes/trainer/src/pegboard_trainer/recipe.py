@@ -23,6 +23,7 @@ from pegboard_trainer.config import TrainConfig
 from pegboard_trainer.data import Data, open_data
 from pegboard_trainer.disk import remove_unfinished
 from pegboard_trainer.environment import environment
+from pegboard_trainer.flops import StepCost, measured_flops
 from pegboard_trainer.loop import NotFinite, Trainer, train
 from pegboard_trainer.meter import Meter, Single
 from pegboard_trainer.model_folder import ModelWriter, portable_base
@@ -71,6 +72,8 @@ class Train(Recipe):
             reducer=Single(),
             accumulate=typed.batch.accumulate,
             clip=typed.clip,
+            cost=None if typed.peak_tflops is None else StepCost.of(built.model),
+            peak_flops=_peak_flops(typed, built),
         )
         identity = {**typed.identity(), "rows": data.train.examples.rows}
         first = 0
@@ -105,6 +108,7 @@ class Train(Recipe):
                 log_every=typed.log_every,
                 validate_every=typed.validation.every,
                 save_every=typed.checkpoint.every,
+                save_last=typed.checkpoint.last,
                 saved=first or None,
             )
             _drive(run, trainer, validate_first=typed.validation.first)
@@ -198,6 +202,13 @@ def _nothing_left(folder: Path, resumed: Path, step: int, total: int) -> Path:
     mark_final(folder, step)  # a kill may have come between the last save and this
     log.info("the run is finished: %s; nothing is done (%s)\nmodel: %s", reached, more, folder / "final")
     return folder
+
+
+def _peak_flops(config: TrainConfig, built: BuiltModel) -> float | None:
+    """Return what utilisation is a share of, None where it is not asked for."""
+    if config.peak_tflops == "measured":
+        return measured_flops(built.device, built.dtype)
+    return None if config.peak_tflops is None else config.peak_tflops * 1e12
 
 
 def _make(folder: Path) -> None:

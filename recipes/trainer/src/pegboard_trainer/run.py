@@ -33,6 +33,7 @@ class Run:
     log_every: int = 1
     validate_every: int | None = None
     save_every: int | None = None
+    save_last: bool = True
     saved: int | None = None
 
     @property
@@ -55,6 +56,8 @@ class Run:
 
     def saves(self, step: int) -> bool:
         """Whether a step folder is written after `step`."""
+        if step == self.total_steps and self.save_last:
+            return True
         return self.save_every is not None and step % self.save_every == 0
 
     def stop_requested(self) -> bool:
