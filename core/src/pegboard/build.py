@@ -16,6 +16,7 @@ from pegboard.interfaces.platform import Phase, Platform
 from pegboard.nn import CausalLM, Embedding, Head, Linear, Rotary
 from pegboard.nn.layer import bind_kernels
 from pegboard.ops import kernel_table
+from pegboard.quantised import stored_quantizer
 from pegboard.types import AttentionInputs, ForwardContext
 from pegboard.weights import compare_names_shapes
 
@@ -120,6 +121,7 @@ def prepare_model(
     if head == "scalar" or (head == "auto" and is_classifier(files.config)):
         model.use_score(held_score.shape[0] if held_score is not None and head == "auto" else 1)
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    quantizer = stored_quantizer(registry, files, asked=quantizer)
     if quantizer is not None:
         quantizer.swap(model)
     adapted = adapter.attach(model) if adapter is not None else []
@@ -127,7 +129,7 @@ def prepare_model(
     table = kernel_table(hardware.kernels(phase, torch_dtype, device), owner=f"platform {platform_name!r}")
     bind_kernels(model, table)
     drawn = held_score is None and expected.pop(SCORE, None) is not None
-    tensors = _matching(files, family, expected, headless=model.tied or model.score is not None)
+    tensors = _matching(files, family, expected, headless=model.tied or model.score is not None, quantizer=quantizer)
 
     def load() -> None:
         _materialise(model, torch_device, torch_dtype)
@@ -276,14 +278,19 @@ def _bind_attention(
 
 
 def _matching(
-    files: ModelFiles, family: ModelFamily, expected: Mapping[str, tuple[int, ...]], *, headless: bool
+    files: ModelFiles,
+    family: ModelFamily,
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    headless: bool,
+    quantizer: Quantizer | None,
 ) -> dict[str, LazyTensor]:
     """Return the checkpoint's tensors under the model's names, having compared names and shapes.
 
     headless: the model owns no matrix over the vocabulary, so that the checkpoint's own is passed by.
     """
     found: dict[str, LazyTensor] = {}
-    for name, tensor in files.tensors.items():
+    for name, tensor in (files.tensors if quantizer is None else quantizer.join(files.tensors)).items():
         own = family.rename(name)
         if own is None or (headless and own == "lm_head.weight"):
             continue
@@ -312,6 +319,10 @@ def _stream(model: CausalLM, tensors: Mapping[str, LazyTensor]) -> None:
         owner_name, _, leaf = name.rpartition(".")
         owner = modules[owner_name]
         owner = getattr(owner, "base", owner)
+        parts, load_parts = getattr(lazy, "parts", None), getattr(owner, "load_parts", None)
+        if parts is not None and callable(load_parts):
+            load_parts(leaf, {part: tensor.load() for part, tensor in parts.items()})
+            continue
         load = getattr(owner, "load_weight", None)
         if callable(load):
             load(leaf, lazy.load())
