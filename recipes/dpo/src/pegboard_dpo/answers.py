@@ -1,0 +1,80 @@
+"""Log-probabilities of the answers in a batch, of the policy and of the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pegboard.errors import ConfigError, DataError
+from pegboard.interfaces.objective import Role
+from pegboard.nn.loss import sequence_sums, token_logps
+from pegboard.types import Batch
+
+REFERENCE_COLUMN = "reference_logps"
+"""In a batch's extras: what the reference gives each sequence, where it was computed before the run."""
+
+
+def answer_logps(role: Role, batch: Batch, hidden: Tensor | None = None) -> Tensor:
+    """Return log p of each sequence's targets, [N] of at least float32: the sum over its tokens that count.
+
+    hidden: the role's states of the batch, [T, H], where they are there already.
+    """
+    hidden = role.hidden(batch) if hidden is None else hidden
+    logps = token_logps(hidden, role.head, batch.targets, batch.target_rows)
+    return sequence_sums(logps, batch.target_rows, batch.sequence_ids, len(batch.seq_lens))
+
+
+def answer_lengths(batch: Batch, dtype: torch.dtype) -> Tensor:
+    """Return the number of targets of each sequence, [N], 1 for a sequence without any: it is divided by."""
+    ones = torch.ones_like(batch.target_rows, dtype=dtype)
+    return sequence_sums(ones, batch.target_rows, batch.sequence_ids, len(batch.seq_lens)).clamp(min=1)
+
+
+def reference_logps(roles: Mapping[str, Role], batch: Batch) -> Tensor:
+    """Return the reference's log p of each sequence, [N], without gradient: from the data where it has them, else from the role.
+
+    Raises ConfigError when there is neither.
+    """
+    given = batch.extras.get(REFERENCE_COLUMN)
+    if isinstance(given, Tensor):
+        return given
+    if "reference" not in roles:
+        raise ConfigError(
+            f"there is no reference: the run has no such model, and the data has no {REFERENCE_COLUMN}",
+            fix="set reference={} for a frozen copy of the model, or train an adapter",
+        )
+    with torch.no_grad():
+        return answer_logps(roles["reference"], batch)
+
+
+def pair_indices(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the sequences that are chosen, [P], and those that are rejected, in the same order.
+
+    Raises DataError for data of single sequences.
+    """
+    try:
+        return batch.parts["chosen"], batch.parts["rejected"]
+    except KeyError:
+        raise DataError(
+            "the data holds no pairs of a chosen and a rejected answer", fix="set data.format=preference"
+        ) from None
+
+
+def count(values: Tensor) -> Tensor:
+    """Return the number of values as a float64 scalar on their device; known from a shape, so no device has to count."""
+    return torch.full((), float(values.numel()), dtype=torch.float64, device=values.device)
+
+
+def pair_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, tuple[Any, Any]]:
+    """Return the sums and counts of what people watch. chosen, rejected: rewards, [P]."""
+    chosen, rejected = chosen.detach(), rejected.detach()
+    pairs = chosen.numel()
+    return {
+        "rewards/chosen": (chosen.sum(), pairs),
+        "rewards/rejected": (rejected.sum(), pairs),
+        "rewards/margin": ((chosen - rejected).sum(), pairs),
+        "rewards/accuracy": ((chosen > rejected).sum(), pairs),
+    }
