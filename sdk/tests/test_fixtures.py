@@ -85,6 +85,7 @@ def test_tiny_tokenizer_chat(tiny_tokenizer: TinyTokenizer) -> None:
         tiny_tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m], skip_special=False) == "yo<eos>!<eos>"
     )
     last = tiny_tokenizer.chat_with_mask(turns, roles="last")[1]
+    assert tiny_tokenizer.chat_with_mask(turns, start=len(turns) - 1)[1] == last
     assert sum(last) == 2 and tiny_tokenizer.chat_with_mask(turns, roles="all")[1] == [True] * len(ids)
     assert tiny_tokenizer.chat(turns)[-11:] == [TURN, *b"assistant\n"]
     assert ids.count(EOS) == 4 and "<turn>user\nhi<eos>" in tiny_tokenizer.chat_text(turns)

@@ -48,9 +48,9 @@ PLAIN = (
 )
 
 
-def learned(tokenizer: HfTokenizer, messages: Sequence[Message], roles: str = "assistant") -> list[str]:
+def learned(tokenizer: HfTokenizer, messages: Sequence[Message], roles: str = "assistant", start: int = 0) -> list[str]:
     """Return the texts of runs of learned tokens, having checked the ids."""
-    ids, mask = tokenizer.chat_with_mask(messages, roles=roles)
+    ids, mask = tokenizer.chat_with_mask(messages, roles=roles, start=start)
     assert ids == tokenizer.chat(messages, generation_prompt=False)
     assert len(mask) == len(ids)
     runs: list[list[int]] = [[]]
@@ -75,6 +75,24 @@ def test_turns_with_their_end_marker(make: Callable[..., HfTokenizer], chatml: s
     assert learned(tokenizer, CHAT[:4], "last") == ["Ho \U0001f9be<|im_end|>"]
     assert learned(tokenizer, CHAT, "all") == [tokenizer.chat_text(CHAT, generation_prompt=False)]
     assert learned(tokenizer, CHAT[:2]) == learned(tokenizer, CHAT[:2], "last") == []
+
+
+@pytest.mark.parametrize("template", ["CHATML", GENERATION])
+def test_of_context_nothing_is_learned(make: Callable[..., HfTokenizer], chatml: str, template: str) -> None:
+    tokenizer = make(chatml if template == "CHATML" else template)
+    assert learned(tokenizer, CHAT, start=2) == ["Ho \U0001f9be<|im_end|>", " a fox<|im_end|>"]
+    for roles in ("assistant", "last"):
+        assert learned(tokenizer, CHAT, roles, start=3) == [" a fox<|im_end|>"]
+        assert learned(tokenizer, CHAT, roles, start=5) == []
+    whole, context = (tokenizer.chat_text(some, generation_prompt=False) for some in (CHAT, CHAT[:3]))
+    assert learned(tokenizer, CHAT, "all", start=3) == [whole.removeprefix(context)]
+
+
+def test_context_that_cannot_be_told_is_an_error(make: Callable[..., HfTokenizer]) -> None:
+    with pytest.raises(DataError, match="renders the first 2 messages differently when they stand alone"):
+        make("{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}").chat_with_mask(
+            CHAT, roles="all", start=2
+        )
 
 
 def test_spaces_at_the_beginning_are_learned(make: Callable[..., HfTokenizer], chatml: str) -> None:

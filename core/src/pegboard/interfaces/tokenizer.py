@@ -79,11 +79,17 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def chat_with_mask(
-        self, messages: Sequence[Message], *, roles: str = "assistant", tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        roles: str = "assistant",
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        start: int = 0,
     ) -> tuple[list[int], list[bool]]:
         """Return ids and a mask that is True on the tokens to learn.
 
         roles: "assistant" for every assistant turn (its end marker included), "last" for the last one only, "all" for every token.
+        start: the first so many messages are context, of which nothing is learned.
         """
 
     @abstractmethod

@@ -93,9 +93,14 @@ class HfTokenizer(Tokenizer):
         return self._template(tools).render(self._names(messages, tools, generation_prompt, variables))
 
     def chat_with_mask(
-        self, messages: Sequence[Message], *, roles: str = "assistant", tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        roles: str = "assistant",
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        start: int = 0,
     ) -> tuple[list[int], list[bool]]:
-        """Return the ids of the conversation and what to learn of it.
+        """Return the ids of the conversation and what to learn of its messages from `start` on.
 
         With {% generation %} in the template the blocks decide, else `pegboard_tokenizers.mask`. A token that only
         partly belongs to the assistant is learned. Raises ConfigError for an unknown `roles`, DataError where the
@@ -103,17 +108,20 @@ class HfTokenizer(Tokenizer):
         """
         if roles not in LEARN:
             raise ConfigError(f"{roles!r} is to be learned of a conversation", fix=f"use one of: {', '.join(LEARN)}")
-        if roles == "all":
+        if roles == "all" and not start:
             ids = self.chat(messages, tools=tools, generation_prompt=False)
             return ids, [True] * len(ids)
+        if roles == "last":
+            start = max((i for i, m in enumerate(messages) if m.role == "assistant" and i >= start), default=start)
         template = self._template(tools)
-        if template.has_generation:
+        if roles == "all":
+            text, spans = self._after(messages, start, tools)
+        elif template.has_generation:
             text, spans = template.render_spans(self._names(messages, tools, False, None))
-            last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=0)
-            if roles == "last" and last > 0:
-                spans = spans[len(template.render_spans(self._names(messages[:last], tools, False, None))[1]) :]
+            if start:
+                spans = spans[len(template.render_spans(self._names(messages[:start], tools, False, None))[1]) :]
         else:
-            text, spans = self._compared(messages, roles, tools)
+            text, spans = self._compared(messages, start, tools)
         encoding = self._encoding(text, special=False)
         return encoding.ids, token_mask(spans, encoding.offsets)
 
@@ -130,15 +138,27 @@ class HfTokenizer(Tokenizer):
                 f"the text {shown} has no token ids: {error}", fix="correct or leave out the text"
             ) from error
 
+    def _after(
+        self, messages: Sequence[Message], start: int, tools: Sequence[Mapping[str, Any]] | None
+    ) -> tuple[str, list[Span]]:
+        """Return the text and the span of all that comes after the first `start` messages."""
+        text = self.chat_text(messages, tools=tools, generation_prompt=False)
+        before = self.chat_text(messages[:start], tools=tools, generation_prompt=False) if start else ""
+        if not text.startswith(before):
+            raise DataError(
+                f"the chat template renders the first {start} messages differently when they stand alone, so that one "
+                "cannot tell where the rest begins",
+                fix="learn the assistant's turns only",
+            )
+        return text, [(len(before), len(text))]
+
     def _compared(
-        self, messages: Sequence[Message], roles: str, tools: Sequence[Mapping[str, Any]] | None
+        self, messages: Sequence[Message], start: int, tools: Sequence[Mapping[str, Any]] | None
     ) -> tuple[str, list[Span]]:
         def render(some: Sequence[Message], generation_prompt: bool) -> str:
             return self.chat_text(some, tools=tools, generation_prompt=generation_prompt)
 
-        wanted = [index for index, message in enumerate(messages) if message.role == "assistant"]
-        if roles == "last":
-            wanted = wanted[-1:]
+        wanted = [index for index, message in enumerate(messages) if message.role == "assistant" and index >= start]
         markers = sorted(filter(None, self._special.values()), key=len, reverse=True)
         return render(messages, False), assistant_spans(messages, wanted, render, markers)
 

@@ -63,7 +63,12 @@ class TinyTokenizer(Tokenizer):
         return [*ids, TURN, *b"assistant\n"] if generation_prompt else ids
 
     def chat_with_mask(
-        self, messages: Sequence[Message], *, roles: str = "assistant", tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        roles: str = "assistant",
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        start: int = 0,
     ) -> tuple[list[int], list[bool]]:
         ids: list[int] = []
         mask: list[bool] = []
@@ -73,6 +78,7 @@ class TinyTokenizer(Tokenizer):
             head = 2 + len(message.role.encode())
             learned = {"all": True, "assistant": message.role == "assistant", "last": index == last}[roles]
             ids += turn
+            learned = learned and index >= start
             mask += [learned and (roles == "all" or i >= head) for i in range(len(turn))]
         return ids, mask
 
