@@ -28,9 +28,13 @@ def state_of(run: Path, step: int) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+# What differs from one process to the next.
+MEASURED = {"tokens_per_second", "trained_tokens_per_second", "mfu", "memory_gb"}
+
+
 def logged(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
 
 
 @pytest.fixture(scope="module")
