@@ -1,0 +1,1 @@
+"""Knowledge distillation: a student learns the distributions of a teacher."""
