@@ -359,7 +359,7 @@ def test_what_ended_before_the_steps_in_flight_are_drained_is_told_once(start: C
     engine = start(executor="two")
     for name in "ab":
         engine.add_request(name, [1, 2], SamplingParams(max_tokens=6, **GREEDY))
-    told = engine.step()
+    told = list(engine.step())
     engine.abort("a")
     engine.update_weights(1)
     while engine.has_unfinished():

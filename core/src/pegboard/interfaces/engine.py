@@ -27,6 +27,7 @@ class RequestOptions:
     priority: lower runs first, where the engine's policy looks at it. deadline: seconds from its arrival until it ends as "timeout",
     however far it came. queue_timeout: seconds that it may wait for its first step. adapter: name of a loaded adapter.
     salt: requests share cached prefixes only with those of the same salt (a tenant's, say).
+    whole: one output alone, the last, with all tokens, text and log-probabilities; it costs less than one a step.
     task: "embed" returns the pooled hidden state of the prompt in place of tokens. pooling: how.
     labels: texts that the engine only hands on to observers. A server gives "model" and "operation" (as its client named them) and
     the client's "traceparent" and "tracestate" (W3C Trace Context).
@@ -37,6 +38,7 @@ class RequestOptions:
     queue_timeout: float | None = None
     adapter: str | None = None
     salt: str = ""
+    whole: bool = False
     task: Task = "generate"
     pooling: Pooling = "last"
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -166,7 +168,7 @@ class Engine(ABC):
         """End a request and free what it holds. Unknown and ended requests are ignored."""
 
     @abstractmethod
-    def step(self) -> list[RequestOutput]:
+    def step(self) -> Sequence[RequestOutput]:
         """Run one step and return what it added. Empty when there is nothing to do yet."""
 
     @abstractmethod

@@ -14,24 +14,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pegboard.errors import ConfigError
-from pegboard.interfaces.engine import Engine, EngineStats, FinishReason, RequestOptions, RequestOutput, RequestRecord
+from pegboard.interfaces.engine import Engine, EngineStats, FinishReason, RequestOptions, RequestOutput
 from pegboard.interfaces.executor import ExecutorDied
-from pegboard.types import CachePlan, SamplingParams, StepResult
+from pegboard.types import CachePlan, SamplingParams
 from pegboard_engine.adapters import LoadedAdapters
 from pegboard_engine.grammars import Grammars
 from pegboard_engine.inputs import build_plan
 from pegboard_engine.intake import Intake
 from pegboard_engine.memory import MemoryPlan, plan_memory
 from pegboard_engine.options import EngineOptions
+from pegboard_engine.outputs import StepOutputs, last_output
 from pegboard_engine.pages import PagePool
 from pegboard_engine.policy import POLICIES
 from pegboard_engine.prefix import PrefixCache
 from pegboard_engine.proposals import Proposals
+from pegboard_engine.reading import Reader
 from pegboard_engine.request import FINISH_REASONS, Request, State
-from pegboard_engine.results import by_row, read_embeddings, read_prompts
 from pegboard_engine.rows import spread
 from pegboard_engine.sampling.columns import SamplingColumns
-from pegboard_engine.scheduler import Progress, Schedule, Scheduler
+from pegboard_engine.scheduler import Schedule, Scheduler
 from pegboard_engine.table import Table
 from pegboard_engine.timeouts import Timeouts
 
@@ -68,7 +69,7 @@ class PagedEngine(Engine):
         self.weights_version = 0
         self._clock = clock
         self._requests: dict[str, list[Request]] = {}
-        self._outputs: list[RequestOutput] = []
+        self._outputs = StepOutputs()
         self._flights: deque[_Flight] = deque()
         self._wake = threading.Event()
         self._finished: Counter[FinishReason] = Counter()
@@ -101,6 +102,7 @@ class PagedEngine(Engine):
         if options.speculator is not None:
             self._proposals = Proposals(registry.create("speculator", options.speculator), self._table)
             self._proposals.load(built, tokenizer, registry)
+        self._reader = Reader(self._scheduler, self, self._proposals, self._clock)
         self._executor = registry.create("executor", options.executor)
         self._adapters = LoadedAdapters(registry, options.max_adapters)
         cache = CachePlan(
@@ -160,14 +162,14 @@ class PagedEngine(Engine):
 
     def abort(self, request_id: str) -> None:
         for request in list(self._requests.get(request_id, ())):
-            self._outputs.append(self._end(request, State.ABORTED))
+            self._outputs.append(self.end(request, State.ABORTED))
 
-    def step(self) -> list[RequestOutput]:
+    def step(self) -> Sequence[RequestOutput]:
         executor = self._loaded()
         self._wake.clear()
         self._admit_grammars()
         for request in self._timeouts.over():
-            self._outputs.append(self._end(request, State.TIMED_OUT))
+            self._outputs.append(self.end(request, State.TIMED_OUT))
         try:
             while len(self._flights) < executor.depth and self._submit(executor):
                 pass
@@ -177,7 +179,7 @@ class PagedEngine(Engine):
                 self._wake.wait(_IDLE_SECONDS)
         except ExecutorDied as error:
             self._restart(executor, error)
-        outputs, self._outputs = self._outputs, []
+        outputs, self._outputs = self._outputs, StepOutputs()
         return outputs
 
     def has_unfinished(self) -> bool:
@@ -228,8 +230,8 @@ class PagedEngine(Engine):
     def close(self) -> None:
         for requests in list(self._requests.values()):
             for request in list(requests):
-                self._end(request, State.ABORTED)
-        self._outputs = []
+                self.end(request, State.ABORTED)
+        self._outputs = StepOutputs()
         self._flights.clear()
         if self._grammars is not None:
             self._grammars.close()
@@ -241,6 +243,34 @@ class PagedEngine(Engine):
             self._scheduler.pages.end_all_leases()
             self._executor.close()
             self._executor = None
+
+    def end(
+        self, request: Request, state: State, ids: Sequence[int] = (), piece: str = "", count: int | None = None
+    ) -> RequestOutput:
+        """Move a request to a terminal state, free all that it holds, and return its last output, as `Ends.end` says."""
+        if request.slot >= 0:
+            self._columns.clear(request.slot)
+        if self._grammars is not None and request.state is State.WAITING_FOR_GRAMMAR:
+            self._grammars.drop(request)
+        self._scheduler.finish(request, state)
+        self._adapters.use(request.options.adapter, -1)
+        siblings = self._requests[request.id]
+        siblings.remove(request)
+        if not siblings:
+            del self._requests[request.id]
+        if self._proposals is not None:
+            self._proposals.forget(request)
+        count = request.num_output if count is None else count
+        output = last_output(request, state, ids, piece, count, self._clock())
+        self._finished[FINISH_REASONS[state]] += 1
+        self._registry.hooks.call("request_finished", output=output)
+        return output
+
+    def blame(self, request: Request, what: str, error: Exception) -> RequestOutput:
+        """End the one request that an exception belongs to."""
+        log.error("request %s: %s failed", request.id, what, exc_info=error)
+        request.error = f"{what} failed: {type(error).__name__}"
+        return self.end(request, State.FAILED)
 
     def _root(self, options: RequestOptions) -> bytes:
         """Return what pages must have in common beside their tokens."""
@@ -283,7 +313,7 @@ class PagedEngine(Engine):
             self._fail(flight.schedule, error)
             return
         self._flights.popleft()
-        self._outputs += self._advance(flight.schedule, result)
+        self._output_tokens += self._reader.read(flight.schedule, result, self._outputs)
 
     def _enter(self, slot: int) -> None:
         """Tell the sampler of a request that got a slot."""
@@ -319,121 +349,8 @@ class PagedEngine(Engine):
             except Exception as error:
                 # Its row stays in the step, whose result nobody will read.
                 del masks[row]
-                self._outputs.append(self._blame(request, "its grammar", error))
+                self._outputs.append(self.blame(request, "its grammar", error))
         return masks or None
-
-    def _advance(self, schedule: Schedule, result: StepResult) -> list[RequestOutput]:
-        """Give each request its token and end those that came to their end."""
-        table = self._table
-        progress = self._scheduler.collect(schedule, result.token_ids, result.extras.get("accepted"))
-        if "prompt" in result.extras:
-            read_prompts(schedule, table, result.extras["prompt"])
-        slots = progress.slots
-        self._output_tokens += len(slots) if progress.runs is None else sum(map(len, progress.runs))
-        # Most rows of a step only add a token: nothing is looked up for them but what their output tells.
-        special = progress.stopped | progress.full | table.watched[slots] | ~result.extras["valid"][progress.rows]
-        special |= progress.counts == 1
-        if progress.runs is not None and schedule.drafts is not None and self._proposals is not None:
-            special[:] = True
-            self._proposals.count(schedule.drafts, progress.runs)
-        plain = ~special
-        requests = table.requests
-        outputs = [
-            RequestOutput(request.id, [token], "", None, None, request.num_prompt, count, request.index)
-            for request, token, count in zip(
-                [requests[slot] for slot in slots[plain].tolist()],
-                progress.tokens[plain].tolist(),
-                progress.counts[plain].tolist(),
-                strict=True,
-            )
-            if request is not None
-        ]
-        if special.any():
-            logprobs = by_row(result.extras["logprobs"]) if "logprobs" in result.extras else {}
-            for index in np.flatnonzero(special).tolist():
-                outputs.append(output := self._advance_one(progress, index, result))
-                if logprobs:
-                    stop = int(progress.rows[index]) + 1
-                    start = stop - (1 if progress.runs is None else len(progress.runs[index]))
-                    told = [logprobs[row] for row in range(start, stop) if row in logprobs]
-                    output.logprobs = told[: len(output.token_ids)] or None
-        if "pooled" in result.extras:
-            outputs += [self._embedded(one) for one in read_embeddings(schedule, table, result.extras["pooled"])]
-        return outputs
-
-    def _advance_one(self, progress: Progress, index: int, result: StepResult) -> RequestOutput:
-        """Give one request its token, with its text, its grammar and its end."""
-        row = int(progress.rows[index])
-        request = self._table.request(int(progress.slots[index]))
-        if not result.extras["valid"][row]:
-            limited = request.matcher is not None or request.params.allowed_ids is not None
-            request.error = result.extras.get("errors", {}).get(
-                row,
-                "no token is left that its grammar and its allowed ids let come"
-                if limited
-                else "the model's logits are not finite",
-            )
-            output = self._end(request, State.FAILED)
-            output.rejected = limited
-            return output
-        tokens = [int(progress.tokens[index])] if progress.runs is None else progress.runs[index]
-        before = int(progress.counts[index]) - len(tokens)
-        state, piece, taken = None, "", 0
-        for taken, token in enumerate(tokens, 1):
-            if taken == len(tokens) and (progress.stopped[index] or progress.full[index]):
-                state = State.STOPPED if progress.stopped[index] else State.LENGTH
-            if request.text is not None or request.matcher is not None:
-                try:
-                    state, more = self._read(request, token, before + taken, state)
-                except Exception as error:
-                    return self._blame(request, "reading its output", error)
-                piece += more
-            if state is not None:
-                break
-        count, tokens = before + taken, tokens[:taken]
-        if state is None:
-            output = RequestOutput(request.id, tokens, piece, None, None, request.num_prompt, count, request.index)
-        else:
-            if state is State.STOPPED and request.stop_reason is None and tokens[-1] in request.params.stop_ids:
-                request.stop_reason = tokens[-1]
-            output = self._end(request, state, tokens, piece)
-            output.num_output_tokens = count
-        if before == 0:
-            self._tell_beginning(request, output)
-        return output
-
-    def _embedded(self, request: Request) -> RequestOutput:
-        """End a request whose embedding is complete."""
-        output = self._end(request, State.STOPPED)
-        output.embedding = request.pooled.tolist()
-        self._tell_beginning(request, output)
-        return output
-
-    def _tell_beginning(self, request: Request, output: RequestOutput) -> None:
-        """Put what only the first output tells into it."""
-        request.first_token = request.first_token or self._clock()
-        output.num_cached_tokens = request.cached
-        output.queue_time = request.entered - request.created
-        output.prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs, None
-
-    def _read(self, request: Request, token: int, count: int, state: State | None) -> tuple[State | None, str]:
-        """Advance the grammar and the text of a request by a token; return the state it leads to and the text that is certain."""
-        ended, piece = state is State.STOPPED, ""
-        if request.matcher is not None and not ended and not request.matcher.accept(token):
-            request.error = f"token {token} does not follow the grammar"
-            return State.FAILED, ""
-        text, params = request.text, request.params
-        if text is not None and (not ended or params.include_stop):
-            piece = text.push(token, may_stop=count >= params.min_tokens)
-            if text.stopped_by is not None:
-                request.stop_reason, state = text.stopped_by, State.STOPPED
-        return state, piece
-
-    def _blame(self, request: Request, what: str, error: Exception) -> RequestOutput:
-        """End the one request that an exception belongs to."""
-        log.error("request %s: %s failed", request.id, what, exc_info=error)
-        request.error = f"{what} failed: {type(error).__name__}"
-        return self._end(request, State.FAILED)
 
     def _admit_grammars(self) -> None:
         for request, problem, rejected in self._grammars.ready() if self._grammars is not None else ():
@@ -442,8 +359,9 @@ class PagedEngine(Engine):
                 self._scheduler.add(request)
             else:
                 request.error = problem
-                self._outputs.append(self._end(request, State.FAILED))
-                self._outputs[-1].rejected = rejected
+                output = self.end(request, State.FAILED)
+                output.rejected = rejected
+                self._outputs.append(output)
 
     def _fail(self, schedule: Schedule, error: Exception) -> None:
         """End the requests of a step that raised; those that wait are not touched."""
@@ -453,7 +371,7 @@ class PagedEngine(Engine):
         log.error("a step failed, and its %d requests with it", len(requests), exc_info=error)
         for request in requests:
             request.error = f"the step failed: {type(error).__name__}: {error}"
-            self._outputs.append(self._end(request, State.FAILED))
+            self._outputs.append(self.end(request, State.FAILED))
 
     def _restart(self, executor: Executor, error: ExecutorDied) -> None:
         """End whatever ran, since its keys are lost, and start the executor again for those who wait.
@@ -467,7 +385,7 @@ class PagedEngine(Engine):
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         for request in requests:
             request.error = f"the process that ran the model ended: {reason}"
-            self._outputs.append(self._end(request, State.FAILED))
+            self._outputs.append(self.end(request, State.FAILED))
         self._prefixes.reset()
         try:
             executor.restart()
@@ -483,45 +401,6 @@ class PagedEngine(Engine):
                 self._collect(executor)
         except ExecutorDied as error:
             self._restart(executor, error)
-
-    def _end(self, request: Request, state: State, ids: list[int] | None = None, piece: str = "") -> RequestOutput:
-        """Move a request to a terminal state, free all that it holds, and return its last output."""
-        if request.slot >= 0:
-            self._columns.clear(request.slot)
-        if self._grammars is not None and request.state is State.WAITING_FOR_GRAMMAR:
-            self._grammars.drop(request)
-        self._scheduler.finish(request, state)
-        self._adapters.use(request.options.adapter, -1)
-        siblings = self._requests[request.id]
-        siblings.remove(request)
-        if not siblings:
-            del self._requests[request.id]
-        if self._proposals is not None:
-            self._proposals.forget(request)
-        text, request.text, request.matcher = request.text, None, None
-        output = RequestOutput(
-            request.id,
-            ids or [],
-            piece + (text.flush() if text is not None else ""),
-            FINISH_REASONS[state],
-            request.error,
-            request.num_prompt,
-            request.num_output,
-            request.index,
-            request.stop_reason,
-        )
-        output.record = RequestRecord(
-            request.params,
-            request.options,
-            request.created,
-            request.entered or None,
-            request.first_token or (self._clock() if ids else None),
-            self._clock(),
-            max(0, request.cached),
-        )
-        self._finished[FINISH_REASONS[state]] += 1
-        self._registry.hooks.call("request_finished", output=output)
-        return output
 
     def _loaded(self) -> Any:
         if self._executor is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Literal
 
@@ -253,7 +253,8 @@ class LLM:
         found: dict[str, Generation] = {}
         try:
             for text, prompt, one, option in zip(texts, prompts, each, chosen, strict=True):
-                request_id = self._add(prompt, one, option)
+                # Nobody sees its parts, so that they need not be made.
+                request_id = self._add(prompt, one, replace(option or RequestOptions(), whole=True))
                 found[request_id] = Generation(text, prompt, [Completion(index) for index in range(one.n)])
             left = sum(one.n for one in each)
             while left:

@@ -67,9 +67,9 @@ class Request:
     id: the request's; index: which of its answers. arrival: its place in the order of arrival. tokens: int32, prompt and confirmed
     output; current unless the request runs. limit: number of tokens at which it ends. seed: of its random stream. stop_ids: ids that
     end it. digests: of its full pages, as far as they are known; root: what their chain starts from. found: pages of its beginning
-    that were in the cache when it was looked at last, while it waits. slot: its row of the table,
-    -1 unless it runs. created, entered, first_token: when it came, first ran and had its first token, by the engine's clock; 0 for
-    not yet. sync: its next token cannot be drawn before the last one is known. matcher: of its grammar.
+    that were in the cache when it was looked at last, while it waits. slot: its row of the table, -1 unless it runs. created,
+    entered, first_token: when it came, first ran and had its first token, by the engine's clock; 0 for not yet. sync: its next token
+    cannot be drawn before the last one is known. matcher: of its grammar. piece, logprobs: of one that is told as a whole, so far.
     """
 
     __slots__ = (
@@ -86,11 +86,13 @@ class Request:
         "id",
         "index",
         "limit",
+        "logprobs",
         "matcher",
         "num_prompt",
         "options",
         "params",
         "passed",
+        "piece",
         "pooled",
         "prompt_logprobs",
         "root",
@@ -149,6 +151,8 @@ class Request:
         self.error: str | None = None
         self.stop_reason: str | int | None = None
         self.prompt_logprobs: list[Any] | None = None
+        self.logprobs: list[Any] = []
+        self.piece = ""
         self.pooled: Any = None
 
     @property
@@ -161,7 +165,12 @@ class Request:
         """Whether a token means more to it than one more id: its text, its grammar or its log-probabilities are wanted."""
         params = self.params
         asks = params.logprobs is not None or bool(params.logprob_ids)
-        return asks or self.text is not None or params.grammar is not None
+        return asks or self.reads_text or params.grammar is not None
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether its text is needed as it comes: told, or looked through for stop texts."""
+        return self.text is not None and not (self.options.whole and not self.params.stop)
 
     @property
     def embeds(self) -> bool:

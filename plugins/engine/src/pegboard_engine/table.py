@@ -18,7 +18,8 @@ class Table:
     pages: [S, W] int32 page numbers; num_pages: how many count. published: leading pages that others may find.
     last: [S] the token at known - 1, -1 while it is in flight. drafts: proposed tokens, which stand in `tokens` behind the known ones.
     stop_ids: [K, S], -1 where unused. sync: whether the next token needs the last one known. watched: whether a token needs more than
-    being counted. embeds: whether none is drawn. generation: grows when a slot changes hands.
+    being counted. whole: whether nothing is told before the end. embeds: whether none is drawn. generation: grows when a slot
+    changes hands.
     """
 
     def __init__(self, num_slots: int, max_len: int, page_size: int) -> None:
@@ -45,6 +46,7 @@ class Table:
         self.stop_ids = np.full((_STOP_IDS, num_slots), -1, dtype=np.int32)
         self.sync = np.zeros(num_slots, dtype=bool)
         self.watched = np.zeros(num_slots, dtype=bool)
+        self.whole = np.zeros(num_slots, dtype=bool)
         self.embeds = np.zeros(num_slots, dtype=bool)
         self.requests = np.full(num_slots, None, dtype=object)
         self._num_stop_ids = 1
@@ -94,6 +96,7 @@ class Table:
         self.drafts[slot] = 0
         self.sync[slot] = request.sync
         self.watched[slot] = request.watched
+        self.whole[slot] = request.options.whole
         self.embeds[slot] = request.embeds
         self.num_sync += request.sync
         self.adapters[slot] = request.adapter
