@@ -68,12 +68,12 @@ def write_quantised(
             owner, _, leaf = name.rpartition(".")
             weight = parameter.detach()
             if leaf == "weight" and owner in chosen:
-                yield from ((key, tensor.cpu()) for key, tensor in quantizer.store(owner, weight).items())
+                yield from ((key, tensor.cpu()) for key, tensor in quantizer.store(owner, weight, dtype).items())
             else:
                 yield name, weight.to("cpu", dtype)
 
     kept = [name for name in linear if name not in chosen]
-    settings = dict(quantizer.settings(kept if built.model.tied else [*kept, "lm_head"]))
+    settings = dict(quantizer.settings([*kept, "lm_head"], dtype))
     name = str(dtype).removeprefix("torch.")
     config: dict[str, Any] = {**built.config, "dtype": name, "torch_dtype": name, SETTINGS: settings}
     write_model(folder, config, tensors(), files, generation_config=built.files.generation_config or None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
@@ -81,11 +81,13 @@ class Quantizer(ABC):
 
         raise ConfigError(f"{type(self).__name__} has no form on disk", fix="quantise when the model is loaded")
 
-    def store(self, name: str, weight: Tensor) -> Mapping[str, Tensor]:
-        """Return what is written for the weight of module `name`, under full tensor names. Raises ModelError where it is not finite."""
+    def store(self, name: str, weight: Tensor, dtype: torch.dtype) -> Mapping[str, Tensor]:
+        """Return what is written for the weight of module `name`, under full tensor names. dtype: what the rest of the model is written
+        in, and readers compute in. Raises ModelError where the weight is not finite. Called for `chosen` modules only.
+        """
         raise NotImplementedError
 
-    def settings(self, kept: list[str]) -> Mapping[str, Any]:
+    def settings(self, kept: Sequence[str], dtype: torch.dtype) -> Mapping[str, Any]:
         """Return the `quantization_config` for config.json. kept: names of linear layers that are written in full precision."""
         raise NotImplementedError
 

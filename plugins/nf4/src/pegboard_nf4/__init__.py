@@ -1,0 +1,1 @@
+"""Weights as 4-bit normal floats."""

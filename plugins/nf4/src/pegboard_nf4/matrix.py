@@ -1,0 +1,124 @@
+"""A matrix as 4-bit codes: how values become codes, how they are packed, and how rows of it are read back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from math import gcd
+
+import torch
+from torch import Tensor
+
+from pegboard.blockwise import Table, block_count, dynamic_table
+
+BLOCK, NESTED_BLOCK = 64, 256
+"""Values that share a scale, and scales that share one: QLoRA's, and those of bitsandbytes."""
+
+# 4-bit NormalFloat (arXiv:2305.14314, appendix E): quantiles of a normal distribution, zero exact, scaled to -1 … 1. The digits are
+# those that the format is defined by in practice; computing the quantiles again gives others in the last places.
+_VALUES = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+
+
+@cache
+def nf4_table() -> Table:
+    """Return the 16 values."""
+    return Table(_VALUES)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Nf4Matrix:
+    """A matrix of `shape` [N, K]: value i of its rows laid end to end is table[code i] * scale of block i // 64.
+
+    packed: uint8 [ceil(N K / 2)], the code of an even i in the upper half of a byte. scales: float32 [blocks]; where `nested` is given
+    uint8 codes of the dynamic data type, of which 256 share a scale. nested: float32 [ceil(blocks / 256)]. offset: float32 [], the mean
+    that was taken off the scales before.
+    """
+
+    shape: tuple[int, int]
+    packed: Tensor
+    scales: Tensor
+    nested: Tensor | None = None
+    offset: Tensor | None = None
+
+    @property
+    def unit(self) -> int:
+        """How many rows must stay together, so that no block is cut."""
+        return BLOCK // gcd(BLOCK, self.shape[1])
+
+    def plain_scales(self) -> Tensor:
+        """Return the scale of every block, float32."""
+        if self.nested is None or self.offset is None:
+            return self.scales
+        return dynamic_table(signed=True).dequantise(self.scales, self.nested, NESTED_BLOCK).add_(self.offset)
+
+    def rows(self, start: int, stop: int, dtype: torch.dtype, scales: Tensor | None = None) -> Tensor:
+        """Return rows start … stop - 1 dequantised, [stop - start, K]: products in float32, rounded once to `dtype`.
+
+        start is a multiple of `unit`, and so is stop unless it is the last row. scales: `plain_scales()`, where it is at hand.
+        """
+        columns = self.shape[1]
+        first, last = start * columns, stop * columns
+        codes = self.packed[first // 2 : block_count(last, 2)]
+        values = _pairs(codes.device).index_select(0, codes.int()).view(torch.float32)
+        scales = (self.plain_scales() if scales is None else scales)[first // BLOCK : block_count(last, BLOCK)]
+        whole = (last - first) // BLOCK * BLOCK
+        out = torch.empty(last - first, dtype=dtype, device=codes.device)
+        torch.mul(values[:whole].view(-1, BLOCK), scales[: whole // BLOCK, None], out=out[:whole].view(-1, BLOCK))
+        if whole < last - first:
+            out[whole:] = values[whole : last - first] * scales[-1]
+        return out.view(stop - start, columns)
+
+    def dequantise(self, dtype: torch.dtype) -> Tensor:
+        """Return the whole matrix [N, K]."""
+        return self.rows(0, self.shape[0], dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Nf4Stack(Nf4Matrix):
+    """Matrices of one width, one below the other, whose codes are one storage. members: they, of whole blocks each; `scales` is unused."""
+
+    members: tuple[Nf4Matrix, ...] = ()
+
+    def plain_scales(self) -> Tensor:
+        """Return the scale of every block, float32."""
+        return torch.cat([member.plain_scales() for member in self.members])
+
+
+@cache
+def _pairs(device: torch.device) -> Tensor:
+    """Return for every byte the two float32 that its halves stand for, upper half first, as one float64 of the same 64 bits."""
+    byte = torch.arange(256)
+    values = nf4_table().values
+    return torch.stack([values[byte >> 4], values[byte & 15]], 1).view(torch.float64).view(-1).to(device)
+
+
+@torch.no_grad()
+def quantise(weight: Tensor, *, double: bool) -> Nf4Matrix:
+    """Return a matrix [N, K] of any floating dtype in 4 bits. What is not finite makes scales that are not."""
+    codes, scales = nf4_table().quantise(weight, BLOCK)
+    if codes.numel() % 2:
+        codes = torch.cat([codes, codes.new_full((1,), 7)])  # the code of zero, which nobody reads
+    packed = codes[0::2].bitwise_left_shift_(4).bitwise_or_(codes[1::2])
+    shape = (weight.shape[0], weight.shape[1])
+    if not double:
+        return Nf4Matrix(shape, packed, scales)
+    offset = scales.mean()
+    nested_codes, nested = dynamic_table(signed=True).quantise(scales - offset, NESTED_BLOCK)
+    return Nf4Matrix(shape, packed, nested_codes, nested, offset)
