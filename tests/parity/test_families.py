@@ -37,7 +37,28 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 7}
+LONGROPE = {
+    **THETA,
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.5, 2.0],
+    "long_factor": [2.0, 4.0, 9.0],
+    "partial_rotary_factor": 0.75,
+}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma2": ("gemma2", GEMMA),
+    "gemma2-low-caps": ("gemma2", {**GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
+    "gemma3": ("gemma3_text", {**GEMMA, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+    "gemma3-linear": (
+        "gemma3_text",
+        {
+            **GEMMA,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+    ),
     "llama": ("llama", {}),
     "llama-tied": ("llama", {"tie_word_embeddings": True}),
     "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
@@ -47,6 +68,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-yarn": ("llama", {"rope_parameters": {**THETA, **YARN}}),
     "mistral": ("mistral", {"sliding_window": None}),
     "mistral-window": ("mistral", {"sliding_window": 7}),
+    "phi3": ("phi3", {}),
+    "phi3-window": ("phi3", {"sliding_window": 7}),
+    "phi4-partial": ("phi3", {"rope_parameters": {**THETA, "rope_type": "default", "partial_rotary_factor": 0.75}}),
+    "phi4-short": ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 64}),
+    "phi4-long": ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16}),
+    "phi4-short-and-long": ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 24}),
     "qwen2": ("qwen2", {}),
     "qwen2-window": ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
     "qwen3": ("qwen3", {"head_dim": 16}),
@@ -154,7 +181,8 @@ def test_chunked_prefill_then_cached_decode(peer: Any, ids: Tensor) -> None:
         count = stop - start
         inputs = AttentionInputs([count] * 2, [stop] * 2, table, torch.tensor(slots), 2 if count == 1 else 0)
         plan = built.attention.plan(inputs, built.device, layout)
-        ctx = ForwardContext(torch.arange(start, stop).repeat(2), [plan] * 2, cache)
+        extents = torch.full((2 * count,), LENGTH)
+        ctx = ForwardContext(torch.arange(start, stop).repeat(2), [plan] * 2, cache, extents=extents)
         logits: Tensor = built.model.head(built.model(ids[:, start:stop].flatten(), ctx))
         return logits.view(2, count, -1)
 

@@ -22,7 +22,6 @@ class TestCuda(PlatformSuite):
 class Sdpa(AttentionSuite):
     spec = SDPA
     device = "cuda"
-    softcap = False
     bidirectional = False
 
     def platform(self) -> Platform:

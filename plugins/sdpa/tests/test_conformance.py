@@ -6,5 +6,4 @@ from pegboard_sdpa.plugin import SPEC
 
 class TestSdpa(AttentionSuite):
     spec = SPEC
-    softcap = False
     bidirectional = False

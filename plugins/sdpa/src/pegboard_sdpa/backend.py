@@ -15,13 +15,11 @@ Plan = UnpagedPlan | PagedPlan | StaticDecodePlan
 
 
 class SdpaAttention(AttentionBackend):
-    """Attention by torch's scaled_dot_product_attention, on any device."""
+    """Attention by torch's scaled_dot_product_attention, on any device; by plain products where logits have a soft cap."""
 
     graph_safe = "decode"
 
     def unsupported(self, spec: AttentionSpec, dtype: torch.dtype) -> str | None:
-        if spec.softcap is not None:
-            return "torch's scaled_dot_product_attention has no logit soft cap"
         if not spec.causal:
             return "only causal attention is planned for"
         return None

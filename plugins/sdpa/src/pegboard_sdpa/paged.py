@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pegboard.types import AttentionInputs, AttentionSpec, KVCache, KVLayout
+from pegboard_sdpa.capped import capped_attention
 from pegboard_sdpa.masks import causal_mask
 from pegboard_sdpa.rows import Rows
 
@@ -71,6 +72,9 @@ class PagedPlan:
         return rows.of_pages(sequence.pages, self._layout.page_size, sequence.length, q.dtype)
 
     def _one(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
+        if spec.softcap is not None:
+            q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+            return capped_attention(q, k, v, spec).squeeze(0).transpose(0, 1)
         if q.shape[0] == 1:
             return decode(q, k, v, spec)
         queries, length = q.shape[0], k.shape[0]

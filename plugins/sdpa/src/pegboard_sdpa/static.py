@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pegboard.types import AttentionInputs, AttentionSpec, KVCache, KVLayout
+from pegboard_sdpa.capped import capped_rows
 from pegboard_sdpa.rows import Rows
 
 
@@ -63,9 +64,10 @@ class StaticDecodePlan:
             for rows, new in zip(Rows.of(cache, spec.layer), (k, v), strict=True)
         )
         grouped = q.reshape(q.shape[0], spec.num_kv_heads, -1, spec.head_dim)
-        out = F.scaled_dot_product_attention(
-            grouped, keys, values, attn_mask=self._masks[spec.window], scale=spec.scale
-        )
+        mask = self._masks[spec.window]
+        if spec.softcap is not None:
+            return capped_rows(grouped, keys, values, spec, mask).reshape(q.shape)
+        out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=spec.scale)
         return out.reshape(q.shape)
 
     def _read_slots(self) -> Tensor:

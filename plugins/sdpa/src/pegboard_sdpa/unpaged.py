@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pegboard.types import AttentionInputs, AttentionSpec, KVCache
+from pegboard_sdpa.capped import capped_attention
 from pegboard_sdpa.masks import causal_mask
 
 _SMALLEST_BUCKET = 16
@@ -86,13 +87,15 @@ class UnpagedPlan:
         return torch.cat(parts).index_select(0, self._inverse)
 
     def _padded(self, q: Tensor, k: Tensor, v: Tensor, count: int, length: int, spec: AttentionSpec) -> Tensor:
+        q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
+        if spec.softcap is not None:
+            return capped_attention(q, k, v, spec).transpose(1, 2).flatten(0, 1)
         mask = None
         if spec.window is not None and spec.window < length:
             key = (length, spec.window)
             if key not in self._masks:
                 self._masks[key] = causal_mask(length, length, spec.window, self._device)
             mask = self._masks[key]
-        q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, scale=spec.scale, enable_gqa=q.shape[1] != k.shape[1]
         )

@@ -144,6 +144,7 @@ class ModelSuite(PluginSuite):
         pages, parts, old = [[7, 2, 9, 4, 1, 8]], [], 0
         for new in (9, 5, *[1] * (LENGTH - 14)):
             ctx = step_context(built, cache, [old], [new], pages)
+            ctx.extents = torch.full((new,), LENGTH)
             parts.append(built.model.head(built.model(ids[old : old + new], ctx)))
             old += new
         _close(torch.cat(parts), whole)
