@@ -72,6 +72,12 @@ def test_tokenize_and_back(client: TestClient) -> None:
     assert client.post("/tokenize", json={}).status_code == 400
 
 
+def test_what_a_client_without_a_tokenizer_must_know(client: TestClient) -> None:
+    told = client.get("/tokenizer_info").json()
+    assert (told["bos_token"], told["eos_token"], told["pad_token"]) == ("<bos>", "<eos>", "<pad>")
+    assert (told["chat_template"], told["vocab_size"]) == (None, 260)
+
+
 def test_a_conversation_is_tokenized_as_chat_would(client: TestClient) -> None:
     messages = [{"role": "user", "content": "say:a"}]
     tokens = client.post("/tokenize", json={"messages": messages}).json()["tokens"]

@@ -1,4 +1,4 @@
-"""/tokenize, /detokenize"""
+"""/tokenize, /detokenize, /tokenizer_info"""
 
 from __future__ import annotations
 
@@ -43,3 +43,14 @@ class Text(Part):
     """The text of tokens, special ones included."""
 
     prompt: str
+
+
+class TokenizerInfo(Part):
+    """Texts of the markers, None for one that the tokenizer lacks. chat_template: in Jinja. model_max_length: tokens of the context."""
+
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    chat_template: str | None
+    vocab_size: int
+    model_max_length: int
