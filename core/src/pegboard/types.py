@@ -254,7 +254,8 @@ class Row:
     input_ids: token ids of the whole sequence.
     mask: True where the token is to be predicted (its own loss counts); same length. mask[0] is ignored: nothing predicts the first token.
     extras: what an objective needs beside them, one value for the sequence.
-    part: what the sequence is in an example of several, such as "chosen" or "rejected"; empty in an example of one.
+    part: what the sequence is in an example of several, such as "chosen" or "rejected"; may be empty in an example of one.
+        A "prompt" is to be answered: there is nothing to learn in it.
     per_token: numbers by name, one for each token, such as the log-probabilities at which it was sampled; same length as input_ids.
     """
 

@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pegboard.errors import DataError
-from pegboard_datasets.jsonl import JsonlSource
-from pegboard_datasets.options import JsonlOptions
+from pegboard_datasets.jsonl import JsonlSource, JsonSource
+from pegboard_datasets.options import JsonlOptions, JsonOptions
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 
@@ -72,5 +73,40 @@ def test_a_file_that_is_empty_or_not_there(tmp_path: Path) -> None:
             source_of(tmp_path / "rows.jsonl", content)
     with pytest.raises(DataError, match=r"there is no data file .*row\.jsonl \(did you mean 'rows\.jsonl'\?\)"):
         JsonlSource(JsonlOptions(path=str(tmp_path / "row.jsonl")))
-    with pytest.raises(DataError, match=r"data\.path is a folder"):
-        JsonlSource(JsonlOptions(path=str(tmp_path)))
+
+
+def test_a_list_in_place_of_lines_is_read_by_another_source(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        source_of(tmp_path / "rows", '[{"a": 1}]').row(0)
+    assert "data.use=json" in str(caught.value.fix)
+
+
+def json_source(path: Path, content: str | bytes, **options: Any) -> JsonSource:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return JsonSource(JsonOptions(path=str(path), **options))
+
+
+def test_a_list_of_objects(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    source = json_source(path, '\ufeff[{"a": 1}, {"a": 2}]')
+    assert list(source.rows(1)) == [(1, {"a": 2})]
+    assert (len(source), source.row(0), source.describe(1)) == (2, {"a": 1}, f"{path}, item 2")
+    inner = json_source(path, '{"version": 1, "data": [{"a": 3}]}', field="data")
+    assert inner.row(0) == {"a": 3}
+    assert inner.fingerprint() != source.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "said"),
+    [
+        ('{"a": 1}', {}, "a list was expected, found an object"),
+        ('{"a": 1}', {"field": "b"}, "a list was expected in field 'b', found null"),
+        ("[]", {}, "has no rows"),
+        ('[{"a": 1},\n {"a" 2}]', {}, "not valid JSON: .* at line 2, column 7"),
+        ("[1]", {}, "item 1: a JSON object was expected, found a number"),
+        (b"[\xff]", {}, "byte 2 is not UTF-8"),
+    ],
+)
+def test_a_bad_list_is_described(tmp_path: Path, content: Any, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=f"rows.json.*{said}"):
+        json_source(tmp_path / "rows.json", content, **options).row(0)

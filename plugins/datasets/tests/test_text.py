@@ -68,7 +68,7 @@ def test_rows_know_their_lines(tmp_path: Path) -> None:
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     source = source_of(tmp_path / "book.txt", b"\xef\xbb\xbfgood\n\nb\xffd\n")
     assert source.row(0) == {"text": "good"}
-    with pytest.raises(DataError, match=r"book\.txt, from line 3: not UTF-8"):
+    with pytest.raises(DataError, match=r"book\.txt, from line 3: byte 2 is not UTF-8"):
         source.row(1)
 
 

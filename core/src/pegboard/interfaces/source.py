@@ -21,6 +21,10 @@ class Source(ABC):
     def describe(self, index: int) -> str:
         """Return where row `index` stands for an error message, such as "pairs.jsonl, line 1000"."""
 
+    def fingerprint(self) -> str | None:
+        """Return a hash of the content of all rows, under which what is made of them may be kept; None where it is not known."""
+        return None
+
 
 class IndexedSource(Source):
     """A finite source whose rows can be read in any order: only such a one is shuffled, and split into training and validation."""

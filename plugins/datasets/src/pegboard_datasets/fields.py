@@ -2,50 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pegboard.errors import DataError, nearest
 
 
-def text_field(row: Mapping[str, Any], name: str, option: str) -> str:
-    """Return the text in field `name`. Raises DataError naming the field, what was found, and the `option` that names the field."""
+def field(row: Mapping[str, Any], name: str, option: str) -> Any:
+    """Return the value of field `name`. Raises DataError naming it and the `option` that names the field."""
     if name not in row:
         have = ", ".join(map(str, row)) or "none"
         raise DataError(
             f"no field {name!r}{nearest(name, map(str, row))}; the row has: {have}",
             fix=f"correct the row or set {option}",
         )
-    value = row[name]
+    return row[name]
+
+
+def text_field(row: Mapping[str, Any], name: str, option: str) -> str:
+    """Return the text in field `name`. Raises DataError naming the field and what was found."""
+    value = field(row, name, option)
     if not isinstance(value, str):
-        raise DataError(
-            f"field {name!r} must be text, found {type(value).__name__}", fix=f"correct the row or set {option}"
-        )
+        raise wrong(name, "text", value, option)
     return value
 
 
-def messages_field(row: Mapping[str, Any], name: str, option: str) -> list[Mapping[str, Any]]:
-    """Return the list of messages in field `name`, each with a text `role` and `content`. Raises DataError naming what is wrong."""
-    if name not in row:
-        have = ", ".join(map(str, row)) or "none"
-        raise DataError(
-            f"no field {name!r}{nearest(name, map(str, row))}; the row has: {have}",
-            fix=f"correct the row or set {option}",
-        )
-    messages = row[name]
-    if not isinstance(messages, list) or not messages:
-        found = "an empty list" if messages == [] else type(messages).__name__
-        raise DataError(
-            f"field {name!r} must be a list of messages, found {found}", fix='write [{"role": …, "content": …}, …]'
-        )
-    for number, message in enumerate(messages):
-        where = f"{name}[{number}]"
-        if not isinstance(message, Mapping):
-            raise DataError(
-                f"{where} must be an object, found {type(message).__name__}", fix='write {"role": …, "content": …}'
-            )
-        for key in ("role", "content"):
-            if not isinstance(message.get(key), str):
-                found = type(message[key]).__name__ if key in message else "nothing" + nearest(key, map(str, message))
-                raise DataError(f"{where}.{key} must be text, found {found}", fix='write {"role": …, "content": …}')
-    return messages
+def number_field(row: Mapping[str, Any], name: str, option: str) -> float:
+    """Return the number in field `name`, which may be written as text. Raises DataError naming the field and what was found."""
+    value = field(row, name, option)
+    try:
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            return float(value)
+    except ValueError:
+        pass
+    raise wrong(name, "a number", value, option)
+
+
+def truth_field(row: Mapping[str, Any], name: str, option: str) -> bool:
+    """Return the label in field `name`: true or false, 1 or 0, also as text. Raises DataError naming the field."""
+    value = field(row, name, option)
+    known = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+    found = known.get(str(value).strip().lower())
+    if found is None:
+        raise wrong(name, "true or false", value, option)
+    return found
+
+
+def chosen_columns(row: Mapping[str, Any], names: Sequence[str], option: str) -> dict[str, Any]:
+    """Return the fields `names` as they are. Raises DataError naming one that is missing."""
+    return {name: field(row, name, option) for name in names}
+
+
+def wrong(name: str, expected: str, value: object, option: str) -> DataError:
+    """Return the error of a field that holds something else."""
+    shown = f" {value!r}" if isinstance(value, str | int | float) and len(repr(value)) <= 40 else ""
+    return DataError(
+        f"field {name!r} must be {expected}, found {type(value).__name__}{shown}",
+        fix=f"correct the row or set {option}",
+    )

@@ -3,68 +3,58 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from pegboard.errors import DataError
-from pegboard.interfaces.source import IndexedSource
-from pegboard_datasets.files import existing_file, line_spans
+from pegboard_datasets.files import FileRows, FileSource
 from pegboard_datasets.options import TextOptions
 
 
-class TextSource(IndexedSource):
-    """Cuts a text at empty lines, at every line, or only where a row grows too long; keeps offsets, not text."""
+class TextSource(FileSource):
+    """Cuts texts at empty lines, at every line, or only where a row grows too long; keeps offsets, not text."""
 
     def __init__(self, options: TextOptions) -> None:
-        self._path = existing_file(options.path)
-        self._starts, self._stops, self._lines = _cut(self._path, options.split, options.characters)
-        if not self._starts:
-            raise DataError(f"the data set is empty: {self._path} holds no text", fix="name a file with text")
+        open = partial(_Pieces, split=options.split, limit=options.characters)
+        super().__init__(options.path, (".txt", ".md"), open, "name a file with text")
 
-    def __len__(self) -> int:
-        return len(self._starts)
+
+class _Pieces(FileRows):
+    """A piece of text a row."""
+
+    def __init__(self, path: Path, split: str, limit: int) -> None:
+        self._split, self._limit = split, limit
+        self._stops = array("Q")
+        super().__init__(path)
 
     def row(self, index: int) -> Mapping[str, Any]:
         """Read row `index`: {"text": …}."""
-        with self._path.open("rb") as file:
-            file.seek(self._starts[index])
-            data = file.read(self._stops[index] - self._starts[index])
-        try:
-            text = data.decode("utf-8-sig" if index == 0 else "utf-8")
-        except UnicodeDecodeError:
-            raise DataError(f"{self.describe(index)}: not UTF-8", fix="save the file as UTF-8") from None
-        return {"text": text.strip("\r\n")}
-
-    def rows(self, start: int = 0) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """Yield (index, row) from row `start` on."""
-        for index in range(start, len(self)):
-            yield index, self.row(index)
+        return {"text": self._text(index).strip("\r\n")}
 
     def describe(self, index: int) -> str:
         """Return the file and the first line of a row."""
-        return f"{self._path}, from line {self._lines[index]}"
+        return f"{self.path}, from line {self._lines[index]}"
 
-
-def _cut(path: Path, split: str, limit: int) -> tuple[array[int], array[int], array[int]]:
-    """Return byte start, byte end and first line of every row that is not blank. A line longer than `limit` bytes is a row."""
-    starts, stops, numbers = array("Q"), array("Q"), array("Q")
-    open_row = False
-    for number, offset, line in line_spans(path):
-        blank = not line.strip()
-        end = offset + len(line)
-        if blank and split != "file":
-            open_row = False
-            continue
-        full = open_row and end - starts[-1] > limit
-        if not open_row or full or split == "line":
-            if blank:
-                open_row = False
+    def _scan(self, file: BinaryIO) -> None:
+        """Note where pieces that are not blank begin. A line longer than `limit` bytes is a piece."""
+        open_piece = False
+        offset = 0
+        for number, line in enumerate(file, 1):
+            start, offset = offset, offset + len(line)
+            blank = not line.strip()
+            if blank and self._split != "file":
+                open_piece = False
                 continue
-            starts.append(offset)
-            stops.append(end)
-            numbers.append(number)
-            open_row = True
-        else:
-            stops[-1] = end
-    return starts, stops, numbers
+            full = open_piece and offset - self._offsets[-1] > self._limit
+            if open_piece and not full and self._split != "line":
+                self._stops[-1] = offset
+                continue
+            open_piece = not blank
+            if not blank:
+                self._offsets.append(start)
+                self._stops.append(offset)
+                self._lines.append(number)
+
+    def _stop(self, index: int) -> int:
+        return self._stops[index]

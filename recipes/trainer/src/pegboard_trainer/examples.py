@@ -169,7 +169,7 @@ def fit(example: Example, limits: Limits, counts: Counts) -> Example | None:
             return None
         example = tuple(_cut(row, limits.length) for row in example)
         counts.truncated += 1
-    if not all(any(row.mask[1:]) for row in example):
+    if not all(row.part == "prompt" or any(row.mask[1:]) for row in example):
         counts.dropped += 1
         return None
     counts.examples += 1

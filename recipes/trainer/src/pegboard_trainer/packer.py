@@ -94,7 +94,10 @@ class Batches:
 
     def __next__(self) -> tuple[list[Key], Batch]:
         """Return the keys of the examples in the next batch, and the batch."""
-        bin = self.next_bin()
+        return self.collated(self.next_bin())
+
+    def collated(self, bin: Bin) -> tuple[list[Key], Batch]:
+        """Return the keys of the examples in a bin, and the bin as a batch."""
         return bin.keys, collate(self.examples.transform.complete_batch(bin.examples))
 
     def next_bin(self) -> Bin:
