@@ -37,8 +37,9 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 class BuiltModel:
     """A model bound to its device, with what it was built from.
 
-    adapted: names of the modules that an adapter swapped; empty without one. source: JSON values that build it again elsewhere
-    (see `pegboard.opened.OpenedModel.prepare`); empty where it was not built from a location. pending: what is left to do, in order.
+    adapted: names of the modules that an adapter swapped; empty without one. quantizer: the one asked for, or the checkpoint's own.
+    source: JSON values that build it again elsewhere (see `pegboard.opened.OpenedModel.prepare`); empty where it was not built from a
+    location. pending: what is left to do, in order.
     """
 
     model: CausalLM
@@ -51,6 +52,7 @@ class BuiltModel:
     attention_name: str
     attention: AttentionBackend
     adapted: Sequence[str] = ()
+    quantizer: Quantizer | None = None
     source: Mapping[str, Any] = field(default_factory=dict)
     pending: list[Callable[[], None]] = field(default_factory=list)
 
@@ -154,6 +156,7 @@ def prepare_model(
         attention_name=attention_name,
         attention=backend,
         adapted=adapted,
+        quantizer=quantizer,
         pending=[load],
     )
 

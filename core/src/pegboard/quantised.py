@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from pegboard.weights import write_model
 
 if TYPE_CHECKING:
     from pegboard.build import BuiltModel
-    from pegboard.interfaces.format import ModelFiles
+    from pegboard.interfaces.format import LazyTensor, ModelFiles
     from pegboard.interfaces.quantizer import Quantizer
     from pegboard.plugins.load import Registry
 
@@ -53,8 +53,15 @@ def stored_quantizer(registry: Registry, files: ModelFiles, *, asked: Quantizer 
     return found
 
 
+def full_precision(registry: Registry, files: ModelFiles) -> tuple[dict[str, Any], Mapping[str, LazyTensor]]:
+    """Return a model's config and tensors as those of one in full precision, whatever form its weights are stored in."""
+    quantizer = stored_quantizer(registry, files)
+    config = {key: value for key, value in files.config.items() if key != SETTINGS}
+    return config, files.tensors if quantizer is None else quantizer.join(files.tensors)
+
+
 def write_quantised(
-    built: BuiltModel, quantizer: Quantizer, folder: Path, files: dict[str, bytes], dtype: torch.dtype
+    built: BuiltModel, quantizer: Quantizer, folder: Path, files: Mapping[str, bytes], dtype: torch.dtype
 ) -> None:
     """Write a loaded full-precision model with the quantizer's weights into a new Hugging Face folder, which appears whole or not at all.
 
@@ -75,5 +82,5 @@ def write_quantised(
     kept = [name for name in linear if name not in chosen]
     settings = dict(quantizer.settings([*kept, "lm_head"], dtype))
     name = str(dtype).removeprefix("torch.")
-    config: dict[str, Any] = {**built.config, "dtype": name, "torch_dtype": name, SETTINGS: settings}
+    config = {**built.config, "dtype": name, "torch_dtype": name, SETTINGS: settings}
     write_model(folder, config, tensors(), files, generation_config=built.files.generation_config or None)

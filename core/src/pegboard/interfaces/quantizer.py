@@ -48,7 +48,8 @@ class Quantizer(ABC):
 
         A replacement has the call signature of the module it replaces and the method `load_weight(leaf, tensor)`, which receives
         each full-precision tensor of the checkpoint that belonged to the old module, once. One of a quantizer that reads quantised
-        checkpoints has `load_parts(leaf, parts)`, too, for a StoredTensor. One that can be split over a tensor-parallel group has
+        checkpoints has `load_parts(leaf, parts)`, too, for a StoredTensor. One that an adapter can be merged into has `plain()`, which
+        returns the full-precision module that computes the same. One that can be split over a tensor-parallel group has
         `part(style, index, count)`: a module on the same device that holds part `index` of `count`, split by "column" (of its outputs) or
         "row" (of its inputs), and computes exactly what the whole does with it; raises ConfigError naming the layer that does not
         divide evenly.

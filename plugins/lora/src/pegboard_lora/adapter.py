@@ -80,6 +80,14 @@ class LoraAdapter(Adapter):
         """Return the parameters under PEFT's names, sharing memory with the model's."""
         return {name: parameter.detach() for name, parameter in _parameters(model).items()}
 
+    def parameter_names(self, model: nn.Module) -> dict[str, str]:
+        """Return the model's name of each parameter, by PEFT's."""
+        return {
+            name: f"{module_name}.{attribute}"
+            for module_name, module in _adapted(model).items()
+            for name, attribute in peft_names(module_name, magnitude=isinstance(module, DoraLinear)).items()
+        }
+
     @torch.no_grad()
     def load(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         """Copy parameters named as in `tensors`; parameters without storage get it beside their base weight."""
@@ -99,6 +107,10 @@ class LoraAdapter(Adapter):
     def merge(self, model: nn.Module) -> None:
         """Write the adapted weights into the base's memory and put the plain modules back."""
         adapted = _adapted(model)
+        for module in adapted.values():
+            plain = getattr(module.base, "plain", None)
+            if callable(plain):  # a quantised layer: the sum needs its weights in full precision
+                module.base = plain()
         _require_weights({name: module.base for name, module in adapted.items()}, "merging")
         for name, module in adapted.items():
             put(model, name, module.merge())

@@ -83,8 +83,9 @@ class Nf4Linear(Layer):
         out: Tensor = self.kernels.nf4_linear(x, self.matrix, self.bias, self.kernels.linear)
         return out
 
-    def plain(self, dtype: torch.dtype) -> Linear:
-        """Return a full-precision layer that computes the same."""
+    def plain(self) -> Linear:
+        """Return a full-precision layer that computes the same, in the dtype of the model's first parameter."""
+        dtype = next(p.dtype for p in self._model[0].parameters() if p.is_floating_point())
         with torch.device("meta"):
             linear = Linear(self.in_features, self.out_features)
         linear.weight = nn.Parameter(self.matrix.dequantise(dtype), requires_grad=False)
@@ -160,6 +161,11 @@ class Nf4Group(LinearGroup):
             base.weight = codes if base.weight.is_meta else codes.copy_(base.weight)
         self._weight = weight
         return True
+
+    def _look(self, members: list[nn.Module]) -> None:
+        super()._look(members)
+        if len(self._nf4_bases()) != len(members):
+            self.unfuse()  # one was put back in full precision
 
     def _base(self, x: Tensor, weight: Tensor) -> Tensor:
         bases = self._nf4_bases()

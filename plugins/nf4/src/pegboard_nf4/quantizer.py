@@ -85,10 +85,9 @@ class Nf4Quantizer(Quantizer):
 
     def restore(self, model: nn.Module) -> None:
         """Put plain linear layers with dequantised weights back, adapted ones beneath their adapters."""
-        dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
         for owner, leaf, child in list(_children(model)):
             if type(child) is Nf4Linear:
-                setattr(owner, leaf, child.plain(dtype))
+                setattr(owner, leaf, child.plain())
             elif type(child) is Nf4Group:
                 group = LinearGroup(owner, child.names)
                 group.kernels = child.kernels
