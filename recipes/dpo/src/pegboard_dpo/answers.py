@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pegboard.errors import ConfigError, DataError
+from pegboard.errors import ConfigError
 from pegboard.interfaces.objective import Role
 from pegboard.nn.loss import sequence_sums, token_logps
 from pegboard.types import Batch
@@ -48,33 +47,3 @@ def reference_logps(roles: Mapping[str, Role], batch: Batch) -> Tensor:
         )
     with torch.no_grad():
         return answer_logps(roles["reference"], batch)
-
-
-def pair_indices(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the sequences that are chosen, [P], and those that are rejected, in the same order.
-
-    Raises DataError for data of single sequences.
-    """
-    try:
-        return batch.parts["chosen"], batch.parts["rejected"]
-    except KeyError:
-        raise DataError(
-            "the data holds no pairs of a chosen and a rejected answer", fix="set data.format=preference"
-        ) from None
-
-
-def count(values: Tensor) -> Tensor:
-    """Return the number of values as a float64 scalar on their device; known from a shape, so no device has to count."""
-    return torch.full((), float(values.numel()), dtype=torch.float64, device=values.device)
-
-
-def pair_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, tuple[Any, Any]]:
-    """Return the sums and counts of what people watch. chosen, rejected: rewards, [P]."""
-    chosen, rejected = chosen.detach(), rejected.detach()
-    pairs = chosen.numel()
-    return {
-        "rewards/chosen": (chosen.sum(), pairs),
-        "rewards/rejected": (rejected.sum(), pairs),
-        "rewards/margin": ((chosen - rejected).sum(), pairs),
-        "rewards/accuracy": ((chosen > rejected).sum(), pairs),
-    }

@@ -11,9 +11,10 @@ from torch.nn.functional import logsigmoid
 
 from pegboard.interfaces.objective import Objective, Role
 from pegboard.types import Batch, LossOutput
-from pegboard_dpo.answers import answer_lengths, answer_logps, count, pair_indices, pair_metrics, reference_logps
+from pegboard_dpo.answers import answer_lengths, answer_logps, reference_logps
 from pegboard_dpo.losses import PAIR_LOSSES, log_odds_ratio, simpo
 from pegboard_dpo.options import DpoOptions, OrpoOptions, SimpoOptions
+from pegboard_trainer.pairs import count, pair_indices, pair_metrics
 
 Metrics = dict[str, tuple[Any, Any]]
 
