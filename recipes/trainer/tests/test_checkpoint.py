@@ -11,15 +11,18 @@ from torch import nn
 from pegboard.errors import ConfigError, ModelError
 from pegboard_trainer.adamw import AdamWFactory
 from pegboard_trainer.checkpoint import (
+    Trained,
     check_same,
     differences,
     find_resume,
     load_step,
     mark_final,
     prune,
-    save_step,
+    snapshot,
     step_folders,
+    write_trainer,
 )
+from pegboard_trainer.disk import whole_folder
 from pegboard_trainer.options import AdamWOptions
 
 Named = list[tuple[str, nn.Parameter]]
@@ -39,9 +42,18 @@ def descend(parameters: Named, optimizer: torch.optim.Optimizer, steps: int) -> 
         optimizer.step()
 
 
-def write_model(folder: Path) -> None:
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
+def save_step(run: Path, step: int, parameters: Named, optimizer: torch.optim.Optimizer, state: Any = None) -> Path:
+    target = run / f"step-{step:08d}"
+    with whole_folder(target) as folder:
+        (folder / "model").mkdir()
+        (folder / "model" / "config.json").write_text("{}")
+        (folder / "trainer").mkdir()
+        write_trainer(folder / "trainer", step, Trained(parameters, optimizer), state or {}, {})
+    return target
+
+
+def load(folder: Path, parameters: Named, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    return load_step(folder, Trained(parameters, optimizer))[0]
 
 
 @pytest.mark.parametrize("rounding", ["master", "stochastic"])
@@ -51,13 +63,13 @@ def test_weights_optimizer_and_random_numbers_come_back(tmp_path: Path, rounding
     first = named()
     optimizer = factory.build(first)
     descend(first, optimizer, 3)
-    folder = save_step(tmp_path, 3, write_model, first, optimizer, {"data": {"next": [0, 1, 0]}})
+    folder = save_step(tmp_path, 3, first, optimizer, {"data": {"next": [0, 1, 0]}})
     descend(first, optimizer, 2)
 
     second = named(seed=9)
     other = factory.build(second)
     torch.manual_seed(6)
-    saved = load_step(folder, second, other)
+    saved = load(folder, second, other)
     assert (saved["step"], saved["data"]) == (3, {"next": [0, 1, 0]})
     descend(second, other, 2)
     for (_, one), (_, two) in zip(first, second, strict=True):
@@ -67,18 +79,35 @@ def test_weights_optimizer_and_random_numbers_come_back(tmp_path: Path, rounding
             assert value.dtype == torch.float32
 
 
+def test_a_snapshot_is_what_was_whatever_comes_after(tmp_path: Path) -> None:
+    first = named()
+    factory = AdamWFactory(AdamWOptions(lr=0.1, rounding="master"))
+    optimizer = factory.build(first)
+    descend(first, optimizer, 2)
+    (tmp_path / "now").mkdir()
+    (tmp_path / "later").mkdir()
+    write_trainer(tmp_path / "now", 2, Trained(first, optimizer), {}, {"rollout": torch.arange(3)})
+    kept = snapshot(Trained(first, optimizer))
+    descend(first, optimizer, 2)
+    write_trainer(tmp_path / "later", 2, kept, {}, {"rollout": torch.arange(3)})
+    files = sorted(path.name for path in (tmp_path / "now").iterdir())
+    assert "batches.safetensors" in files
+    for name in files:
+        assert (tmp_path / "now" / name).read_bytes() == (tmp_path / "later" / name).read_bytes()
+
+
 def test_an_optimizer_of_somebody_elses_keeps_values_that_are_no_tensors(tmp_path: Path) -> None:
     first = named(torch.float32)
     optimizer = torch.optim.SGD([p for _, p in first], lr=0.1, momentum=0.9)
     descend(first, optimizer, 2)
     optimizer.state[first[0][1]]["seen"] = 7
-    folder = save_step(tmp_path, 2, write_model, first, optimizer, {})
+    folder = save_step(tmp_path, 2, first, optimizer)
     second = named(torch.float32, seed=4)
     other = torch.optim.SGD([p for _, p in second], lr=0.1, momentum=0.9)
-    load_step(folder, second, other)
+    load(folder, second, other)
     assert other.state[second[0][1]]["seen"] == 7
     descend(first, optimizer, 1)
-    load_step(folder, second, other)
+    load(folder, second, other)
     descend(second, other, 1)
     assert first[0][1].equal(second[0][1])
 
@@ -86,17 +115,17 @@ def test_an_optimizer_of_somebody_elses_keeps_values_that_are_no_tensors(tmp_pat
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     factory = AdamWFactory(AdamWOptions(lr=0.1))
     first = named()
-    folder = save_step(tmp_path, 1, write_model, first, factory.build(first), {})
+    folder = save_step(tmp_path, 1, first, factory.build(first))
     other = named(rows=2)
     with pytest.raises(ModelError, match="holds other trained weights"):
-        load_step(folder, other, factory.build(other))
+        load(folder, other, factory.build(other))
 
 
 def test_old_steps_go_and_the_newest_stay(tmp_path: Path) -> None:
     parameters = named()
     optimizer = AdamWFactory(AdamWOptions(lr=0.1)).build(parameters)
     for step in (2, 10, 100):
-        save_step(tmp_path, step, write_model, parameters, optimizer, {})
+        save_step(tmp_path, step, parameters, optimizer)
         mark_final(tmp_path, step)
     (tmp_path / "step-00000500").mkdir()  # not complete, and not ours to remove
     prune(tmp_path, None)
@@ -110,6 +139,15 @@ def test_old_steps_go_and_the_newest_stay(tmp_path: Path) -> None:
     assert find_resume(None, tmp_path) is None
 
 
+def test_the_best_step_stays_too(tmp_path: Path) -> None:
+    parameters = named()
+    optimizer = AdamWFactory(AdamWOptions(lr=0.1)).build(parameters)
+    for step in (1, 2, 3, 4):
+        save_step(tmp_path, step, parameters, optimizer)
+    prune(tmp_path, 1, best=2)
+    assert [folder.name for folder in step_folders(tmp_path)] == ["step-00000002", "step-00000004"]
+
+
 def test_there_may_be_nothing_to_resume(tmp_path: Path) -> None:
     assert find_resume("auto", tmp_path / "absent") is None
     for name in ("absent", "step-00000007"):
@@ -119,7 +157,7 @@ def test_there_may_be_nothing_to_resume(tmp_path: Path) -> None:
 
 def test_all_that_is_on_disk_is_safetensors_and_json(tmp_path: Path) -> None:
     parameters = named()
-    folder = save_step(tmp_path, 1, write_model, parameters, AdamWFactory(AdamWOptions(lr=0.1)).build(parameters), {})
+    folder = save_step(tmp_path, 1, parameters, AdamWFactory(AdamWOptions(lr=0.1)).build(parameters))
     assert {path.suffix for path in (folder / "trainer").iterdir()} == {".safetensors", ".json"}
     json.loads((folder / "trainer" / "state.json").read_text())
 

@@ -12,11 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pegboard.interfaces.objective import Objective, Role
 from pegboard.types import Batch, LossOutput, Row
 from pegboard_trainer.adamw import AdamWFactory
+from pegboard_trainer.callbacks import Callbacks
 from pegboard_trainer.collate import collate
 from pegboard_trainer.loop import NotFinite, Trainer, check_finite
 from pegboard_trainer.meter import Meter, Single
 from pegboard_trainer.options import AdamWOptions, ConstantOptions
 from pegboard_trainer.schedules import Constant
+from pegboard_trainer.update import Update
 
 CPU = torch.device("cpu")
 
@@ -50,12 +52,12 @@ def trainer_of(policy: Policy, batches: Any = None, **options: Any) -> Trainer:
     return Trainer(
         objective=Squares(),
         roles={"policy": policy},  # type: ignore[dict-item]
-        parameters=[policy.table],
-        optimizer=optimizer,
+        update=Update([("table", policy.table)], optimizer, options.pop("clip", None)),
         schedule=Constant(ConstantOptions()),
-        batches=batches,
+        source=batches,
         device=CPU,
         reducer=Single(),
+        callbacks=Callbacks(),
         **options,
     )
 
@@ -64,6 +66,10 @@ def batch_of(*lengths: int) -> Batch:
     return collate(
         [Row([(7 * n + i) % 10 for i in range(length)], [True] * length) for n, length in enumerate(lengths)]
     )
+
+
+def keyed(batches: list[Batch]) -> list[Any]:
+    return [([(0, i, 0)], batch) for i, batch in enumerate(batches)]
 
 
 def gradient_of(group: list[Batch]) -> Tensor:
@@ -81,7 +87,7 @@ def test_a_step_follows_the_mean_over_all_rows_of_its_group(group: list[tuple[in
     before = policy.table.detach().clone()
     batches = [batch_of(*lengths) for lengths in group]
     meter = Meter(CPU, Single())
-    norm = trainer_of(policy).step(batches, 0.5, meter)
+    norm = trainer_of(policy).step(keyed(batches), 0.5, meter)
     expected = gradient_of(batches)
     torch.testing.assert_close(policy.table.detach(), before - 0.5 * expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(norm, expected.norm(), rtol=1e-12, atol=0)
@@ -89,11 +95,20 @@ def test_a_step_follows_the_mean_over_all_rows_of_its_group(group: list[tuple[in
     assert meter.take()["loss"] == pytest.approx(loss / sum(len(b.target_rows) for b in batches))
 
 
+def test_a_batch_without_keys_counts_for_nothing() -> None:
+    first, second = Policy(), Policy()
+    meters = [Meter(CPU, Single()), Meter(CPU, Single())]
+    trainer_of(first).step(keyed([batch_of(5)]), 1.0, meters[0])
+    trainer_of(second).step([*keyed([batch_of(5)]), ([], batch_of(9))], 1.0, meters[1])
+    assert first.table.equal(second.table)
+    assert meters[0].take() == meters[1].take()
+
+
 def test_a_group_without_anything_to_learn_changes_nothing() -> None:
     policy = Policy()
     before = policy.table.detach().clone()
     empty = collate([Row([1, 2], [True, False])])
-    norm = trainer_of(policy, clip=1.0).step([empty], 1.0, Meter(CPU, Single()))
+    norm = trainer_of(policy, clip=1.0).step(keyed([empty]), 1.0, Meter(CPU, Single()))
     assert policy.table.equal(before)
     assert norm == 0
 
@@ -102,7 +117,7 @@ def test_the_gradient_is_clipped_and_its_norm_before_that_returned() -> None:
     policy = Policy()
     before = policy.table.detach().clone()
     batch = batch_of(8)
-    norm = trainer_of(policy, clip=0.01).step([batch], 1.0, Meter(CPU, Single()))
+    norm = trainer_of(policy, clip=0.01).step(keyed([batch]), 1.0, Meter(CPU, Single()))
     assert norm > 0.01
     assert (policy.table.detach() - before).norm() == pytest.approx(0.01, rel=1e-3)
 
@@ -111,8 +126,8 @@ def test_the_rate_is_the_factors_share_of_the_peak() -> None:
     policy = Policy()
     trainer = trainer_of(policy, optimizer=torch.optim.SGD([policy.table], lr=0.3))
     for factor in (0.5, 1.0, 0.1):
-        trainer.step([batch_of(4)], factor, Meter(CPU, Single()))
-        assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.3 * factor)
+        trainer.step(keyed([batch_of(4)]), factor, Meter(CPU, Single()))
+        assert trainer.update.optimizer.param_groups[0]["lr"] == pytest.approx(0.3 * factor)
 
 
 class Reads(TorchDispatchMode):
@@ -139,7 +154,7 @@ def test_a_step_never_waits_for_the_device(rounding: str) -> None:
     meter = Meter(CPU, Single())
     with Reads() as reads:
         for _ in range(3):
-            trainer.step([batch_of(4), batch_of(3)], 0.5, meter)
+            trainer.step(keyed([batch_of(4), batch_of(3)]), 0.5, meter)
     assert reads.found == []
     with Reads() as reads:
         torch.ones(()).item()

@@ -90,6 +90,12 @@ class Adapter(ABC):
     def tensors(self, model: nn.Module) -> Mapping[str, Tensor]:
         """Return the adapter's parameters under the names of PEFT's adapter_model.safetensors."""
 
+    def parameter_names(self, model: nn.Module) -> Mapping[str, str]:
+        """Return the model's own name of each parameter, by its name in `tensors`."""
+        own = {id(parameter): name for name, parameter in model.named_parameters()}
+        places = {parameter.data_ptr(): own[id(parameter)] for parameter in model.parameters()}
+        return {name: places[tensor.data_ptr()] for name, tensor in self.tensors(model).items()}
+
     @abstractmethod
     def load(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         """Load parameters named as in `tensors`. Raises ModelError listing the missing, unexpected and mis-shaped ones together."""

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from pegboard.errors import ConfigError, ModelError
-from pegboard.weights import read_safetensors, write_safetensors
-from pegboard_trainer.disk import point, whole_folder
+from pegboard_trainer.disk import point
+from pegboard_trainer.pieces import Pieces, write_pieces
+from pegboard_trainer.placement import Piece, Placement
 
 STEP = re.compile(r"step-(\d{8})")
 
@@ -26,61 +29,140 @@ def step_folders(run: Path) -> list[Path]:
     return sorted(p for p in run.glob("step-*") if STEP.fullmatch(p.name) and (p / "trainer" / "state.json").is_file())
 
 
-def save_step(
-    run: Path,
-    step: int,
-    write_model: Callable[[Path], None],
-    named: Sequence[tuple[str, Parameter]],
-    optimizer: Optimizer,
-    state: Mapping[str, Any],
-) -> Path:
-    """Write one step folder. `state` is what the loop needs beside optimizer and random numbers, as JSON values."""
-    target = run / f"step-{step:08d}"
-    with whole_folder(target) as folder:
-        write_model(folder / "model")
-        trainer = folder / "trainer"
-        trainer.mkdir()
-        held = [(n, k, v) for n, p in named for k, v in optimizer.state[p].items()]
-        tensors = ((f"{n}/{k}", v.detach()) for n, k, v in held if isinstance(v, Tensor))
-        write_safetensors(trainer / "optimizer.safetensors", tensors)
-        write_safetensors(trainer / "weights.safetensors", ((n, p.detach()) for n, p in named))
-        write_safetensors(trainer / "random.safetensors", random_state(named).items())
-        groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a step folder keeps for resuming. named: the trained parameters. random: the states of generators; None for those of now."""
+
+    named: Sequence[tuple[str, Parameter]]
+    optimizer: Optimizer
+    placement: Placement = field(default_factory=Placement)
+    random: Mapping[str, Tensor] | None = None
+
+
+def write_trainer(
+    trainer: Path, step: int, trained: Trained, state: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    """Write what resuming needs into a folder that exists: this process's part of it.
+
+    state: what the loop needs beside optimizer and random numbers, as JSON values. tensors: further ones, of this process alone.
+    """
+    world, local = trained.placement.world, trained.placement.local
+    numbers = random_state(trained.named) if trained.random is None else trained.random
+    weights = ((n, local(p.detach()), trained.placement.piece(n, p)) for n, p in trained.named)
+    write_pieces(trainer, "weights", weights, world)
+    write_pieces(trainer, "optimizer", _states(trained), world)
+    write_pieces(trainer, "random", ((n, t, None) for n, t in numbers.items()), world)
+    if tensors:
+        write_pieces(trainer, "batches", ((n, t, None) for n, t in tensors.items()), world)
+    if world.first:
+        groups = [{k: v for k, v in g.items() if k != "params"} for g in trained.optimizer.param_groups]
+        held = [(n, k, v) for n, p in trained.named for k, v in trained.optimizer.state[p].items()]
         values = [(n, k, v) for n, k, v in held if not isinstance(v, Tensor)]
         content = {"step": step, "groups": groups, "values": values, **state}
         (trainer / "state.json").write_text(json.dumps(content, indent=1) + "\n")
-    return target
 
 
-def load_step(folder: Path, named: Sequence[tuple[str, Parameter]], optimizer: Optimizer) -> dict[str, Any]:
-    """Put weights, optimizer and random numbers back as they were; return the state that was saved beside them.
+def _states(trained: Trained) -> Iterator[tuple[str, Tensor, Piece | None]]:
+    """Yield the optimizer's tensors with where they belong: beside their parameter, where they have its shape."""
+    placement = trained.placement
+    for name, parameter in trained.named:
+        for key, value in trained.optimizer.state[parameter].items():
+            if not isinstance(value, Tensor):
+                continue
+            part = placement.local(value.detach())
+            if part.shape == placement.local(parameter).shape:
+                yield f"{name}/{key}", part, placement.piece(name, parameter)
+            elif part.dim() == 0:
+                yield f"{name}/{key}", part, Piece((), (), own=placement.world.first)
+            else:
+                yield f"{name}/{key}", part, None
+
+
+def load_step(folder: Path, trained: Trained) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Put weights, optimizer and random numbers back as they were; return the state and the tensors that were saved beside them.
 
     Raises ModelError when the folder is of another model.
     """
-    trainer = folder / "trainer"
-    weights = {k: t.load() for k, t in read_safetensors(trainer / "weights.safetensors").items()}
-    if {n: tuple(p.shape) for n, p in named} != {n: tuple(t.shape) for n, t in weights.items()}:
+    trainer, placement, world = folder / "trainer", trained.placement, trained.placement.world
+    weights = Pieces(trainer, "weights", world)
+    if {n: placement.piece(n, p).whole for n, p in trained.named} != weights.shapes:
         raise ModelError(
             f"{folder} holds other trained weights than this run", fix="resume with the model and adapter of that run"
         )
-    states: dict[str, dict[str, Any]] = {}
-    for key, lazy in read_safetensors(trainer / "optimizer.safetensors").items():
-        name, _, field = key.rpartition("/")
-        states.setdefault(name, {})[field] = lazy.load()
-    for name, parameter in named:
-        with torch.no_grad():
-            parameter.copy_(weights[name])
-        if name in states:
-            # Not optimizer.load_state_dict: that would round float32 moments to the type of a 16-bit parameter.
-            optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in states[name].items()}
+    parameters = dict(trained.named)
+    with torch.no_grad():
+        for name, parameter in trained.named:
+            part = placement.local(parameter)
+            part.copy_(weights.load(name, placement.piece(name, parameter), tuple(part.shape)))
+    states = Pieces(trainer, "optimizer", world)
+    for key in states.names:
+        name, _, entry = key.rpartition("/")
+        # Not optimizer.load_state_dict: that would round float32 moments to the type of a 16-bit parameter.
+        trained.optimizer.state[parameters[name]][entry] = _state(states, key, name, parameters[name], trained)
     saved: dict[str, Any] = json.loads((trainer / "state.json").read_text())
-    parameters = dict(named)
-    for name, field, value in saved["values"]:
-        optimizer.state[parameters[name]][field] = value
-    for group, values in zip(optimizer.param_groups, saved["groups"], strict=True):
+    for name, entry, value in saved["values"]:
+        trained.optimizer.state[parameters[name]][entry] = value
+    for group, values in zip(trained.optimizer.param_groups, saved["groups"], strict=True):
         group.update({k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    restore_random({k: t.load() for k, t in read_safetensors(trainer / "random.safetensors").items()}, named)
-    return saved
+    numbers = Pieces(trainer, "random", world)
+    if not numbers.foreign:  # another number of processes draws other numbers
+        restore_random({name: numbers.own(name) for name in numbers.names}, trained.named)
+    extra = Pieces(trainer, "batches", world)
+    return saved, {name: extra.own(name) for name in extra.names}
+
+
+def _state(states: Pieces, key: str, name: str, parameter: Parameter, trained: Trained) -> Tensor:
+    """Return one tensor of the optimizer's, as the optimizer keeps it: beside a DTensor it is one too, if not all there is here."""
+    placement, device = trained.placement, placement_device(parameter)
+    if key not in states.shapes:
+        return states.own(key).to(device)
+    if not states.shapes[key] and parameter.dim():
+        return states.load(key, Piece((), (), own=True), ()).to(device)
+    piece = placement.piece(name, parameter)
+    if states.shapes[key] != piece.whole:
+        return states.own(key).to(device)
+    part = states.load(key, piece, tuple(placement.local(parameter).shape)).to(device)
+    if isinstance(parameter, DTensor) and not getattr(trained.optimizer, "local_states", False):
+        return DTensor.from_local(
+            part, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
+        )
+    return part
+
+
+def placement_device(parameter: Tensor) -> torch.device:
+    """Return where the part of a parameter that is here lies."""
+    return Placement.local(parameter).device
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """An optimizer that stands still: what files are made of."""
+
+    state: Mapping[Any, Any]
+    param_groups: Sequence[Mapping[str, Any]]
+
+
+def snapshot(trained: Trained) -> Trained:
+    """Return what `write_trainer` needs with the values of now, copied to the host."""
+    copies = [(n, p, host_copy(p)) for n, p in trained.named]
+    states = {
+        copy: {k: host_copy(v) if isinstance(v, Tensor) else v for k, v in trained.optimizer.state[p].items()}
+        for _, p, copy in copies
+    }
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in trained.optimizer.param_groups]
+    named: Any = [(n, copy) for n, _, copy in copies]
+    held: Any = _Held(states, groups)
+    return Trained(named, held, trained.placement, random_state(trained.named))
+
+
+def host_copy(tensor: Tensor) -> Tensor:
+    """Return a copy on the host; of a DTensor, the part that is here, still as one."""
+    part = Placement.local(tensor.detach()).to("cpu", copy=True)
+    if not isinstance(tensor, DTensor):
+        return part
+    return DTensor.from_local(
+        part, tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
+    )
 
 
 def random_state(named: Sequence[tuple[str, Parameter]]) -> dict[str, Tensor]:
@@ -99,10 +181,11 @@ def restore_random(states: Mapping[str, Tensor], named: Sequence[tuple[str, Para
             torch.get_device_module(device).set_rng_state(states["device"], device)
 
 
-def prune(run: Path, keep: int | None) -> None:
-    """Remove all but the newest `keep` step folders."""
+def prune(run: Path, keep: int | None, best: int | None = None) -> None:
+    """Remove all but the newest `keep` step folders, and that of the step `best`."""
     for folder in step_folders(run)[: -keep if keep else 0]:
-        shutil.rmtree(folder)
+        if best is None or folder.name != f"step-{best:08d}":
+            shutil.rmtree(folder)
 
 
 def mark_final(run: Path, step: int) -> None:

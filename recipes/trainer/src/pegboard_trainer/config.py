@@ -96,6 +96,12 @@ class ValidationSection(Section):
     every: int | None = Field(default=None, ge=1, description="steps")
     first: bool = Field(default=True, description="also before the first step")
     batches: int | None = Field(default=None, ge=1, description="at most so many batches")
+    metric: str = Field(default="validation/loss", description="what says which step is best")
+    greater: bool = Field(default=False, description="whether more of it is better")
+    patience: int | None = Field(
+        default=None, ge=1, description="measurements in a row without a better one that end the run"
+    )
+    margin: float = Field(default=0.0, ge=0, description="how much better counts as better")
 
 
 class CheckpointSection(Section):
@@ -104,6 +110,32 @@ class CheckpointSection(Section):
     every: int | None = Field(default=None, ge=1, description="steps")
     keep: int | None = Field(default=None, ge=1, description="newest step folders that stay; all when null")
     last: bool = Field(default=True, description="also after the last step")
+    minutes: float | None = Field(default=None, gt=0, description="also when so long has passed since the last one")
+    keep_best: bool = Field(default=False, description="the best measured step stays too")
+    background: bool = Field(default=False, description="write from a copy on the host while the run goes on")
+
+
+class MeshSection(Section):
+    """How the processes of a run divide the work; their number is the product."""
+
+    replicate: int = Field(
+        default=1, ge=1, description="groups of processes with all weights each, that see different data"
+    )
+    shard: int = Field(
+        default=1, ge=1, description="processes that see different data and keep a part of every weight (FSDP2)"
+    )
+    tensor: int = Field(default=1, ge=1, description="processes that compute a part of every layer")
+    sequence: bool = Field(
+        default=True,
+        description="with `tensor`: each process keeps its share of the tokens between the layers that are divided",
+    )
+    reshard: bool = Field(default=True, description="with `shard`: weights are gathered again for the backward pass")
+    offload: bool = Field(default=False, description="with `shard`: weights, gradients and optimizer wait on the host")
+
+    @property
+    def processes(self) -> int:
+        """How many processes the run needs."""
+        return self.replicate * self.shard * self.tensor
 
 
 class TrainConfig(Section):
@@ -130,6 +162,7 @@ class TrainConfig(Section):
     quantizer: Annotated[Choice, PluginSection("quantizer")] | None = None
     data: DataSection
     batch: BatchSection = Field(default_factory=BatchSection)
+    mesh: MeshSection = Field(default_factory=MeshSection)
     optimizer: Annotated[Choice, PluginSection("optimizer")]
     schedule: Annotated[Choice, PluginSection("schedule")] = Field(
         default="constant",
@@ -139,10 +172,14 @@ class TrainConfig(Section):
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
     loggers: list[Annotated[Choice, PluginSection("logger")]] = Field(default_factory=list)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self, ranks: int = 1) -> dict[str, Any]:
         """Return what a resumed run must share with the one that it continues: all that decides a step but the paths of model
         and data, which may have moved, and the number of steps, which may be raised.
+
+        ranks: processes that see different data; only the batches of a step over all of them count.
         """
         shared = {"seed", "clip", "adapter", "quantizer", "batch", "optimizer", "schedule"}
         data = self.data.model_dump(mode="json", exclude={"path"})
-        return {**self.model_dump(mode="json", include=shared), "data": data}
+        found = self.model_dump(mode="json", include=shared)
+        found["batch"]["accumulate"] *= ranks
+        return {**found, "data": data}

@@ -20,18 +20,40 @@ def whole_folder(target: Path) -> Iterator[Path]:
     An older folder of that name goes when the new one is whole. When writing fails nothing stays behind.
     Raises PegboardError for a full disk or a folder that cannot be written.
     """
-    temporary = target.parent / f"{UNFINISHED}{target.name}-{os.getpid()}"
-    older = target.parent / f"{UNFINISHED}{target.name}-older"
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    temporary = unfinished(target, os.getpid())
+    with writing_to(target, temporary):
+        begin(temporary)
         yield temporary
-        flush_tree(temporary)
-        if target.exists():
-            os.rename(target, older)
-        os.rename(temporary, target)
-        flush(target.parent)
-        shutil.rmtree(older, ignore_errors=True)
+        commit(temporary, target)
+
+
+def unfinished(target: Path, number: int) -> Path:
+    """Return where `target` is written before it is whole; number: of the writer, so that two do not meet."""
+    return target.parent / f"{UNFINISHED}{target.name}-{number}"
+
+
+def begin(temporary: Path) -> None:
+    """Make the folder to write into, empty."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+
+
+def commit(temporary: Path, target: Path) -> None:
+    """Hand a written folder to the disk and give it its name."""
+    older = target.parent / f"{UNFINISHED}{target.name}-older"
+    flush_tree(temporary)
+    if target.exists():
+        os.rename(target, older)
+    os.rename(temporary, target)
+    flush(target.parent)
+    shutil.rmtree(older, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def writing_to(target: Path, temporary: Path) -> Iterator[None]:
+    """Remove `temporary` when what is done here fails, and turn the system's errors into ones that say what could not be written."""
+    try:
+        yield
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise PegboardError(

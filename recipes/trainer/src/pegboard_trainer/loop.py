@@ -7,19 +7,22 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
-from torch.optim import Optimizer
 
 from pegboard.errors import DataError, PegboardError
 from pegboard.interfaces.objective import Objective, Role
 from pegboard.interfaces.schedule import Schedule
 from pegboard.types import Batch
+from pegboard_trainer.callbacks import Callbacks
 from pegboard_trainer.examples import Key
 from pegboard_trainer.flops import StepCost
 from pegboard_trainer.meter import Meter, Reducer
 from pegboard_trainer.pace import Pace
-from pegboard_trainer.packer import Batches
 from pegboard_trainer.run import Run
+from pegboard_trainer.source import BatchSource, take
+from pegboard_trainer.update import Update
+
+Taken = Sequence[tuple[list[Key], Batch]]
+"""The batches of a step with the keys of their examples; a batch without keys fills up a rank's part and counts for nothing."""
 
 
 class NotFinite(PegboardError):
@@ -34,49 +37,44 @@ class NotFinite(PegboardError):
 
 @dataclass(slots=True)
 class Trainer:
-    """What one step needs. parameters: those that are trained. cost, peak_flops: what a step computes, and what the devices of all ranks
-    could in a second; None where utilisation is not asked for.
+    """What one step needs. cost, peak_flops: what a step computes, and what the devices of all ranks could in a second; None where
+    utilisation is not asked for.
     """
 
     objective: Objective
     roles: Mapping[str, Role]
-    parameters: Sequence[Parameter]
-    optimizer: Optimizer
+    update: Update
     schedule: Schedule
-    batches: Batches
+    source: BatchSource
     device: torch.device
     reducer: Reducer
+    callbacks: Callbacks
     accumulate: int = 1
-    clip: float | None = None
     cost: StepCost | None = None
     peak_flops: float | None = None
 
-    def amounts(self, group: Sequence[Batch]) -> dict[str, float]:
-        """Return what a group holds: tokens, those that are learned, and the operations that they take."""
+    def amounts(self, taken: Taken) -> dict[str, float]:
+        """Return what the batches hold: tokens, those that are learned, and the operations that they take."""
+        group = [batch for keys, batch in taken if keys]
         tokens, trained = sum(sum(b.seq_lens) for b in group), sum(len(b.target_rows) for b in group)
         flops = 0.0 if self.cost is None else sum(self.cost.flops(b.seq_lens, len(b.target_rows)) for b in group)
         return {"tokens": tokens, "trained_tokens": trained, "flops": flops}
 
-    def step(self, group: Sequence[Batch], factor: float, meter: Meter) -> Tensor:
+    def step(self, taken: Taken, factor: float, meter: Meter) -> Tensor:
         """Take one optimizer step over an accumulation group; return the gradient's norm, still on the device.
 
-        The gradient is that of sum(losses) / sum(denominators), however the same examples are divided into batches.
+        The gradient is that of sum(losses) / sum(denominators), however the same examples are divided into batches and over ranks.
         """
-        group = [batch.to(self.device) for batch in group]
-        total = self.reducer.sum(torch.stack([self.objective.denominator(batch) for batch in group]).sum())
+        group = [(batch.to(self.device), float(bool(keys))) for keys, batch in taken]
+        counts = [self.objective.denominator(batch) * weight for batch, weight in group]
+        total = self.reducer.sum(torch.stack(counts).sum())
         scale = torch.where(total > 0, 1 / total, 0.0)
-        for batch in group:
+        self.update.begin(factor)
+        for (batch, weight), count in zip(group, counts, strict=True):
             output = self.objective(self.roles, batch)
-            (output.sum * scale.to(output.sum.dtype)).backward()
-            meter.add({"loss": (output.sum, self.objective.denominator(batch)), **output.metrics})
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        if self.clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
-        for param_group in self.optimizer.param_groups:
-            param_group["lr"] = param_group.setdefault("peak_lr", param_group["lr"]) * factor
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm
+            (output.sum * (scale * weight).to(output.sum.dtype)).backward()
+            meter.add({"loss": (output.sum, count), **output.metrics}, weight)
+        return self.update.finish()
 
 
 def train(trainer: Trainer, run: Run) -> None:
@@ -85,27 +83,26 @@ def train(trainer: Trainer, run: Run) -> None:
     norms: list[tuple[int, Tensor, list[Key]]] = []
     pace = Pace(trainer.device, trainer.peak_flops)
     for step in range(run.first_step, run.total_steps + 1):
-        taken = [pair for _, pair in zip(range(trainer.accumulate), trainer.batches, strict=False)]
+        trainer.callbacks.before_step(step)
+        taken = take(trainer.source, trainer.accumulate)
         if not taken:
             raise DataError(f"the data ended before step {step}", fix="leave the files alone while a run reads them")
-        factor = trainer.schedule.factor(step - 1, run.total_steps)
-        norm = trainer.step([batch for _, batch in taken], factor, meter)
+        norm = trainer.step(taken, trainer.schedule.factor(step - 1, run.total_steps), meter)
         norms.append((step, norm, [key for keys, _ in taken for key in keys]))
-        meter.count(trainer.amounts([batch for _, batch in taken]))
-        stopping = run.stop_requested()
-        last = step == run.total_steps or stopping
-        if run.logs(step) or run.validates(step) or run.saves(step) or last:
+        meter.count(trainer.amounts(taken))
+        trainer.callbacks.after_step(step)
+        run.look(step)
+        if run.logs(step) or run.validates(step) or run.saves(step) or run.stopping:
             check_finite(norms)
-            numbers = meter.take()
-            numbers |= {"lr": trainer.optimizer.param_groups[0]["lr"], "grad_norm": float(norm)}
-            run.log(step, pace.complete(numbers))
             norms.clear()
-            if (run.validates(step) or last) and not stopping:
+            meter.add(trainer.callbacks.metrics())
+            run.log(step, pace.complete({**meter.take(), "lr": trainer.update.rate, "grad_norm": float(norm)}))
+            if run.validates(step):
                 run.validate(step)
-            if run.saves(step) or stopping:
+            if run.saves(step) or run.stopping:
                 run.save(step)
             pace.restart()
-        if stopping:
+        if run.stopping:
             break
 
 

@@ -38,10 +38,13 @@ class Meter:
         for name, amount in amounts.items():
             self._totals[name] = self._totals.get(name, 0.0) + amount
 
-    def add(self, metrics: Mapping[str, tuple[Any, Any]]) -> None:
-        """Add to the sums. Values are numbers or scalar tensors; nothing is read back from the device."""
+    def add(self, metrics: Mapping[str, tuple[Any, Any]], weight: float = 1.0) -> None:
+        """Add to the sums, `weight` times. Values are numbers or scalar tensors; nothing is read back from the device.
+
+        A weight of 0 adds nothing but the names, which must be the same on every rank.
+        """
         for name, (total, count) in metrics.items():
-            pair = torch.stack([self._scalar(total), self._scalar(count)])
+            pair = torch.stack([self._scalar(total), self._scalar(count)]) * weight
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def take(self) -> dict[str, float]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pegboard.build import BuiltModel
+from torch import Tensor
+
+from pegboard.classifier import SCORE
 from pegboard.errors import PegboardError
-from pegboard.interfaces.adapter import Adapter
 from pegboard.weights import write_model, write_safetensors
+from pegboard_trainer.placement import Placement
+from pegboard_trainer.roles import ModelRole
 
 if TYPE_CHECKING:
     from pegboard.interfaces.format import ModelFiles
@@ -23,29 +27,70 @@ log = logging.getLogger("pegboard.train")
 
 @dataclass(frozen=True, slots=True)
 class ModelWriter:
-    """Writes the trained model. base: what an adapter's config names as its base; unused without an adapter."""
+    """Writes a trained role. prefix: of its parameters' names in the run's placement.
 
-    built: BuiltModel
+    replaced: parameters by the model's names whose values are written in the place of the model's (moving averages).
+    """
+
+    role: ModelRole
     tokenizer: Tokenizer
-    adapter: Adapter | None = None
-    base: str = ""
+    placement: Placement = field(default_factory=Placement)
+    prefix: str = ""
+    replaced: Callable[[], Mapping[str, Tensor]] = dict
 
     def __call__(self, folder: Path) -> None:
-        """Write `folder`, tensor by tensor."""
-        if self.adapter is not None:
-            folder.mkdir(parents=True)
-            for name, content in self.tokenizer.files().items():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)  # additional_chat_templates/…
-                (folder / name).write_bytes(content)
-            write_safetensors(folder / "adapter_model.safetensors", self.adapter.tensors(self.built.model).items())
-            config = json.dumps(dict(self.adapter.config(self.base)), indent=2) + "\n"
-            (folder / "adapter_config.json").write_text(config)
+        """Write `folder`, tensor by tensor. In a run of several processes all of them call this, and the first one writes."""
+        self.snapshot(copy=False)(folder)
+
+    def snapshot(self, *, copy: bool) -> Callable[[Path], None]:
+        """Return what writes the folder. copy: with the values of now, kept on the host, whatever becomes of the model."""
+        world = self.placement.world
+        if not copy or world.processes > 1:
+            return lambda folder: self._write(folder, self._tensors())
+        held = [(name, tensor.detach().to("cpu", copy=True)) for name, tensor in self._tensors()]
+        return lambda folder: self._write(folder, iter(held))
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield what is saved, whole, under the names that it has in files."""
+        replaced, model = self.replaced(), self.role.built.model
+        own = {name: name for name, _ in model.named_parameters()}
+        if self.role.adapter is not None:
+            own = dict(self.role.adapter.parameter_names(model))
+            if model.score is not None:
+                own[f"base_model.model.{SCORE}"] = SCORE
+        for file_name, name in own.items():
+            tensor = replaced[name] if name in replaced else model.get_parameter(name).detach()
+            yield file_name, self.placement.whole(self.prefix + name, tensor)
+
+    def _write(self, folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
+        if not self.placement.world.first:
+            for _ in tensors:  # the first process needs this one's parts
+                pass
             return
-        dtype = str(self.built.dtype).removeprefix("torch.")
-        config_json = {**self.built.config, "dtype": dtype, "torch_dtype": dtype}
-        weights = ((name, p.detach().cpu()) for name, p in self.built.model.named_parameters())
-        files = {**self.built.files.files, **self.tokenizer.files()}
-        write_model(folder, config_json, weights, files, generation_config=self.built.files.generation_config or None)
+        try:
+            self._write_files(folder, ((name, tensor.cpu()) for name, tensor in tensors))
+        except BaseException:
+            for _ in tensors:  # the other processes wait for this one's parts
+                pass
+            raise
+
+    def _write_files(self, folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
+        built, adapter = self.role.built, self.role.adapter
+        if adapter is None:
+            dtype = str(built.dtype).removeprefix("torch.")
+            config = {**built.config, "dtype": dtype, "torch_dtype": dtype}
+            files = {**built.files.files, **self.tokenizer.files()}
+            write_model(folder, config, tensors, files, generation_config=built.files.generation_config or None)
+            return
+        folder.mkdir(parents=True)
+        for name, content in self.tokenizer.files().items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)  # additional_chat_templates/…
+            (folder / name).write_bytes(content)
+        write_safetensors(folder / "adapter_model.safetensors", tensors)
+        settings = dict(adapter.config(self.role.base))
+        if built.model.score is not None:
+            settings |= {"modules_to_save": ["score"], "task_type": "SEQ_CLS"}
+        (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def cache_folder() -> Path:

@@ -18,11 +18,16 @@ from pegboard.types import Batch
 
 @dataclass(frozen=True, slots=True)
 class ModelRole:
-    """One built model. trained: whether gradients flow. within: a context to compute in, such as adapters off."""
+    """One built model. trained: whether gradients flow. within: a context to compute in, such as adapters off.
+
+    adapter: what was attached to the model, None without one. base: what files of the adapter name as its base.
+    """
 
     built: BuiltModel
     trained: bool
     within: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+    adapter: Adapter | None = None
+    base: str = ""
 
     def hidden(self, batch: Batch) -> Tensor:
         """Return the last hidden states [T, H]."""
@@ -36,6 +41,8 @@ class ModelRole:
         return self.built.model.head
 
 
-def reference_of(built: BuiltModel, adapter: Adapter) -> ModelRole:
+def reference_of(policy: ModelRole) -> ModelRole:
     """Return the policy with its adapter off: a reference that takes no memory."""
+    built, adapter = policy.built, policy.adapter
+    assert adapter is not None
     return ModelRole(built, trained=False, within=lambda: adapter.disabled(built.model))

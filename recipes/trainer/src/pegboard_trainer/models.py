@@ -1,0 +1,124 @@
+"""The models of a run, built from the sections of its config: one for each role."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from torch.nn import Parameter
+
+from pegboard.build import BuiltModel, open_model, prepare_model
+from pegboard.config import Choice
+from pegboard.interfaces.objective import Objective
+from pegboard.opened import open_any
+from pegboard_trainer.config import ModelSection, RoleSection, TrainConfig
+from pegboard_trainer.model_folder import portable_base
+from pegboard_trainer.roles import ModelRole, reference_of
+
+if TYPE_CHECKING:
+    from pegboard.classifier import HeadKind
+    from pegboard.interfaces.format import ModelFiles
+    from pegboard.plugins.load import Registry
+    from pegboard.plugins.spec import RecipeSpec, RoleSpec
+
+
+class Place(Protocol):
+    """Puts a model that was prepared, and has no storage yet, where a run wants it."""
+
+    def __call__(self, built: BuiltModel, *, trained: bool) -> None:
+        """Change the model in place, or add to what its loading does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sections:
+    """What one role is built from."""
+
+    model: ModelSection
+    adapter: Choice | None = None
+    quantizer: Choice | None = None
+
+
+def sections_of(spec: RecipeSpec, config: TrainConfig) -> dict[str, Sections | None]:
+    """Return what each role is built from; None where it is the first role with its adapter off. Optional roles may be missing."""
+    first, *others = spec.roles
+    found: dict[str, Sections | None] = {first.name: Sections(config.model, config.adapter, config.quantizer)}
+    for role in others:
+        section: RoleSection | None = getattr(config, role.name, None)
+        like = found.get(role.like or first.name) or found[first.name]
+        assert like is not None
+        if section is not None:
+            found[role.name] = Sections(section.complete(like.model), section.adapter, section.quantizer)
+        elif role.adapter_off and config.adapter is not None:
+            found[role.name] = None
+        elif not role.optional:
+            found[role.name] = like if role.trained else Sections(like.model, None, like.quantizer)
+    return found
+
+
+def build_roles(
+    spec: RecipeSpec, config: TrainConfig, registry: Registry, files: ModelFiles, place: Place
+) -> dict[str, ModelRole]:
+    """Build the model of every role. files: of the first role, opened already."""
+    roles: dict[str, ModelRole] = {}
+    sections = sections_of(spec, config)
+    for role in spec.roles:
+        if role.name not in sections:
+            continue
+        chosen = sections[role.name]
+        if chosen is None:
+            roles[role.name] = reference_of(roles[spec.roles[0].name])
+            continue
+        opened = files if not roles else None
+        roles[role.name] = _build(role, chosen, config.seed, registry, opened, place)
+    return roles
+
+
+def _build(
+    role: RoleSpec, chosen: Sections, seed: int, registry: Registry, files: ModelFiles | None, place: Place
+) -> ModelRole:
+    section = chosen.model
+    head: HeadKind = "scalar" if role.head == "scalar" else "lm"
+    options = {
+        "platform": section.platform,
+        "device": section.device,
+        "dtype": section.dtype,
+        "attention": section.attention,
+        "phase": "train",
+        "head": head,
+    }
+    adapter = None if chosen.adapter is None else registry.create("adapter", chosen.adapter)
+    if files is None and adapter is None and not role.trained:
+        # Frozen models may be adapter folders, a trained reward say: they are merged.
+        opened = open_any(registry, section.path, section.revision)
+        built = opened.prepare(registry, quantizer=chosen.quantizer, **options)
+    else:
+        files = files or open_model(registry, section.path, section.revision)
+        quantizer = None if chosen.quantizer is None else registry.create("quantizer", chosen.quantizer)
+        built = prepare_model(registry, files, adapter=adapter, quantizer=quantizer, seed=seed, **options)
+    place(built, trained=role.trained)
+    built.load()
+    if "OMP_NUM_THREADS" not in os.environ:  # the user's own choice of threads counts
+        built.platform.configure()
+    built.model.train(role.trained)
+    if not role.trained:
+        built.model.requires_grad_(False)
+    registry.hooks.call("model_built", role=role.name, model=built.model)
+    base = portable_base(built.files) if adapter is not None else ""
+    return ModelRole(built, trained=role.trained, adapter=adapter, base=base)
+
+
+def trained_parameters(roles: Mapping[str, ModelRole], objective: Objective) -> list[tuple[str, Parameter]]:
+    """Return what is trained, by name. Those of the first role have the model's own names, others that of their role before it."""
+    found: list[tuple[str, Parameter]] = []
+    for index, (role, model) in enumerate(roles.items()):
+        if model.trained:
+            prefix = f"{role}." if index else ""
+            found += [(prefix + n, p) for n, p in model.built.model.named_parameters() if p.requires_grad]
+    return found + [(f"objective.{n}", p) for n, p in objective.named_parameters()]
+
+
+def trained_roles(roles: Mapping[str, ModelRole]) -> Sequence[tuple[str, ModelRole]]:
+    """Return the roles that are saved, each with its folder's name: `model` for the first, its own for any other."""
+    return [("model" if not i else n, r) for i, (n, r) in enumerate(roles.items()) if r.trained]

@@ -1,0 +1,132 @@
+"""Where the parts of parameters are in a run of several processes, and what follows for gradients and files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn import Parameter
+
+from pegboard.nn.parallel import Split
+from pegboard_trainer.world import World
+
+BUCKET = 64 << 20
+"""Bytes of gradients that are sent at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The part of a tensor that this process has: where it starts in the whole, and whether it is this process's to write."""
+
+    start: tuple[int, ...]
+    whole: tuple[int, ...]
+    own: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """In one process, everything here and whole.
+
+    splits: parameters of which each tensor-parallel rank has a part. partial: parameters that every such rank has, and whose
+    gradients are sums over them. Parameters that are DTensors are sharded over the mesh's "shard", as FSDP leaves them: their
+    gradients are summed over the data when a backward pass ends.
+    """
+
+    world: World = field(default_factory=World)
+    splits: Mapping[str, Split] = field(default_factory=dict)
+    partial: frozenset[str] = frozenset()
+
+    @staticmethod
+    def local(tensor: Tensor) -> Tensor:
+        """Return the part of a parameter, gradient or state that is here, in the same memory."""
+        return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+
+    def reduce(self, parameters: Sequence[tuple[str, Parameter]]) -> None:
+        """Make the gradients those of the whole batch, where the backward passes did not."""
+        if self.world.mesh is None:
+            return
+        if self.partial:
+            group = self.world.mesh.get_group("tensor")
+            _sum_all([self.local(p.grad) for n, p in parameters if n in self.partial and p.grad is not None], group)
+        if self.world.size > 1:
+            plain = [p.grad for _, p in parameters if p.grad is not None and not isinstance(p, DTensor)]
+            _sum_all(plain, self.world.data_group)
+
+    @torch.no_grad()
+    def norm(self, parameters: Sequence[tuple[str, Parameter]]) -> Tensor:
+        """Return the norm of the gradient over all parameters, a scalar."""
+        held = [(n, p, self.local(p.grad)) for n, p in parameters if p.grad is not None]
+        if self.world.mesh is None:
+            return torch.nn.utils.get_total_norm([grad for _, _, grad in held])
+        # Each part counts once, however many processes have it.
+        device = held[0][2].device if held else torch.device("cpu")
+        wide = torch.float64 if any(g.dtype == torch.float64 for _, _, g in held) else torch.float32
+        total = torch.zeros((), dtype=wide, device=device)
+        for name, parameter, grad in held:
+            total += grad.to(wide).square().sum() / self._copies(name, parameter)
+        dist.all_reduce(total)
+        return total.sqrt()
+
+    def _copies(self, name: str, parameter: Tensor) -> int:
+        mesh = self.world.mesh
+        assert mesh is not None
+        copies = mesh["replicate"].size() * (1 if name in self.splits else mesh["tensor"].size())
+        return int(copies if isinstance(parameter, DTensor) else copies * mesh["shard"].size())
+
+    def whole(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a whole parameter, or what is beside it (a moving average). All processes ask in the same order."""
+        if isinstance(tensor, DTensor):
+            tensor = tensor.full_tensor()
+        split = self.splits.get(name)
+        if split is None:
+            return tensor
+        assert self.world.mesh is not None
+        return split.gather(tensor, self.world.mesh.get_group("tensor"))
+
+    def piece(self, name: str, parameter: Tensor) -> Piece:
+        """Return which part of a parameter is here."""
+        start, whole = [0] * parameter.dim(), list(parameter.shape)
+        mesh = self.world.mesh
+        if mesh is None:
+            return Piece(tuple(start), tuple(whole), own=True)
+        own = mesh.get_local_rank("replicate") == 0
+        if isinstance(parameter, DTensor):
+            # FSDP cuts the first dimension as torch.chunk does.
+            size = -(-parameter.shape[0] // mesh["shard"].size())
+            start[0] = min(size * mesh.get_local_rank("shard"), parameter.shape[0])
+        else:
+            own = own and mesh.get_local_rank("shard") == 0
+        split = self.splits.get(name)
+        if split is None:
+            own = own and mesh.get_local_rank("tensor") == 0
+        else:
+            start[split.dim] += split.start
+            whole[split.dim] = split.whole
+        return Piece(tuple(start), tuple(whole), own)
+
+
+def _sum_all(tensors: Iterable[Tensor], group: Any) -> None:
+    """Sum tensors over a group, in place, many small ones in one message."""
+    for bucket in _buckets(tensors):
+        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+        dist.all_reduce(flat, group=group)
+        parts = flat.split([tensor.numel() for tensor in bucket])
+        for tensor, part in zip(bucket, parts, strict=True):
+            tensor.copy_(part.view(tensor.shape))
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield tensors in groups of one dtype and at most BUCKET bytes, or of one tensor."""
+    open_: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        bucket = open_.setdefault(tensor.dtype, [])
+        if bucket and sum(t.nbytes for t in bucket) + tensor.nbytes > BUCKET:
+            yield bucket
+            bucket = open_[tensor.dtype] = []
+        bucket.append(tensor)
+    yield from (bucket for bucket in open_.values() if bucket)

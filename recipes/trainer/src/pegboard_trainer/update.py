@@ -1,0 +1,52 @@
+"""What happens to gradients between the backward passes of a step and the next step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from pegboard_trainer.placement import Placement
+
+
+@dataclass(slots=True)
+class Update:
+    """Owns the gradients and rates of the trained parameters.
+
+    clip: largest norm of the gradient; None for none. placement: where parts of the parameters are, in a run of several processes.
+    """
+
+    parameters: Sequence[tuple[str, Parameter]]
+    optimizer: Optimizer
+    clip: float | None = None
+    placement: Placement = field(default_factory=Placement)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the first group in the last step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def begin(self, factor: float) -> None:
+        """Set the rates of a step: `factor` times each group's peak."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group.setdefault("peak_lr", group["lr"]) * factor
+
+    def finish(self) -> Tensor:
+        """Take the optimizer's step with the gradients that the backward passes left, and drop them.
+
+        Returns the norm of the whole gradient before clipping, a scalar that is still on the device.
+        """
+        self.placement.reduce(self.parameters)
+        norm = self.placement.norm(self.parameters)
+        if self.clip is not None:
+            limit = torch.clamp(self.clip / (norm + 1e-6), max=1.0)
+            gradients = [self.placement.local(p.grad) for _, p in self.parameters if p.grad is not None]
+            if gradients:
+                torch._foreach_mul_(gradients, limit.to(gradients[0].device))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
