@@ -127,7 +127,7 @@ def compare(made: Objective, roles: Mapping[str, ModelRole], batch: Batch, model
     assert mine.item() == pytest.approx(loss.item(), rel=RELATIVE)
     mine.backward()
     loss.backward()
-    built = roles["policy"].built
+    (built,) = (role.built for role in roles.values() if role.trained)
     right = {name: parameter.grad for name, parameter in model.named_parameters()}
     found = {name: parameter.grad for name, parameter in built.model.named_parameters()}
     assert found.keys() == right.keys()
@@ -243,3 +243,41 @@ def test_simpo(tmp_path: Path, folders: tuple[Path, Path], peer: dict[str, Any],
     batch, mine = concatenated(trainer)
     loss, _ = trainer.get_batch_loss_metrics(model, batch)
     compare(objective("simpo", label_smoothing=0.1, **own), roles_of(folders[0]), mine, model, loss)
+
+
+@pytest.mark.parametrize("center", [None, 0.05])
+def test_reward_model(tmp_path: Path, folders: tuple[Path, Path], center: float | None) -> None:
+    """A classifier that transformers wrote, with margins."""
+    from datasets import Dataset
+    from transformers import AutoModelForSequenceClassification
+    from trl import RewardConfig, RewardTrainer
+
+    torch.manual_seed(5)
+    model = AutoModelForSequenceClassification.from_pretrained(folders[0], num_labels=1, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "classifier")
+    rows = [
+        {
+            "chosen": pair["prompt"] + pair["chosen"],
+            "rejected": pair["prompt"] + pair["rejected"],
+            "margin": 0.3 * number,
+        }
+        for number, pair in enumerate(pairs())
+    ]
+    config = RewardConfig(**settings(tmp_path, center_rewards_coefficient=center, disable_dropout=True))
+    trainer = RewardTrainer(model, config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer())
+    batch = next(iter(trainer.get_train_dataloader()))
+    margins = batch["margin"].tolist()
+    sequence = sequences(batch["input_ids"], batch["attention_mask"], batch["attention_mask"])
+    loss = trainer.compute_loss(model, batch)
+    half = len(sequence) // 2
+    mine = collate(
+        [
+            (
+                Row(*sequence[i], {"margin": margins[i]}, "chosen"),
+                Row(*sequence[half + i], {"margin": margins[i]}, "rejected"),
+            )
+            for i in range(half)
+        ]
+    )
+    roles = {"reward": ModelRole(ours(tmp_path / "classifier"), trained=True)}
+    compare(objective("reward", center=center or 0.0), roles, mine, model, loss)
