@@ -1,7 +1,7 @@
 """TensorBoard's events, in the wire format of protocol buffers.
 
-Field numbers are those of tensorboard/compat/proto: event.proto, summary.proto, tensor.proto. A message is its fields one after another, each
-a key (number · 8 + wire type) and a value, so that the few that are needed here are written without a generated class.
+Field numbers are those of tensorboard/compat/proto: event.proto, summary.proto, tensor.proto. A message is its fields one after
+another, each a key (number · 8 + wire type) and a value, so that the few that are needed here are written without a generated class.
 """
 
 from __future__ import annotations
