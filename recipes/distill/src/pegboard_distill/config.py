@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -15,7 +15,3 @@ class DistillConfig(TrainConfig):
 
     objective: Annotated[Choice, PluginSection("objective")]
     teacher: RoleSection = Field(description="the model that is learned from; it may be quantised")
-
-    def identity(self) -> dict[str, Any]:
-        """Return what a resumed run must share with the one that it continues, the objective included."""
-        return {**super().identity(), "objective": self.objective}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -14,10 +14,6 @@ class PreferenceConfig(TrainConfig):
     """A run over preferences."""
 
     objective: Annotated[Choice, PluginSection("objective")]
-
-    def identity(self) -> dict[str, Any]:
-        """Return what a resumed run must share with the one that it continues, the objective included."""
-        return {**super().identity(), "objective": self.objective}
 
 
 class ReferenceConfig(PreferenceConfig):

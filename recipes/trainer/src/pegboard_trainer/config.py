@@ -178,7 +178,7 @@ class TrainConfig(Section):
 
         ranks: processes that see different data; only the batches of a step over all of them count.
         """
-        shared = {"seed", "clip", "adapter", "quantizer", "batch", "optimizer", "schedule"}
+        shared = {"seed", "clip", "adapter", "quantizer", "objective", "batch", "optimizer", "schedule"}
         data = self.data.model_dump(mode="json", exclude={"path"})
         found = self.model_dump(mode="json", include=shared)
         found["batch"]["accumulate"] *= ranks
