@@ -43,6 +43,8 @@ def test_norms(library: ctypes.CDLL, isa: str, rows: int, size: int, dtype: torc
     wide = x.double()
     exact = wide * (wide.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight.double()
     close(ops.rms_norm(library, never)(x, weight, 1e-5), exact)
+    offset = reference.OPS["offset_rms_norm"](x, weight, 1e-5)
+    close(ops.rms_norm(library, never, offset=1.0)(x, weight, 1e-5), offset)
     out, total = ops.add_rms_norm(library, never)(x, residual, weight, 1e-5)
     assert torch.equal(total, x + residual)
     wide = total.double()
@@ -72,6 +74,7 @@ def test_silu_mul(library: ctypes.CDLL, isa: str, rows: int, width: int, dtype: 
     both = draw(rows, rows, 2 * width + 3, dtype=dtype)[:, : 2 * width] * 4
     gate, up = both.double().chunk(2, -1)
     close(ops.silu_mul(library, never)(both), gate / (1 + (-gate).exp()) * up)
+    close(ops.gelu_tanh_mul(library, never)(both), reference.OPS["gelu_tanh_mul"](both))
 
 
 def test_silu_at_the_ends(library: ctypes.CDLL, isa: str) -> None:
@@ -81,6 +84,15 @@ def test_silu_at_the_ends(library: ctypes.CDLL, isa: str) -> None:
     exact = wide * torch.sigmoid(wide)
     # What is smaller than float32's normal numbers may be cut there.
     torch.testing.assert_close(out[:, 1:].double(), exact[:, 1:], rtol=1e-5, atol=1e-35, equal_nan=True)
+
+
+def test_gelu_at_the_ends(library: ctypes.CDLL, isa: str) -> None:
+    gate = torch.tensor([[-1e12, -200.0, -88.0, -1e-30, 0.0, 1e-30, 88.0, 1e30, torch.nan]])
+    both = torch.cat((gate, torch.ones_like(gate)), -1)
+    exact = reference.OPS["gelu_tanh_mul"](both)
+    torch.testing.assert_close(
+        ops.gelu_tanh_mul(library, never)(both).double(), exact, rtol=1e-5, atol=1e-25, equal_nan=True
+    )
 
 
 @shapes

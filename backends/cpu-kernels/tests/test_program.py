@@ -39,12 +39,15 @@ def test_a_replay_computes_with_what_the_inputs_hold_now(dtype: torch.dtype) -> 
         y = kernels["linear"](kernels["rms_norm"](x, scale, 1e-6), weight, None)
         normed, x = kernels["add_rms_norm"](y, x, scale, 1e-6)
         x = x + kernels["linear"](kernels["silu_mul"](kernels["linear"](normed, gate, None)), down, None)
-        # Views, and operations that are only torch's.
-        return x.view(3, 2, 8).transpose(0, 1)[1].float().sin().cumsum(0)
+        gated = kernels["gelu_tanh_mul"](kernels["linear"](kernels["offset_rms_norm"](x, scale, 1e-6), gate, None))
+        x = x + kernels["linear"](gated, down, None)
+        # Views, operations that are only torch's, and one that gives no tensor.
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return x.view(3, 2, 8).transpose(0, 1)[1].to(wide).sin().cumsum(0)
 
     with torch.inference_mode():
         recorded = record(LIBRARY, lambda: out.append(layer(ids)))
-        assert recorded.calls == 8
+        assert recorded.calls == 13
         assert recorded.operations == (3 if dtype is not torch.float32 else 2)
         for values in ([1, 2, 3], [49, 0, 7], [5, 5, 5]):
             ids.copy_(torch.tensor(values))

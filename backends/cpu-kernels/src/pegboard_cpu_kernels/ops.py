@@ -35,7 +35,7 @@ _MOST_ROWS_BESIDE_TILES = 4
 _PREFIX = struct.Struct("6q").pack
 _SIX = struct.Struct("6q").pack
 _TEN = struct.Struct("10q").pack
-_NORM = struct.Struct("2qf4xq").pack
+_NORM = struct.Struct("2q2fq").pack
 _FIVE = struct.Struct("5q").pack
 
 
@@ -54,8 +54,10 @@ def replacements(
     return further | {
         "linear": linear(library, fallbacks["linear"]),
         "rms_norm": rms_norm(library, fallbacks["rms_norm"]),
+        "offset_rms_norm": rms_norm(library, fallbacks["offset_rms_norm"], offset=1.0),
         "add_rms_norm": add_rms_norm(library, fallbacks["add_rms_norm"]),
         "silu_mul": silu_mul(library, fallbacks["silu_mul"]),
+        "gelu_tanh_mul": gelu_tanh_mul(library, fallbacks["gelu_tanh_mul"]),
         "rotary": rotary(library, fallbacks["rotary"]),
     }
 
@@ -126,8 +128,10 @@ def linear(
     return replaced
 
 
-def rms_norm(library: ctypes.CDLL, fallback: Callable[..., Tensor]) -> Callable[[Tensor, Tensor, float], Tensor]:
-    """Return op `rms_norm`."""
+def rms_norm(
+    library: ctypes.CDLL, fallback: Callable[..., Tensor], *, offset: float = 0.0
+) -> Callable[[Tensor, Tensor, float], Tensor]:
+    """Return op `rms_norm`, or with an offset of 1 op `offset_rms_norm`."""
     call = library.peg_packed_rms_norm
 
     def replaced(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -147,7 +151,9 @@ def rms_norm(library: ctypes.CDLL, fallback: Callable[..., Tensor]) -> Callable[
             out = torch.empty(x.shape, dtype=dtype)
         if x.shape[-1] != size or not weight.is_contiguous():
             return fallback(x, weight, eps)
-        packed = _NORM(weight.data_ptr(), size, eps, kind) + _FIVE(x.data_ptr(), outer, inner, stride, out.data_ptr())
+        packed = _NORM(weight.data_ptr(), size, eps, offset, kind) + _FIVE(
+            x.data_ptr(), outer, inner, stride, out.data_ptr()
+        )
         code = call(packed)
         if code:
             check(code, "rms_norm")
@@ -179,7 +185,7 @@ def add_rms_norm(
             return fallback(x, residual, weight, eps)
         out, total, size = torch.empty_like(x), torch.empty_like(x), shape[-1]
         rows = x.numel() // size if size else 0
-        packed = _NORM(weight.data_ptr(), size, eps, kind)
+        packed = _NORM(weight.data_ptr(), size, eps, 0.0, kind)
         packed += _FIVE(x.data_ptr(), residual.data_ptr(), rows, out.data_ptr(), total.data_ptr())
         code = call(packed)
         if code:
@@ -193,7 +199,15 @@ def add_rms_norm(
 
 def silu_mul(library: ctypes.CDLL, fallback: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
     """Return op `silu_mul`."""
-    call = library.peg_packed_silu_mul
+    return _gated(library.peg_packed_silu_mul, fallback, "silu_mul")
+
+
+def gelu_tanh_mul(library: ctypes.CDLL, fallback: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return op `gelu_tanh_mul`."""
+    return _gated(library.peg_packed_gelu_tanh_mul, fallback, "gelu_tanh_mul")
+
+
+def _gated(call: Any, fallback: Callable[..., Tensor], name: str) -> Callable[[Tensor], Tensor]:
 
     def replaced(gate_up: Tensor) -> Tensor:
         kind = TYPES.get(gate_up.dtype, 3)
@@ -207,7 +221,7 @@ def silu_mul(library: ctypes.CDLL, fallback: Callable[..., Tensor]) -> Callable[
         packed = _SIX(kind, gate_up.data_ptr(), rows, both // 2, stride, out.data_ptr())
         code = call(packed)
         if code:
-            check(code, "silu_mul")
+            check(code, name)
         if program.recorder is not None:
             program.recorder.note(call, packed, gate_up, out)
         return out

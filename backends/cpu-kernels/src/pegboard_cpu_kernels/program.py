@@ -72,7 +72,7 @@ class Recorder(TorchDispatchMode):
         self.kept.append((args, kwargs))
         if written or not func._schema.returns:
             self._steps.append(lambda: func(*args, **kwargs))
-        else:
+        elif any(isinstance(value, Tensor) for value in (out if isinstance(out, (list, tuple)) else (out,))):
             self._steps.append(_again(func, args, kwargs, out))
         return out
 

@@ -6,6 +6,7 @@
 
 typedef struct {
     const peg_norm *norm;
+    peg_activation activation;
     int type;
     const char *a, *b, *c;
     char *out, *total;
@@ -53,19 +54,20 @@ int peg_add_rms_norm(const peg_norm *norm, const void *x, const void *residual, 
     return run(&rows, norm->size, add_norm_rows);
 }
 
-static void silu_rows(void *context, int64_t chunk, int thread) {
+static void gated_rows(void *context, int64_t chunk, int thread) {
     const peg_rows *r = context;
     (void)thread;
     FOR_ROWS(r, i) {
         const char *gate = r->a + bytes(r->type, i * r->stride);
-        PEG_PICK(peg_silu_row)(r->type, gate, gate + bytes(r->type, r->size), r->size, r->out + bytes(r->type, i * r->size));
+        PEG_PICK(peg_gated_row)
+        (r->activation, r->type, gate, gate + bytes(r->type, r->size), r->size, r->out + bytes(r->type, i * r->size));
     }
 }
 
-int peg_silu_mul(int type, const void *gate_up, int64_t rows_, int64_t width, int64_t stride, void *out) {
-    peg_rows rows = {.type = type, .a = gate_up, .out = out, .rows = rows_, .size = width, .stride = stride};
+int peg_gated(peg_activation activation, int type, const void *gate_up, int64_t rows_, int64_t width, int64_t stride, void *out) {
+    peg_rows rows = {.activation = activation, .type = type, .a = gate_up, .out = out, .rows = rows_, .size = width, .stride = stride};
     /* An exponential and a division: worth more elements. */
-    return run(&rows, width * 4, silu_rows);
+    return run(&rows, width * 4, gated_rows);
 }
 
 static void rotary_rows(void *context, int64_t chunk, int thread) {

@@ -11,18 +11,21 @@
 typedef struct {
     const void *weight; /* [size] */
     int64_t size;
-    float eps;
+    float eps, offset;
     int32_t type;
 } peg_norm;
 
-/* out = x / sqrt(mean(x^2) + eps) * weight. */
+/* out = x / sqrt(mean(x^2) + eps) * (offset + weight). */
 PEG_API int peg_rms_norm(const peg_norm *norm, const void *x, int64_t outer, int64_t inner, int64_t stride, void *out);
 
 /* total = x + residual, rounded; out = the norm of that. All dense. */
 PEG_API int peg_add_rms_norm(const peg_norm *norm, const void *x, const void *residual, int64_t rows, void *out, void *total);
 
-/* out [rows, width] = silu(gate) * up, of rows [gate, up] that lie `stride` elements apart. */
-PEG_API int peg_silu_mul(int type, const void *gate_up, int64_t rows, int64_t width, int64_t stride, void *out);
+/* Of a gate: x / (1 + exp(-x)), and GELU's approximation x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))). */
+typedef enum { PEG_SILU, PEG_GELU_TANH } peg_activation;
+
+/* out [rows, width] = activation(gate) * up, of rows [gate, up] that lie `stride` elements apart. */
+PEG_API int peg_gated(peg_activation activation, int type, const void *gate_up, int64_t rows, int64_t width, int64_t stride, void *out);
 
 /* The first `width` elements (even) of each head turned, the rest as they are: with h = width / 2, out[i] = x[i] cos[i] + x[i + h] sin[i] and
  * out[i + h] = x[i + h] cos[i + h] + x[i] sin[i + h]; the signs are in sin. x: tokens `stride` elements apart, heads dense;
@@ -32,7 +35,7 @@ PEG_API int peg_rotary(int type, const void *x, int64_t tokens, int64_t heads, i
 
 PEG_DECLARE(void, peg_rms_row, (const peg_norm *norm, const void *x, void *out))
 PEG_DECLARE(void, peg_add_rms_row, (const peg_norm *norm, const void *x, const void *residual, void *out, void *total))
-PEG_DECLARE(void, peg_silu_row, (int type, const void *gate, const void *up, int64_t width, void *out))
+PEG_DECLARE(void, peg_gated_row, (peg_activation activation, int type, const void *gate, const void *up, int64_t width, void *out))
 PEG_DECLARE(void, peg_rotary_heads,
             (int type, const void *x, int64_t heads, int64_t dim, int64_t width, const void *cos, const void *sin, void *out))
 

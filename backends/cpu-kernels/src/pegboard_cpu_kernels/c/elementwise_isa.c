@@ -28,16 +28,18 @@ PEG_INLINE float squares(const int type, const void *x, int64_t size) {
     return vf_sum(vf_add(a, b));
 }
 
-PEG_INLINE void scale(const int type, const void *x, const void *weight, float factor, int64_t size, void *out) {
-    vf f = vf_set1(factor);
+PEG_INLINE void scale(const int type, const void *x, const peg_norm *norm, float factor, void *out) {
+    const void *weight = norm->weight;
+    vf f = vf_set1(factor), offset = vf_set1(norm->offset);
+    int64_t size = norm->size;
     int64_t i = 0;
     for (; i + VL <= size; i += VL) {
-        vf y = vf_mul(vf_mul(vf_load_as(type, at(type, x, i)), f), vf_load_as(type, at(type, weight, i)));
+        vf y = vf_mul(vf_mul(vf_load_as(type, at(type, x, i)), f), vf_add(offset, vf_load_as(type, at(type, weight, i))));
         vf_store_as(type, at_out(type, out, i), y);
     }
     if (i < size) {
         int rest = (int)(size - i);
-        vf y = vf_mul(vf_mul(vf_load_part(type, at(type, x, i), rest), f), vf_load_part(type, at(type, weight, i), rest));
+        vf y = vf_mul(vf_mul(vf_load_part(type, at(type, x, i), rest), f), vf_add(offset, vf_load_part(type, at(type, weight, i), rest)));
         vf_store_part(type, at_out(type, out, i), y, rest);
     }
 }
@@ -56,7 +58,7 @@ PEG_INLINE void add(const int type, const void *x, const void *residual, int64_t
 }
 
 void PEG_NAME(peg_rms_row)(const peg_norm *norm, const void *x, void *out) {
-#define RMS(type) scale(type, x, norm->weight, reciprocal_root(squares(type, x, norm->size), norm), norm->size, out)
+#define RMS(type) scale(type, x, norm, reciprocal_root(squares(type, x, norm->size), norm), out)
     WITH_TYPE(norm->type, RMS)
 }
 
@@ -66,24 +68,35 @@ void PEG_NAME(peg_add_rms_row)(const peg_norm *norm, const void *x, const void *
     PEG_NAME(peg_rms_row)(norm, total, out);
 }
 
-PEG_INLINE vf gated(vf gate, vf up) {
-    return vf_mul(vf_div(gate, vf_add(vf_set1(1.0f), vf_exp(vf_sub(vf_zero(), gate)))), up);
+/* The tanh of GELU is a logistic function of twice its argument: x / 2 * (1 + tanh(u)) = x / (1 + exp(-2 u)). */
+PEG_INLINE vf gated(const peg_activation activation, vf gate, vf up) {
+    vf minus = vf_sub(vf_zero(), gate);
+    if (activation == PEG_GELU_TANH) {
+        vf cubic = vf_fma(vf_mul(gate, gate), vf_set1(2 * 0.7978845608028654f * 0.044715f), vf_set1(2 * 0.7978845608028654f));
+        minus = vf_mul(minus, cubic);
+    }
+    return vf_mul(vf_div(gate, vf_add(vf_set1(1.0f), vf_exp(minus))), up);
 }
 
-PEG_INLINE void silu(const int type, const void *gate, const void *up, int64_t width, void *out) {
+PEG_INLINE void gate_row(const peg_activation kind, const int type, const void *gate, const void *up, int64_t width, void *out) {
     int64_t i = 0;
     for (; i + VL <= width; i += VL)
-        vf_store_as(type, at_out(type, out, i), gated(vf_load_as(type, at(type, gate, i)), vf_load_as(type, at(type, up, i))));
+        vf_store_as(type, at_out(type, out, i), gated(kind, vf_load_as(type, at(type, gate, i)), vf_load_as(type, at(type, up, i))));
     if (i < width) {
         int rest = (int)(width - i);
-        vf y = gated(vf_load_part(type, at(type, gate, i), rest), vf_load_part(type, at(type, up, i), rest));
+        vf y = gated(kind, vf_load_part(type, at(type, gate, i), rest), vf_load_part(type, at(type, up, i), rest));
         vf_store_part(type, at_out(type, out, i), y, rest);
     }
 }
 
-void PEG_NAME(peg_silu_row)(int type, const void *gate, const void *up, int64_t width, void *out) {
-#define SILU(type) silu(type, gate, up, width, out)
-    WITH_TYPE(type, SILU)
+void PEG_NAME(peg_gated_row)(peg_activation activation, int type, const void *gate, const void *up, int64_t width, void *out) {
+#define SILU(type) gate_row(PEG_SILU, type, gate, up, width, out)
+#define GELU(type) gate_row(PEG_GELU_TANH, type, gate, up, width, out)
+    if (activation == PEG_SILU) {
+        WITH_TYPE(type, SILU)
+    } else {
+        WITH_TYPE(type, GELU)
+    }
 }
 
 PEG_INLINE void turn(const int type, const void *x, const void *cos, const void *sin, int64_t half, void *out) {

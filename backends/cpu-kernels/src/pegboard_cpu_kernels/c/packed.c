@@ -1,5 +1,5 @@
 /* The entries that Python calls: all arguments in one block of int64_t, since making one such block takes a caller less time than converting
- * several arguments. Pointers are integers; floats lie in the low half of theirs. Each returns what its function returns. */
+ * several arguments. Pointers are integers; floats lie in the halves of theirs, the first in the low one. Each returns what its function returns. */
 #include "elementwise.h"
 #include "linear.h"
 
@@ -9,6 +9,7 @@ PEG_API int peg_packed_linear(const int64_t *a);
 PEG_API int peg_packed_rms_norm(const int64_t *a);
 PEG_API int peg_packed_add_rms_norm(const int64_t *a);
 PEG_API int peg_packed_silu_mul(const int64_t *a);
+PEG_API int peg_packed_gelu_tanh_mul(const int64_t *a);
 PEG_API int peg_packed_rotary(const int64_t *a);
 
 /* weights, scales, n, k, stride, type; bias, x_type, x, m, x_stride, out */
@@ -21,23 +22,26 @@ int peg_packed_linear(const int64_t *a) {
 static peg_norm norm_of(const int64_t *a) {
     peg_norm norm = {.weight = POINTER(0), .size = a[1], .type = (int32_t)a[3]};
     memcpy(&norm.eps, &a[2], sizeof norm.eps);
+    memcpy(&norm.offset, (const char *)&a[2] + sizeof norm.eps, sizeof norm.offset);
     return norm;
 }
 
-/* weight, size, eps, type; x, outer, inner, stride, out */
+/* weight, size, eps and offset, type; x, outer, inner, stride, out */
 int peg_packed_rms_norm(const int64_t *a) {
     peg_norm norm = norm_of(a);
     return peg_rms_norm(&norm, POINTER(4), a[5], a[6], a[7], POINTER(8));
 }
 
-/* weight, size, eps, type; x, residual, rows, out, total */
+/* weight, size, eps and offset, type; x, residual, rows, out, total */
 int peg_packed_add_rms_norm(const int64_t *a) {
     peg_norm norm = norm_of(a);
     return peg_add_rms_norm(&norm, POINTER(4), POINTER(5), a[6], POINTER(7), POINTER(8));
 }
 
 /* type, gate_up, rows, width, stride, out */
-int peg_packed_silu_mul(const int64_t *a) { return peg_silu_mul((int)a[0], POINTER(1), a[2], a[3], a[4], POINTER(5)); }
+int peg_packed_silu_mul(const int64_t *a) { return peg_gated(PEG_SILU, (int)a[0], POINTER(1), a[2], a[3], a[4], POINTER(5)); }
+
+int peg_packed_gelu_tanh_mul(const int64_t *a) { return peg_gated(PEG_GELU_TANH, (int)a[0], POINTER(1), a[2], a[3], a[4], POINTER(5)); }
 
 /* type, x, tokens, heads, dim, width, stride, cos, sin, out */
 int peg_packed_rotary(const int64_t *a) {
