@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from pegboard.errors import DataError, nearest
 from pegboard.interfaces.source import IndexedSource
@@ -74,13 +74,23 @@ def _check_suffix(path: Path, suffixes: Sequence[str]) -> None:
         )
 
 
+class OneFile(Protocol):
+    """The rows of one file, from 0."""
+
+    def __len__(self) -> int: ...
+
+    def row(self, index: int) -> Mapping[str, Any]: ...
+
+    def describe(self, index: int) -> str: ...
+
+
 class FileSource(IndexedSource):
     """Rows of one file, or of several one after the other.
 
     open: makes the source of one file. Raises DataError when none of them has a row.
     """
 
-    def __init__(self, path: str, suffixes: Sequence[str], open: Callable[[Path], FileRows], hint: str) -> None:
+    def __init__(self, path: str, suffixes: Sequence[str], open: Callable[[Path], OneFile], hint: str) -> None:
         self._paths = data_files(path, suffixes)
         self._files = [open(file) for file in self._paths]
         self._ends = list(accumulate(len(file) for file in self._files))
@@ -113,7 +123,7 @@ class FileSource(IndexedSource):
                 total.update(hashlib.file_digest(file, "sha256").digest())
         return total.hexdigest()
 
-    def _find(self, index: int) -> tuple[FileRows, int]:
+    def _find(self, index: int) -> tuple[OneFile, int]:
         number = bisect_right(self._ends, index)
         return self._files[number], index - (self._ends[number - 1] if number else 0)
 
