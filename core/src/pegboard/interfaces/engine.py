@@ -76,7 +76,7 @@ class TokenLogprobs:
     extra: Sequence[tuple[int, float]] = ()
 
 
-@dataclass(slots=True)
+@dataclass
 class RequestOutput:
     """What one step added to one answer of a request.
 

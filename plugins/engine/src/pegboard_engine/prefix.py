@@ -20,20 +20,18 @@ _DIGEST = 16
 
 class Chain:
     """Digests of the full pages of a sequence, in order, in one piece of memory: a long context has thousands, and a thousand of
-    those are no work for the garbage collector this way.
+    those are no work for the garbage collector this way. last: the last one, None where there is none.
     """
 
-    __slots__ = ("_data",)
+    __slots__ = ("_count", "_data", "last")
 
     def __init__(self) -> None:
         self._data = bytearray()
+        self._count = 0
+        self.last: bytes | None = None
 
     def __len__(self) -> int:
-        return len(self._data) // _DIGEST
-
-    def last(self, root: bytes) -> bytes:
-        """Return the last one, `root` where there is none."""
-        return bytes(self._data[-_DIGEST:]) or root
+        return self._count
 
     def __getitem__(self, index: int) -> bytes:
         if not 0 <= index < len(self):
@@ -49,6 +47,8 @@ class Chain:
     def append(self, digest: bytes) -> None:
         """Add the next one."""
         self._data += digest
+        self._count += 1
+        self.last = digest
 
 
 @dataclass(slots=True)
@@ -97,7 +97,7 @@ class PrefixCache:
         if not self.enabled or count <= len(digests):
             return
         data = np.asarray(tokens, dtype=np.int32).tobytes()
-        parent = digests.last(root)
+        parent = digests.last or root
         for page in range(len(digests) - first, count - first):
             parent = self._digest(parent + data[page * size * 4 : (page + 1) * size * 4])
             digests.append(parent)
@@ -111,13 +111,15 @@ class PrefixCache:
         """
         data, width, digests = tokens.tobytes(), self.page_size * 4, []
         for number, (chain, root, index) in enumerate(zip(chains, roots, indices, strict=True)):
-            if index < len(chain):
-                digests.append(chain[index])
-            elif index > len(chain):
-                raise IndexError(f"page {index} does not follow the {len(chain)} that are known")
+            known = len(chain)
+            if index > known:
+                raise IndexError(f"page {index} does not follow the {known} that are known")
+            if index == known:
+                digest = self._digest((chain.last or root) + data[number * width : (number + 1) * width])
+                chain.append(digest)
             else:
-                digests.append(self._digest(chain.last(root) + data[number * width : (number + 1) * width]))
-                chain.append(digests[-1])
+                digest = chain[index]
+            digests.append(digest)
         return digests
 
     def find(self, digests: Chain | Sequence[bytes]) -> list[int]:
