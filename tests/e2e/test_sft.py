@@ -18,7 +18,7 @@ Train = Callable[..., Path]
 Losses = Callable[[Path], dict[int, float]]
 
 
-@pytest.mark.parametrize("config", ["full", "lora", "dora"])
+@pytest.mark.parametrize("config", ["full", "lora", "dora", "qlora"])
 def test_a_run_learns_and_leaves_a_complete_folder(
     tmp_path: Path, train: Train, losses: Losses, config: str, toy_model: Path
 ) -> None:
