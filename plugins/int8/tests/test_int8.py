@@ -155,6 +155,20 @@ def test_the_matrix_of_a_head_is_its_rounded_weight() -> None:
         torch.testing.assert_close(head.matrix, dequantised(source), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_keeps_its_soft_cap(tied: bool) -> None:
+    with torch.device("meta"):
+        model = dense_causal_lm({**TINY, "tie_word_embeddings": tied})
+    model.lm_head.softcap = 0.5
+    quantizer().swap(model)
+    assert model.head.softcap == 0.5
+    head = Int8Head("lm_head", 3, 4, nn.Module(), None, 0.5)
+    head.load_weight("weight", torch.randn(3, 4))
+    hidden = torch.randn(2, 4)
+    wanted = 0.5 * torch.tanh(hidden.double() @ dequantised(head).t() / 0.5)
+    torch.testing.assert_close(head(hidden).double(), wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_weights_that_are_not_finite_are_named() -> None:
     layer = Int8Linear("model.layers.3.mlp.up_proj", 4, 2, None, nn.Module())
     with pytest.raises(ModelError, match=r"model\.layers\.3\.mlp\.up_proj\.weight holds values that are not finite"):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pegboard.errors import ModelError
 from pegboard.nn import LinearGroup
+from pegboard.nn.head import capped
 from pegboard.nn.layer import Layer
 from pegboard.ops import KernelTable, kernel_table
 from pegboard_int8.ops import quantise_
@@ -134,10 +135,19 @@ class Int8Embedding(Int8Matrix):
 
 
 class Int8Head(Int8Matrix):
-    """Hidden states to logits; a tied one reads the embedding's storage."""
+    """Hidden states to logits; a tied one reads the embedding's storage. softcap: as of the `pegboard.nn.Head` in whose place it is."""
 
-    def __init__(self, name: str, rows: int, columns: int, model: nn.Module, tied: Int8Embedding | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        rows: int,
+        columns: int,
+        model: nn.Module,
+        tied: Int8Embedding | None,
+        softcap: float | None = None,
+    ) -> None:
         super().__init__(name, rows, columns, model)
+        self.softcap = softcap
         self._tied = None if tied is None else (tied,)
         if tied is not None:
             del self.weight, self.scales
@@ -155,5 +165,4 @@ class Int8Head(Int8Matrix):
     def forward(self, hidden: Tensor) -> Tensor:
         """[M, H] -> [M, V]."""
         source = self._source
-        out: Tensor = self.kernels.int8_linear(hidden, source.weight, source.scales, None)
-        return out
+        return capped(self.kernels.int8_linear(hidden, source.weight, source.scales, None), self.softcap)

@@ -32,11 +32,11 @@ class Int8Quantizer(Quantizer):
     def _head(self, model: nn.Module, owner: nn.Module, leaf: str, name: str, head: Head) -> list[str]:
         rows, columns = head.matrix.shape
         if head._tied is None:
-            setattr(owner, leaf, Int8Head(name, rows, columns, model, None))
+            setattr(owner, leaf, Int8Head(name, rows, columns, model, None, head.softcap))
             return [name]
         path = next(path for path, module in model.named_modules() if module is head._tied[0])
         embedding = Int8Embedding(path, rows, columns, model)
         parent, _, last = path.rpartition(".")
         setattr(model.get_submodule(parent), last, embedding)
-        setattr(owner, leaf, Int8Head(name, rows, columns, model, embedding))
+        setattr(owner, leaf, Int8Head(name, rows, columns, model, embedding, head.softcap))
         return [path, name]
