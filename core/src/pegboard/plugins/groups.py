@@ -46,6 +46,7 @@ GROUPS: dict[str, Group] = {
         _group("schedule", "Schedule", "learning rate over steps"),
         _group("recipe", "Recipe", "a training run"),
         _group("logger", "Logger", "where metrics of a run go"),
+        _group("search", "Search", "which settings a sweep tries next"),
         _group("engine", "Engine", "continuous generation for many requests"),
         _group("grammar", "GrammarBackend", "outputs that must match a schema, an expression or a grammar"),
         _group("logits_processor", "LogitsProcessor", "a change to the logits before a token is chosen"),
