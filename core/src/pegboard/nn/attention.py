@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from pegboard.nn.layer import Layer
-from pegboard.nn.linear import Linear, LinearGroup
+from pegboard.nn.linear import Linear, LinearGroup, late_bias
 from pegboard.nn.norm import RMSNorm
 from pegboard.types import AttentionSpec
 
@@ -49,8 +49,10 @@ class Attention(Layer):
         self.qkv = LinearGroup(self, tuple(layers))
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
-        """[T, H] -> [T, H]."""
+        """[T, H] -> [T, H]; of each rank's rows where the sequence is split."""
         spec = self.spec
+        if self.region is not None:
+            x = self.region.enter(x, ctx.positions.shape[-1])
         heads, kv_heads = spec.num_heads, spec.num_kv_heads
         qkv = self.qkv(x, ctx).view(-1, heads + 2 * kv_heads, spec.head_dim)
         cos, sin = ctx.rope[self.rope]
@@ -64,4 +66,4 @@ class Attention(Layer):
             k = self.kernels.rotary(self.k_norm(qkv[:, heads : heads + kv_heads]), cos, sin)
         attended = self.backend.attend(q, k, v, spec, ctx.plans[spec.group], ctx.cache)
         out: Tensor = self.o_proj(attended.reshape(-1, heads * spec.head_dim), ctx)
-        return out
+        return out if self.region is None else self.region.leave(out, late_bias(self.o_proj))

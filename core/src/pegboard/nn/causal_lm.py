@@ -137,6 +137,8 @@ class CausalLM(Layer):
         ctx.rope = [rotary(ctx.positions, x.dtype, ctx.extents) for rotary in self.rotaries]
         for layer in self.model.layers:
             x = layer(x, ctx)
+        if self.region is not None:
+            x = self.region.finish(x, ctx.positions.shape[-1])
         if ctx.logits_indices is not None:
             x = x.index_select(0, ctx.logits_indices)
         out: Tensor = self.model.norm(x)

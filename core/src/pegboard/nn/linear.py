@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 class Linear(Layer):
     """x @ weight.T + bias.
 
+    late_bias: the bias is left to whoever sums the parts of a layer that is split by its inputs.
+
     An adapted layer takes the place of a Linear and offers: `base` (the Linear), `forward(x, ctx)`, and `additive`: True when it
     computes base(x) + delta(x, ctx), which lets a LinearGroup keep its fused product. A class method
     `group_add(modules, x, out, starts, ctx)`, where there is one, adds the deltas of all adapted members to `out` in place.
     """
+
+    late_bias = False
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
         super().__init__()
@@ -32,11 +36,17 @@ class Linear(Layer):
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
         """[T, in_features] -> [T, out_features]."""
-        out: Tensor = self.kernels.linear(x, self.weight, self.bias)
+        out: Tensor = self.kernels.linear(x, self.weight, None if self.late_bias else self.bias)
         return out
 
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}, bias={self.bias is not None}"
+
+
+def late_bias(layer: nn.Module) -> Tensor | None:
+    """Return the bias that a layer, adapted or not, leaves to be added behind the sum of its parts."""
+    base: Any = getattr(layer, "base", layer)
+    return base.bias if getattr(base, "late_bias", False) else None
 
 
 class _FusedLinear(torch.autograd.Function):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pegboard.nn.columns import Columns
 from pegboard.nn.head import Head, cap_slope, capped
 
 CHUNK = 1024
@@ -27,6 +28,7 @@ class _CrossEntropySum(torch.autograd.Function):
         targets: Tensor,
         linear: Callable[..., Tensor],
         softcap: float | None,
+        columns: Columns,
         chunk: int,
     ) -> Tensor:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
@@ -38,29 +40,30 @@ class _CrossEntropySum(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk):
             rows, wanted = hidden[start : start + chunk], targets[start : start + chunk]
             logits = capped(linear(rows, weight, None).to(total.dtype), softcap)
-            norm = logits.logsumexp(-1, keepdim=True)
-            total += (norm - logits.gather(1, wanted[:, None])).sum()
+            norm = columns.logsumexp(logits)
+            total += (norm - columns.pick(logits, wanted[:, None])).sum()
             if not (needs_hidden or needs_weight):
                 continue
             slope = None if softcap is None else cap_slope(logits, softcap)
             grad = logits.sub_(norm).exp_()
-            grad.scatter_add_(1, wanted[:, None], grad.new_full((), -1.0).expand(len(wanted), 1))
+            columns.add(grad, wanted[:, None], -1.0)
             grad = (grad if slope is None else grad.mul_(slope)).to(hidden.dtype)
             if d_hidden is not None:
                 d_hidden[start : start + chunk] = linear(grad, weight.t(), None)
             if d_weight is not None:
                 d_weight += linear(grad.t(), rows.t(), None)
-        ctx.save_for_backward(d_hidden, d_weight)
+        ctx.save_for_backward(None if d_hidden is None else columns.total(d_hidden), d_weight)
         ctx.weight_dtype = weight.dtype
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None, None]:
         (grad,) = grads
         d_hidden, d_weight = ctx.saved_tensors
         return (
             None if d_hidden is None else d_hidden.mul(grad.to(d_hidden.dtype)),
             None if d_weight is None else d_weight.mul(grad).to(ctx.weight_dtype),
+            None,
             None,
             None,
             None,
@@ -77,7 +80,7 @@ def cross_entropy_sum(hidden: Tensor, head: Head, targets: Tensor, rows: Tensor,
     selected = hidden.index_select(0, rows)
     wanted = targets.index_select(0, rows)
     product, softcap = head.kernels.linear, head.softcap
-    out: Tensor = _CrossEntropySum.apply(selected, head.matrix, wanted, product, softcap, chunk)  # type: ignore[no-untyped-call]
+    out: Tensor = _CrossEntropySum.apply(selected, head.part, wanted, product, softcap, head.columns, chunk)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -94,6 +97,7 @@ class _TokenLogps(torch.autograd.Function):
         targets: Tensor,
         linear: Callable[..., Tensor],
         softcap: float | None,
+        columns: Columns,
         chunk: int,
     ) -> Tensor:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
@@ -105,43 +109,47 @@ class _TokenLogps(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk):
             rows, wanted = hidden[start : start + chunk], targets[start : start + chunk, None]
             logits = capped(linear(rows, weight, None).to(logps.dtype), softcap)
-            norm = logits.logsumexp(-1, keepdim=True)
-            logps[start : start + chunk] = (logits.gather(1, wanted) - norm).squeeze(1)
+            norm = columns.logsumexp(logits)
+            logps[start : start + chunk] = (columns.pick(logits, wanted) - norm).squeeze(1)
             if d_hidden is not None:
-                d_logits = _d_logits(logits, norm, wanted, softcap).to(hidden.dtype)
+                d_logits = _d_logits(logits, norm, wanted, softcap, columns).to(hidden.dtype)
                 d_hidden[start : start + chunk] = linear(d_logits, weight.t(), None)
-        ctx.linear, ctx.softcap, ctx.chunk, ctx.at_once = linear, softcap, chunk, at_once
+        if d_hidden is not None:
+            d_hidden = columns.total(d_hidden)
+        ctx.linear, ctx.softcap, ctx.columns, ctx.chunk, ctx.at_once = linear, softcap, columns, chunk, at_once
         ctx.save_for_backward(*((d_hidden,) if at_once else (hidden, weight, targets)))
         return logps
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None, None]:
         (grad,) = grads
         if ctx.at_once:
             (d_rows,) = ctx.saved_tensors
-            return d_rows * grad[:, None].to(d_rows.dtype), None, None, None, None, None
+            return d_rows * grad[:, None].to(d_rows.dtype), None, None, None, None, None, None
         hidden, weight, targets = ctx.saved_tensors
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
         for start in range(0, hidden.shape[0], ctx.chunk):
             rows, wanted = hidden[start : start + ctx.chunk], targets[start : start + ctx.chunk, None]
             logits = capped(ctx.linear(rows, weight, None).to(grad.dtype), ctx.softcap)
-            d_logits = _d_logits(logits, logits.logsumexp(-1, keepdim=True), wanted, ctx.softcap)
+            d_logits = _d_logits(logits, ctx.columns.logsumexp(logits), wanted, ctx.softcap, ctx.columns)
             d_logits = d_logits.mul_(grad[start : start + ctx.chunk, None]).to(hidden.dtype)
             if d_hidden is not None:
                 d_hidden[start : start + ctx.chunk] = ctx.linear(d_logits, weight.t(), None)
             d_weight += ctx.linear(d_logits.t(), rows.t(), None)
-        return d_hidden, d_weight.to(weight.dtype), None, None, None, None
+        if d_hidden is not None:
+            d_hidden = ctx.columns.total(d_hidden)
+        return d_hidden, d_weight.to(weight.dtype), None, None, None, None, None
 
 
-def _d_logits(logits: Tensor, norm: Tensor, wanted: Tensor, softcap: float | None) -> Tensor:
+def _d_logits(logits: Tensor, norm: Tensor, wanted: Tensor, softcap: float | None, columns: Columns) -> Tensor:
     """Overwrite logits with the derivative of log p(target) by them: one at the target, less the probabilities.
 
     With a soft cap: by the product that the capped logits were made from.
     """
     slope = None if softcap is None else cap_slope(logits, softcap)
     grad = logits.sub_(norm).exp_().neg_()
-    grad = grad.scatter_add_(1, wanted, grad.new_ones(()).expand(wanted.shape[0], 1))
+    grad = columns.add(grad, wanted, 1.0)
     return grad if slope is None else grad.mul_(slope)
 
 
@@ -153,7 +161,7 @@ def token_logps(hidden: Tensor, head: Head, targets: Tensor, rows: Tensor, *, ch
     """
     selected, wanted = hidden.index_select(0, rows), targets.index_select(0, rows)
     product, softcap = head.kernels.linear, head.softcap
-    out: Tensor = _TokenLogps.apply(selected, head.matrix, wanted, product, softcap, chunk)  # type: ignore[no-untyped-call]
+    out: Tensor = _TokenLogps.apply(selected, head.part, wanted, product, softcap, head.columns, chunk)  # type: ignore[no-untyped-call]
     return out
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from pegboard.nn.layer import Layer
-from pegboard.nn.linear import Linear, LinearGroup
+from pegboard.nn.linear import Linear, LinearGroup, late_bias
 
 if TYPE_CHECKING:
     from pegboard.types import ForwardContext
@@ -38,7 +38,9 @@ class GatedMLP(Layer):
         self.gate_up = LinearGroup(self, ("gate_up_proj",) if fused else ("gate_proj", "up_proj"))
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
-        """[T, H] -> [T, H]."""
+        """[T, H] -> [T, H]; of each rank's rows where the sequence is split."""
         gated = getattr(self.kernels, self._gated)
+        if self.region is not None:
+            x = self.region.enter(x, ctx.positions.shape[-1])
         out: Tensor = self.down_proj(gated(self.gate_up(x, ctx)), ctx)
-        return out
+        return out if self.region is None else self.region.leave(out, late_bias(self.down_proj))

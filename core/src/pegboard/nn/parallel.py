@@ -17,20 +17,45 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The part of a parameter that one rank has: rows (dim 0) or columns (dim 1) from `start` on, out of `whole`."""
+    """The part of a parameter that one rank of a group has: equal shares of its rows (dim 0) or columns (dim 1).
+
+    blocks: sizes of the blocks that follow one another, each of which is split by itself (q, k and v of a fused layer).
+    index, count: of the rank, and of the group.
+    """
 
     dim: int
-    start: int
-    whole: int
-    size: int
+    blocks: tuple[int, ...]
+    index: int
+    count: int
+
+    @property
+    def whole(self) -> int:
+        """Rows, or columns, of the whole parameter."""
+        return sum(self.blocks)
+
+    @property
+    def size(self) -> int:
+        """Rows, or columns, that this rank has."""
+        return sum(span(block, self.index, self.count)[1] for block in self.blocks)
+
+    @property
+    def start(self) -> int | None:
+        """Where this rank's part begins in the whole; None where it lies in several places."""
+        return span(self.blocks[0], self.index, self.count)[0] if len(self.blocks) == 1 else None
 
     def of(self, tensor: Tensor) -> Tensor:
         """Return this rank's part of a whole tensor."""
-        return tensor.narrow(self.dim, self.start, self.size)
+        parts = []
+        for block in tensor.split(self.blocks, self.dim):
+            start, size = span(block.shape[self.dim], self.index, self.count)
+            parts.append(block.narrow(self.dim, start, size))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, self.dim)
 
     def gather(self, part: Tensor, group: Any) -> Tensor:
         """Return the whole tensor, from the parts of all ranks of the group."""
-        return gather(part, self.dim, self.whole, group)
+        sizes = [span(block, self.index, self.count)[1] for block in self.blocks]
+        blocks = zip(part.split(sizes, self.dim), self.blocks, strict=True)
+        return torch.cat([gather(own, self.dim, whole, group) for own, whole in blocks], self.dim)
 
 
 def span(whole: int, rank: int, world: int) -> tuple[int, int]:
@@ -57,6 +82,17 @@ def summed(value: Tensor, group: Any) -> Tensor:
     value = value.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(value, group=group)
     return value
+
+
+def scattered(x: Tensor, group: Any) -> Tensor:
+    """Return this rank's share of the rows of the sum over the group. No gradient."""
+    world, rows = dist.get_world_size(group), x.shape[0]
+    size = -(-rows // world)
+    if size * world != rows:
+        x = torch.cat((x, x.new_zeros(size * world - rows, *x.shape[1:])))
+    out = x.new_empty(size, *x.shape[1:])
+    dist.reduce_scatter_tensor(out, x.contiguous(), group=group)
+    return out[: span(rows, dist.get_rank(group), world)[1]]
 
 
 class _Copy(torch.autograd.Function):
@@ -94,8 +130,9 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        grad = summed(grads[0], ctx.group) if ctx.grad_sums else grads[0]
-        return own_rows(grad, ctx.group).contiguous(), None, None, None
+        if ctx.grad_sums:
+            return scattered(grads[0], ctx.group), None, None, None
+        return own_rows(grads[0], ctx.group).contiguous(), None, None, None
 
 
 class _Scatter(torch.autograd.Function):
@@ -104,7 +141,7 @@ class _Scatter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
         ctx.group, ctx.total = group, x.shape[0]
-        return own_rows(summed(x, group), group).contiguous()
+        return scattered(x, group)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -159,25 +196,20 @@ class Region:
         )
         return out
 
-    def leave(self, x: Tensor) -> Tensor:
-        """[total, H], parts of a sum -> [rows between regions, H], after layers that are split by rows."""
+    def leave(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[total, H], parts of a sum -> [rows between regions, H], after layers that are split by rows. bias: [H], added once."""
         out: Tensor = (
             _Scatter.apply(x, self.group)  # type: ignore[no-untyped-call]
             if self.sequence
             else _Sum.apply(x, self.group)  # type: ignore[no-untyped-call]
         )
-        return out
+        return out if bias is None else out + bias
 
     def finish(self, x: Tensor, total: int) -> Tensor:
         """[rows between regions, H] -> [total, H] at the end of a model; what follows is computed alike on every rank."""
         if not self.sequence:
             return x
         out: Tensor = _Rows.apply(x, total, self.group, False)  # type: ignore[no-untyped-call]
-        return out
-
-    def copy(self, x: Tensor) -> Tensor:
-        """Return x, whose gradient is to be summed over the ranks."""
-        out: Tensor = _Copy.apply(x, self.group)  # type: ignore[no-untyped-call]
         return out
 
     def whole(self, part: Tensor, rows: int) -> Tensor:
