@@ -108,6 +108,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def tuned(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an adapter for the model of `folder`, of PEFT's files."""
+    path = tmp_path_factory.mktemp("adapters") / "tuned"
+    path.mkdir()
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "target_modules": ["q_proj", "up_proj"]}
+    (path / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(folder)}))
+    generator = torch.Generator().manual_seed(1)
+    shapes = {"self_attn.q_proj": (32, 32), "mlp.up_proj": (32, 48)}
+    tensors = [
+        (
+            f"base_model.model.model.layers.{layer}.{name}.lora_{side}.weight",
+            torch.randn(shape, generator=generator) / 2,
+        )
+        for layer in (0, 1)
+        for name, (wide, out) in shapes.items()
+        for side, shape in (("A", (2, wide)), ("B", (out, 2)))
+    ]
+    write_safetensors(path / "adapter_model.safetensors", tensors)
+    return path
+
+
 def write_weights(path: Path, config: dict[str, Any]) -> None:
     with torch.device("meta"):
         model = find_family(Registry.discover(), config).build(config)

@@ -275,27 +275,22 @@ def test_embeddings_and_log_probabilities_are_of_the_adapter(start: Start, kept:
     assert outputs["e"].embedding == pytest.approx(hidden.tolist(), rel=1e-5)
 
 
-def test_llm_takes_adapters_by_name(folder: Path, tmp_path: Path) -> None:
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "target_modules": ["q_proj", "up_proj"]}
-    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(folder)}))
-    generator = torch.Generator().manual_seed(1)
-    shapes = {"self_attn.q_proj": (32, 32), "mlp.up_proj": (32, 48)}
-    tensors = {
-        f"base_model.model.model.layers.{layer}.{name}.lora_{side}.weight": torch.randn(shape, generator=generator) / 2
-        for layer in (0, 1)
-        for name, (wide, out) in shapes.items()
-        for side, shape in (("A", (2, wide)), ("B", (out, 2)))
-    }
-    save_file(tensors, tmp_path / "adapter_model.safetensors")
+def test_llm_takes_adapters_by_name(folder: Path, tuned: Path) -> None:
     params = SamplingParams(max_tokens=9, **GREEDY)
-    with LLM(str(tmp_path), dtype="float64") as merged, LLM(str(folder), dtype="float64") as plain:
+    with LLM(str(tuned), dtype="float64") as merged, LLM(str(folder), dtype="float64") as plain:
         wanted = [llm.generate("hello there", params)[0].outputs[0].token_ids for llm in (merged, plain)]
-    with LLM(str(folder), dtype="float64", adapters={"tuned": str(tmp_path)}) as llm:
+        embeddings = [llm.embed("hello there")[0] for llm in (merged, plain)]
+        scores = [llm.score(["hello there"], ("h", "t"))[0] for llm in (merged, plain)]
+    assert embeddings[0] != pytest.approx(embeddings[1], rel=1e-3)
+    with LLM(str(folder), dtype="float64", adapters={"tuned": str(tuned)}) as llm:
         options = [RequestOptions(adapter="tuned"), RequestOptions()]
         found = llm.generate(["hello there"] * 2, params, options)
         assert [one.outputs[0].token_ids for one in found] == wanted
         streamed = llm.stream("hello there", params, RequestOptions(adapter="tuned"))
         assert [token for output in streamed for token in output.token_ids] == wanted[0]
+        for adapter, embedding, score in zip(("tuned", None), embeddings, scores, strict=True):
+            assert llm.embed("hello there", adapter=adapter)[0] == pytest.approx(embedding, rel=1e-5)
+            assert llm.score(["hello there"], ("h", "t"), adapter=adapter) == pytest.approx([score], rel=1e-5)
         with pytest.raises(ConfigError, match="2 prompts, 1 options"):
             llm.generate(["a", "b"], params, options[:1])
     with pytest.raises(ConfigError, match="is no folder of an adapter"):

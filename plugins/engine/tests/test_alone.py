@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+
 from pegboard_engine.alone import MOST, alone
 
 

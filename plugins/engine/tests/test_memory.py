@@ -7,9 +7,13 @@ import pytest
 
 from pegboard.build import BuiltModel
 from pegboard.errors import ConfigError
+from pegboard.plugins.load import Registry
 from pegboard.types import SamplingParams
 from pegboard_engine import LLM, EngineOptions
+from pegboard_engine.adapters import adapter_bytes
 from pegboard_engine.memory import plan_memory
+from pegboard_lora import LoraAdapter
+from pegboard_lora.plugin import LORA
 
 
 def test_the_plan_tells_what_goes_where(built: BuiltModel) -> None:
@@ -30,6 +34,32 @@ def test_too_little_says_what_would_fit(built: BuiltModel) -> None:
     assert caught.value.fix is not None and "at most 36" in caught.value.fix
     with pytest.raises(ConfigError, match="holds no page"):
         plan_memory(built, EngineOptions(page_size=4, kv_memory=page))
+
+
+def test_adapters_are_counted_where_they_are_asked_for(built: BuiltModel) -> None:
+    registry = Registry.of({("adapter", "lora"): LORA})
+    needs = adapter_bytes(built, registry, 2, 8)
+    assert needs == LoraAdapter.serving_bytes(built.model, num_slots=2, max_rank=8, dtype=built.dtype) > 0
+    assert adapter_bytes(built, registry, 0, 8) == adapter_bytes(built, Registry.of({}), 2, 8) == 0
+    given: dict[str, Any] = {"page_size": 4, "kv_memory": 1.0, "max_num_seqs": 2048, "max_num_tokens": 2048}
+    allowed = plan_memory(built, EngineOptions(**given), needs)
+    asked = plan_memory(built, EngineOptions(max_adapters=2, max_adapter_rank=8, **given), needs)
+    assert allowed.adapters == 0
+    assert allowed.adapters_most == needs
+    assert asked.adapters == needs
+    (line,) = (line for line in asked.table().splitlines() if line.startswith("adapters"))
+    assert "2 of rank 8" in line
+    assert "adapters" in allowed.table()
+    assert "adapters" not in plan_memory(built, EngineOptions(**given)).table()
+
+
+def test_the_room_of_adapters_is_not_the_caches(built: BuiltModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {"page_size": 4, "kv_memory": 1.0, "max_num_seqs": 2048, "max_num_tokens": 2048}
+    plan = plan_memory(built, EngineOptions(**given))
+    available, page = plan.workspace + 40 * plan.layout.page_bytes, plan.layout.page_bytes
+    monkeypatch.setattr("pegboard_engine.memory._available", lambda built: available)
+    assert plan_memory(built, EngineOptions(**given), 10 * page).num_pages == 40
+    assert plan_memory(built, EngineOptions(max_adapters=4, **given), 10 * page).num_pages == 30
 
 
 def test_weights_that_are_not_loaded_yet_are_left_room_for(built: BuiltModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -305,3 +305,25 @@ def test_rows_of_another_number_are_a_mistake_of_the_caller(base: BuiltModel, tr
     ctx.adapter_slots = torch.tensor([0, 0])
     with pytest.raises(RuntimeError, match="3 rows"), torch.no_grad():
         base.model(torch.tensor([1, 2, 3]), ctx)
+
+
+@pytest.mark.parametrize("num_slots", [1, 3])
+def test_the_memory_of_full_slots_is_told_before(base: BuiltModel, num_slots: int) -> None:
+    most = LoraAdapter.serving_bytes(base.model, num_slots=num_slots, max_rank=5, dtype=torch.float64)
+    slots = slots_of(base, num_slots=num_slots, max_rank=5)
+    one = Trained(LoraAdapter, 1, rank=5, targets="all-linear")
+    for slot in range(num_slots):
+        slots.load(slot, one.tensors, one.config)
+    ids = torch.arange(12) % 7
+    for which in ([0, 0, 0], [0, num_slots - 1, -1], [-1, 0, num_slots // 2], list(range(num_slots))):
+        mixed(base, ids[: 4 * len(which)], [4] * len(which), which)
+    held: dict[int, int] = {}
+    for site, _ in slots._sites:
+        for kept in (*site.factors.values(), *site._alone.values(), *site._stacks.values()):
+            if kept is not None:
+                for tensor in (kept.down, *(up[1] for up in kept.ups if up is not None)):
+                    storage = tensor.untyped_storage()
+                    held[storage.data_ptr()] = storage.nbytes()
+    assert sum(held.values()) <= most
+    if num_slots == 1:
+        assert sum(held.values()) == most

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from pegboard.nn.parallel import Split
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterFiles:
@@ -76,6 +78,14 @@ class Adapter(ABC):
 
         raise ConfigError(f"{cls.__name__} cannot be served beside others", fix="merge the adapter into the model")
 
+    @classmethod
+    def serving_bytes(cls, model: nn.Module, *, num_slots: int, max_rank: int, dtype: torch.dtype) -> int:
+        """Return the most memory that the slots of `serving` may come to hold, on the model's device; 0 where it cannot be told.
+
+        The model may be an empty one (meta device).
+        """
+        return 0
+
     @abstractmethod
     def attach(self, model: nn.Module) -> list[str]:
         """Swap the targeted modules of an empty model (meta device) for adapted ones, freeze every other parameter, and return
@@ -95,6 +105,16 @@ class Adapter(ABC):
         own = {id(parameter): name for name, parameter in model.named_parameters()}
         places = {parameter.data_ptr(): own[id(parameter)] for parameter in model.parameters()}
         return {name: places[tensor.data_ptr()] for name, tensor in self.tensors(model).items()}
+
+    def divided(self, model: nn.Module) -> Mapping[str, Split | None]:
+        """Return how the attached parameters follow from layers that are split over a tensor-parallel group (their `divided`).
+
+        By the model's names: a Split, or None for a parameter that every rank has and of whose gradient each computes a part; any
+        other one has the same gradient on every rank. Raises ConfigError for what cannot be computed in parts.
+        """
+        from pegboard.errors import ConfigError
+
+        raise ConfigError(f"{type(self).__name__} does not say how it splits", fix="set mesh.tensor=1")
 
     @abstractmethod
     def load(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from pegboard.build import markers_of
 from pegboard.errors import ConfigError, nearest
 from pegboard.opened import adapter_plugins, open_adapter
 
@@ -106,6 +107,22 @@ class LoadedAdapters:
                 f"no adapter {name!r} is loaded{nearest(name, self._loaded)}", fix=f"load it first; loaded: {known}"
             )
         return self._loaded[name]
+
+
+def adapter_bytes(built: BuiltModel, registry: Registry, num_slots: int, max_rank: int) -> int:
+    """Return the most memory that adapters beside a model may take, of the kind that takes most; 0 where none is installed."""
+    kinds = (
+        [record.identity for record, spec in registry.candidates("adapter") if markers_of(spec)] if num_slots else []
+    )
+    return max(
+        (
+            registry.load("adapter", kind).serving_bytes(
+                built.model, num_slots=num_slots, max_rank=max_rank, dtype=built.dtype
+            )
+            for kind in kinds
+        ),
+        default=0,
+    )
 
 
 class ServedAdapters:

@@ -17,7 +17,7 @@ from pegboard.errors import ConfigError
 from pegboard.interfaces.engine import Engine, EngineStats, FinishReason, RequestOptions, RequestOutput
 from pegboard.interfaces.executor import ExecutorDied
 from pegboard.types import CachePlan, SamplingParams
-from pegboard_engine.adapters import LoadedAdapters
+from pegboard_engine.adapters import LoadedAdapters, adapter_bytes
 from pegboard_engine.grammars import Grammars
 from pegboard_engine.inputs import build_plan
 from pegboard_engine.intake import Intake
@@ -80,12 +80,15 @@ class PagedEngine(Engine):
 
     def load(self, built: BuiltModel, tokenizer: Tokenizer | None, registry: Registry) -> None:
         options = self.options
-        self.memory = memory = plan_memory(built, options)
+        adapters = adapter_bytes(built, registry, options.max_adapters, options.max_adapter_rank)
+        self.memory = memory = plan_memory(built, options, adapters)
         log.info("memory\n%s", memory.table())
         self._tokenizer, self._registry = tokenizer, registry
         self.vocab_size, self.max_model_len = built.model.vocab_size, memory.longest
         pages = PagePool(memory.num_pages)
-        self._table = Table(options.max_num_seqs, memory.longest + 1, options.page_size)
+        self._table = Table(
+            options.max_num_seqs, memory.longest + 1, options.page_size, rope_limit=built.model.rope_limit
+        )
         self._prefixes = PrefixCache(pages, options.page_size, enabled=options.prefix_caching)
         self._scheduler = Scheduler(
             pages,

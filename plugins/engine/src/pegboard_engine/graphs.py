@@ -32,6 +32,7 @@ class _Captured:
     positions: Tensor
     plan: Any
     logits: Tensor
+    extents: Tensor | None
 
 
 class DecodeGraphs:
@@ -51,8 +52,12 @@ class DecodeGraphs:
         # One graph runs at a time: they share their working memory.
         self._memory = built.platform.graph_memory(built.device.index or 0) if self._usable else None
 
-    def run(self, ids: Tensor, positions: Tensor, inputs: AttentionInputs) -> Tensor | None:
+    def run(
+        self, ids: Tensor, positions: Tensor, inputs: AttentionInputs, extents: Tensor | None = None
+    ) -> Tensor | None:
         """Return the logits [N, V] of a decode batch, N sequences with one token each; None when it is to be run without a graph.
+
+        extents: [N] as of `ForwardContext`, for models that have a `rope_limit`.
 
         They are overwritten by the next step of this shape.
         """
@@ -72,6 +77,8 @@ class DecodeGraphs:
         self._graphs.move_to_end(shape)
         found.ids[:count].copy_(ids)
         found.positions[:count].copy_(positions)
+        if found.extents is not None and extents is not None:
+            found.extents[:count].copy_(extents)
         if count < shape[0]:
             found.ids[count:] = 0
             found.positions[count:] = 0
@@ -94,11 +101,13 @@ class DecodeGraphs:
     def _capture(self, shape: tuple[int, int], inputs: AttentionInputs) -> _Captured | None:
         built, device, rows = self._built, self._built.device, shape[0]
         ids, positions = (torch.zeros(rows, dtype=torch.int64, device=device) for _ in range(2))
+        extents = None if built.model.rope_limit is None else torch.zeros_like(ids)
         plan = built.attention.plan(inputs, device, self._cache.layout)
         logits: list[Tensor] = []
 
         def work() -> None:
-            ctx = ForwardContext(positions=positions, plans=[plan] * self._groups, cache=self._cache)
+            plans = [plan] * self._groups
+            ctx = ForwardContext(positions=positions, plans=plans, cache=self._cache, extents=extents)
             logits[:] = [built.model.head(built.model(ids, ctx))]
 
         try:
@@ -108,7 +117,7 @@ class DecodeGraphs:
             self._usable = False
             return None
         self.num_captured += 1
-        found = self._graphs[shape] = _Captured(graph, ids, positions, plan, logits[0])
+        found = self._graphs[shape] = _Captured(graph, ids, positions, plan, logits[0], extents)
         if len(self._graphs) > _MOST_GRAPHS:
             dropped, _ = self._graphs.popitem(last=False)
             self._seen.pop(dropped, None)

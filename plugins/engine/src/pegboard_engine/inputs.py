@@ -18,7 +18,8 @@ def build_plan(number: int, step: Schedule, table: Table, sampling: Any = None) 
     extras, where asked for: "more_rows": [P] int64 further rows whose hidden states are wanted, with "prompt": (how many of them are
     for prompt log-probabilities, their [.] target ids, the most alternatives) and "pool": [J, 2] int64 rows (first, stop) of the
     rest, whose sum is wanted, one for each embedding. "drafts": [M] proposed tokens of each sampled sequence; M then counts sequences,
-    each of which has a row for every proposed token, whose ids are the last ones of its input, and one more.
+    each of which has a row for every proposed token, whose ids are the last ones of its input, and one more. "extents": [N] tokens of
+    each whole sequence, whose prompt may come in chunks, where the model's keys depend on it.
     """
     slots, begins, counts, decodes = step.slots, step.begins, step.counts, step.num_decodes
     if decodes == len(slots):
@@ -41,6 +42,11 @@ def build_plan(number: int, step: Schedule, table: Table, sampling: Any = None) 
     if step.drafts is not None:
         extras["drafts"] = step.drafts
         drawn, rows = spread(drawn, rows - step.drafts, step.drafts)
+    if table.rope_limit is not None:
+        extents = table.known[slots]
+        # Sampling counted a token that is none of the input.
+        extents[step.sampled] = (begins + counts)[step.sampled]
+        extras["extents"] = extents
     return StepPlan(
         step=number,
         input_ids=ids,

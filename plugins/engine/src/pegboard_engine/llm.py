@@ -151,28 +151,36 @@ class LLM:
         return self._run(tokens, texts, params, options)
 
     def embed(
-        self, prompts: Prompt | Sequence[Prompt], *, pooling: Pooling = "last", normalize: bool = True
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling: Pooling = "last",
+        normalize: bool = True,
+        adapter: str | None = None,
     ) -> list[list[float]]:
         """Return an embedding of each prompt, [H] floats: the last hidden state of its last token, or the mean over all.
 
-        normalize: divide by the Euclidean length.
+        normalize: divide by the Euclidean length. adapter: name of a loaded one.
         """
         listed = _listed(prompts)
-        options = RequestOptions(task="embed", pooling=pooling)
+        options = RequestOptions(task="embed", pooling=pooling, adapter=adapter)
         found = self._run([self._encoded(p) for p in listed], [_text(p) for p in listed], SamplingParams(), options)
         return [_unit(one.embedding or []) if normalize else one.embedding or [] for one in found]
 
-    def score(self, prompts: Sequence[Prompt], labels: tuple[str, str] = ("yes", "no")) -> list[float]:
+    def score(
+        self, prompts: Sequence[Prompt], labels: tuple[str, str] = ("yes", "no"), *, adapter: str | None = None
+    ) -> list[float]:
         """Return how much more the model would answer each prompt with the first label than with the second, from 0 to 1.
 
         The way to rank documents with a decoder: a prompt holds a query and a document and asks whether they match. Each label
-        counts with its first token.
+        counts with its first token. adapter: name of a loaded one.
         """
         ids = tuple(self.tokenizer.encode(label, special=False)[0] for label in labels)
         if ids[0] == ids[1]:
             raise ConfigError(f"the labels {labels} begin with the same token", fix="choose labels that differ earlier")
         params = SamplingParams(max_tokens=1, temperature=0, logprob_ids=ids, logprobs=0)
-        found = self._run([self._encoded(p) for p in prompts], [_text(p) for p in prompts], params)
+        options = RequestOptions(adapter=adapter)
+        found = self._run([self._encoded(p) for p in prompts], [_text(p) for p in prompts], params, options)
         pairs = [dict(one.outputs[0].logprobs[0].extra) for one in found if one.outputs[0].logprobs]
         return [1 / (1 + math.exp(pair[ids[1]] - pair[ids[0]])) for pair in pairs]
 

@@ -19,7 +19,8 @@ _DEFAULT_CONTEXTS = 4
 class MemoryPlan:
     """Bytes by use. num_pages counts the reserved page 0; longest: tokens that one request can have in all.
 
-    available: what the device had before anything of this was allocated.
+    available: what the device had before anything of this was allocated. adapters: left for those beside the model; adapters_most: what
+    they may come to, `adapters_note` being for how many.
     """
 
     layout: KVLayout
@@ -28,6 +29,9 @@ class MemoryPlan:
     weights: int
     workspace: int
     available: int
+    adapters: int = 0
+    adapters_most: int = 0
+    adapters_note: str = ""
 
     @property
     def bytes(self) -> int:
@@ -37,22 +41,27 @@ class MemoryPlan:
     def table(self) -> str:
         """Return the plan as lines for people."""
         tokens = (self.num_pages - 1) * self.layout.page_size
-        rows = (
+        pages = f"{self.num_pages - 1:,} pages of {self.layout.page_size} tokens, {self.layout.dtype}"
+        rows = [
             ("weights", self.weights, ""),
             ("workspace", self.workspace, "estimated, for the largest step"),
-            (
-                "cache",
-                self.bytes,
-                f"{self.num_pages - 1:,} pages of {self.layout.page_size} tokens, {self.layout.dtype}",
-            ),
-            ("in all", self.weights + self.workspace + self.bytes, f"of {_mib(self.available)} available"),
-        )
+            ("cache", self.bytes, pages),
+        ]
+        if self.adapters_most:
+            note = "at most, for" if self.adapters else f"{_mib(self.adapters_most)} more with"
+            rows.append(("adapters", self.adapters, f"{note} {self.adapters_note}"))
+        whole = self.weights + self.workspace + self.bytes + self.adapters
+        rows.append(("in all", whole, f"of {_mib(self.available)} available"))
         lines = [f"{name:10} {_mib(size):>12}  {note}".rstrip() for name, size, note in rows]
         return "\n".join([*lines, f"one request can have {self.longest:,} tokens, all together {tokens:,}"])
 
 
-def plan_memory(built: BuiltModel, options: EngineOptions) -> MemoryPlan:
-    """Return the plan for a model. Raises ConfigError when `max_model_len` or `kv_memory` cannot be met, saying what could."""
+def plan_memory(built: BuiltModel, options: EngineOptions, adapters: int = 0) -> MemoryPlan:
+    """Return the plan for a model. Raises ConfigError when `max_model_len` or `kv_memory` cannot be met, saying what could.
+
+    adapters: the most bytes that adapters beside the model may take. They are left room for where `max_adapters` was asked for; its
+    default only allows them, at the cost of what is free when one is loaded.
+    """
     layout = cache_layout(built, options.page_size, options.kv_dtype)
     limit = built.model.max_positions
     if options.max_model_len is not None and options.max_model_len > limit:
@@ -62,7 +71,8 @@ def plan_memory(built: BuiltModel, options: EngineOptions) -> MemoryPlan:
         )
     length = options.max_model_len or limit
     weights, workspace, available = built.weight_bytes, _workspace(built, options), _available(built)
-    left = max(0, available - workspace - (weights if built.pending else 0))
+    reserved = adapters if "max_adapters" in options.model_fields_set else 0
+    left = max(0, available - workspace - reserved - (weights if built.pending else 0))
     pages_each = -(-length // options.page_size)
     useful = 1 + pages_each * options.max_num_seqs
     if options.kv_memory is None:
@@ -83,7 +93,10 @@ def plan_memory(built: BuiltModel, options: EngineOptions) -> MemoryPlan:
             f"max_model_len {options.max_model_len} needs {(pages_each + 1) * layout.page_bytes} bytes of cache, kv_memory gives {budget}",
             fix=f"raise kv_memory, or use max_model_len of at most {fits}",
         )
-    return MemoryPlan(layout, pages, min(length, fits), weights, workspace, available)
+    note = f"{options.max_adapters} of rank {options.max_adapter_rank} on every layer"
+    return MemoryPlan(
+        layout, pages, min(length, fits), weights, workspace, available, reserved, adapters, (adapters and note) or ""
+    )
 
 
 def cache_layout(built: BuiltModel, page_size: int, dtype: str = "auto") -> KVLayout:

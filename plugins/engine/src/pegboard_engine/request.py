@@ -69,7 +69,7 @@ class Request:
     end it. digests: of its full pages, as far as they are known; root: what their chain starts from. found: pages of its beginning
     that were in the cache when it was looked at last, while it waits. slot: its row of the table, -1 unless it runs. created,
     entered, first_token: when it came, first ran and had its first token, by the engine's clock; 0 for not yet. sync: its next token
-    cannot be drawn before the last one is known. matcher: of its grammar. piece, logprobs: of one that is told as a whole, so far.
+    cannot be drawn before the last one is known. long: its keys are those of a sequence beyond the model's `rope_limit`. matcher: of its grammar. piece, logprobs: of one that is told as a whole, so far.
     """
 
     __slots__ = (
@@ -87,6 +87,7 @@ class Request:
         "index",
         "limit",
         "logprobs",
+        "long",
         "matcher",
         "num_prompt",
         "options",
@@ -145,6 +146,7 @@ class Request:
         self.slot = -1
         self.passed = 0
         self.sync = params.grammar is not None
+        self.long = False
         self.state = State.WAITING
         self.matcher: Any = None
         self.text: OutputText | None = None

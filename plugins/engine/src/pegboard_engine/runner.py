@@ -77,10 +77,11 @@ class Runner:
         ids, positions = self._input_ids(plan), self._to_device(plan.positions)
         extras: dict[str, Any] = {}
         logits = None
+        extents = self._extents(plan)
         if self._graphs is not None and plan.num_decodes == len(plan.slots) and plan.adapters is None:
-            logits = self._graphs.run(ids, positions, inputs)
+            logits = self._graphs.run(ids, positions, inputs, extents)
         if logits is None:
-            logits = self._forward(plan, ids, positions, inputs, extras)
+            logits = self._forward(plan, ids, positions, inputs, extents, extras)
         if logits is None:
             return Started(
                 plan.step, torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.bool), None, None, extras
@@ -93,7 +94,13 @@ class Runner:
         return Started(plan.step, ids, valid, self._recorded(), sampled.logprobs, extras)
 
     def _forward(
-        self, plan: StepPlan, ids: Tensor, positions: Tensor, inputs: AttentionInputs, extras: dict[str, Any]
+        self,
+        plan: StepPlan,
+        ids: Tensor,
+        positions: Tensor,
+        inputs: AttentionInputs,
+        extents: Tensor | None,
+        extras: dict[str, Any],
     ) -> Tensor | None:
         """Run the model; return the logits of the rows to sample from, and put what else was asked for into `extras`."""
         built, device = self._built, self._built.device
@@ -106,6 +113,7 @@ class Runner:
             cache=self.cache,
             adapter_slots=self.adapters.rows(plan.adapters, plan.query_lens),
             logits_indices=None if all_rows else self._to_device(rows),
+            extents=extents,
         )
         hidden = built.model(ids, ctx)
         count = len(plan.logits_indices)
@@ -137,6 +145,13 @@ class Runner:
     def unload_adapter(self, slot: int) -> None:
         """Empty a slot."""
         self.adapters.unload(slot)
+
+    def _extents(self, plan: StepPlan) -> Tensor | None:
+        """Return [T] how many tokens each row's sequence has, for models that ask; those known to the plan's maker, or so far."""
+        if self._built.model.rope_limit is None:
+            return None
+        lens = plan.extras.get("extents", plan.seq_lens)
+        return self._to_device(np.repeat(np.asarray(lens, dtype=np.int64), plan.query_lens))
 
     def _input_ids(self, plan: StepPlan) -> Tensor:
         ids = torch.from_numpy(plan.input_ids)

@@ -65,6 +65,8 @@ class Scheduler:
     A request that needs a page when none is free takes those of another one, which later computes its tokens anew; then nobody is
     admitted before a request ends or there is a spare page for every running one. `look_past` waiting requests may overtake one that
     does not fit, each at most `look_past` times. watermark: pages that admission leaves free.
+
+    A request that grows beyond the table's `rope_limit` computes its tokens anew too: longer sequences have other keys.
     """
 
     def __init__(
@@ -98,6 +100,8 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Queue a request in state waiting."""
+        if self.table.rope_limit is not None and len(request.tokens) > self.table.rope_limit:
+            request.long, request.root = True, self._long_root(request.root)
         self.prefixes.extend(request.digests, request.root, request.tokens)
         self.waiting.add(request)
 
@@ -106,6 +110,8 @@ class Scheduler:
         table = self.table
         known, limit = int(table.known[slot]), int(table.limit[slot])
         count = min(len(ids), limit - known - 1)
+        if table.rope_limit is not None and not table.long[slot]:
+            count = min(count, table.rope_limit - known)
         room = int(table.num_pages[slot]) * table.page_size - known
         if 0 <= room < count and self.pages.num_free > len(table):
             table.append_page_each(np.array([slot]), self.pages.allocate_each(table.last_pages(np.array([slot]))))
@@ -117,6 +123,8 @@ class Scheduler:
     def schedule(self) -> Schedule | None:
         """Choose the next step and give its requests the pages they need. None when nobody can run."""
         self.pages.expire_leases()
+        if self.table.rope_limit is not None:
+            self._begin_anew(self.table.rope_limit)
         table, before = self.table, self.num_preemptions
         while True:
             slots, need = self._wanted()
@@ -218,6 +226,7 @@ class Scheduler:
         What a running one adds follows keys of the old weights: nobody else may find it.
         """
         digests, slot, table = Chain(), request.slot, self.table
+        root = self._long_root(root) if request.long else root
         if slot >= 0:
             published = int(table.published[slot])
             self.prefixes.unclaim(request.digests.after(published), slot)
@@ -233,9 +242,30 @@ class Scheduler:
         need = known - table.scheduled[slots] + table.drafts[slots]
         # The last token of a full request is never computed: nothing is drawn after it.
         need[known >= table.limit[slots]] = 0
+        if table.rope_limit is not None:
+            need[self._outgrown(slots, table.rope_limit)] = 0
         if table.num_sync:
             need[table.sync[slots] & (table.inflight[slots] > 0)] = 0
         return slots, need
+
+    def _outgrown(self, slots: np.ndarray, limit: int) -> np.ndarray:
+        """Return [K] bool, which slots have more tokens than `limit` and keys of a sequence that has not."""
+        grown: np.ndarray = (self.table.known[slots] > limit) & ~self.table.long[slots]
+        return grown
+
+    def _begin_anew(self, limit: int) -> None:
+        """Let requests that outgrew the limit wait for a slot again, once their last token is known: all their keys change."""
+        table = self.table
+        slots = table.running[self._outgrown(table.running, limit)]
+        for slot in slots[(table.inflight[slots] == 0) & (table.known[slots] < table.limit[slots])].tolist():
+            request = table.request(slot)
+            request.to(State.PREEMPTED)
+            self._release(request)
+            request.digests, request.long, request.root = Chain(), True, self._long_root(request.root)
+            self.waiting.add(request)
+
+    def _long_root(self, root: bytes) -> bytes:
+        return self.prefixes.root(root, "long")
 
     def _step(self, decodes: np.ndarray, chunked: list[int], chunks: list[int], admitted: list[int]) -> Schedule:
         table = self.table

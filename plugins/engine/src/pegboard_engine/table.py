@@ -19,11 +19,12 @@ class Table:
     last: [S] the token at known - 1, -1 while it is in flight. drafts: proposed tokens, which stand in `tokens` behind the known ones.
     stop_ids: [K, S], -1 where unused. sync: whether the next token needs the last one known. watched: whether a token needs more than
     being counted. whole: whether nothing is told before the end. embeds: whether none is drawn. generation: grows when a slot
-    changes hands.
+    changes hands. long: whether keys are those of a sequence longer than `rope_limit` (`CausalLM.rope_limit`, None for most models).
     """
 
-    def __init__(self, num_slots: int, max_len: int, page_size: int) -> None:
+    def __init__(self, num_slots: int, max_len: int, page_size: int, rope_limit: int | None = None) -> None:
         self.page_size = page_size
+        self.rope_limit = rope_limit
         self.num_slots = num_slots
         self.tokens = np.zeros((num_slots, max_len), dtype=np.int32)
         self.pages = np.zeros((num_slots, -(-max_len // page_size)), dtype=np.int32)
@@ -48,6 +49,7 @@ class Table:
         self.watched = np.zeros(num_slots, dtype=bool)
         self.whole = np.zeros(num_slots, dtype=bool)
         self.embeds = np.zeros(num_slots, dtype=bool)
+        self.long = np.zeros(num_slots, dtype=bool)
         self.requests = np.full(num_slots, None, dtype=object)
         self._num_stop_ids = 1
         self.num_sync = 0
@@ -98,6 +100,7 @@ class Table:
         self.watched[slot] = request.watched
         self.whole[slot] = request.options.whole
         self.embeds[slot] = request.embeds
+        self.long[slot] = request.long
         self.num_sync += request.sync
         self.adapters[slot] = request.adapter
         self.num_adapted += request.adapter >= 0

@@ -36,6 +36,19 @@ def test_generate_answers_several_prompts_together(peg: Peg, folder: Path) -> No
     assert "> world\n" in out
 
 
+def test_an_adapter_beside_the_model(peg: Peg, folder: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, merged = (peg("generate", model, "hello", *TINY).out for model in (folder, tuned))
+    assert plain != merged
+    assert peg("generate", folder, "hello", "--adapter", tuned, *TINY).out == merged
+    assert (
+        json.loads(peg("generate", folder, "hello", "--adapter", tuned, *TINY, "--json").out)["text"] + "\n" == merged
+    )
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    assert peg("chat", folder, "--adapter", tuned, *TINY).out == merged
+    said = peg("generate", folder, "hello", "--adapter", folder, *TINY)
+    assert (said.status, "is no folder of an adapter" in said.err) == (2, True)
+
+
 def test_a_prompt_from_standard_input(peg: Peg, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("hello"))
     piped = peg("generate", folder, "-", *TINY).out

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pegboard.errors import ConfigError, ModelError
 from pegboard.interfaces.adapter import Adapter, AdapterFiles
+from pegboard.nn.parallel import Split
 from pegboard_lora.files import (
     CONFIG_FILE,
     PREFIX,
@@ -24,7 +25,7 @@ from pegboard_lora.files import (
 )
 from pegboard_lora.layers import DoraLinear, LoraLinear
 from pegboard_lora.options import LoraOptions
-from pegboard_lora.slots import LoraSlots
+from pegboard_lora.slots import LoraSlots, slots_bytes
 from pegboard_lora.targets import adaptable, device_of, put, select
 
 
@@ -88,6 +89,24 @@ class LoraAdapter(Adapter):
             for name, attribute in peft_names(module_name, magnitude=isinstance(module, DoraLinear)).items()
         }
 
+    def divided(self, model: nn.Module) -> dict[str, Split | None]:
+        """B follows a layer that is split by its outputs, A one that is split by its inputs; the gradient of the other is a partial sum."""
+        found: dict[str, Split | None] = {}
+        for name, module in _adapted(model).items():
+            split: Split | None = getattr(module.base, "divided", None)
+            if split is None:
+                continue
+            columns = split.dim == 0
+            found |= {f"{name}.lora_a": None if columns else split, f"{name}.lora_b": split if columns else None}
+            if isinstance(module, DoraLinear):
+                if not columns:
+                    raise ConfigError(
+                        f"DoRA needs whole rows of weights, but {name} is split by its inputs",
+                        fix="leave it out of adapter.targets, use adapter.use=lora, or set mesh.tensor=1",
+                    )
+                found[f"{name}.magnitude"] = split
+        return found
+
     @torch.no_grad()
     def load(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         """Copy parameters named as in `tensors`; parameters without storage get it beside their base weight."""
@@ -119,6 +138,11 @@ class LoraAdapter(Adapter):
     def serving(cls, model: nn.Module, *, num_slots: int, max_rank: int, dtype: torch.dtype) -> LoraSlots:
         """Return slots for plain LoRA; an adapter of DoRA is refused when it is loaded."""
         return LoraSlots(model, num_slots=num_slots, max_rank=max_rank, dtype=dtype)
+
+    @classmethod
+    def serving_bytes(cls, model: nn.Module, *, num_slots: int, max_rank: int, dtype: torch.dtype) -> int:
+        """Return the bytes of slots that are all full, of adapters of the highest rank on every layer."""
+        return slots_bytes(model, num_slots=num_slots, max_rank=max_rank, dtype=dtype)
 
     @contextmanager
     def disabled(self, model: nn.Module) -> Iterator[None]:

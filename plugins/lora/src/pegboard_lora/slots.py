@@ -13,7 +13,7 @@ from pegboard.interfaces.adapter import AdapterSlots
 from pegboard.nn import LinearGroup
 from pegboard.ops import linear as reference_linear
 from pegboard_lora.files import CONFIG_FILE, check_tensors, options_of, peft_names
-from pegboard_lora.rows import Arranger, Part
+from pegboard_lora.rows import SETS, Arranger, Part
 from pegboard_lora.sites import RowLinear, Site, make_factors
 from pegboard_lora.targets import adaptable, device_of, put, select
 
@@ -114,6 +114,14 @@ class LoraSlots(AdapterSlots):
                 if wrapped != (name in wanted):
                     layer = self._layers[name]
                     put(self._model, name, layer if wrapped else RowLinear(layer, site, index))
+
+
+def slots_bytes(model: nn.Module, *, num_slots: int, max_rank: int, dtype: torch.dtype) -> int:
+    """Return the bytes of `num_slots` slots that hold adapters of rank `max_rank` on every layer that can be adapted."""
+    sizes = (layer.in_features + layer.out_features for layer in adaptable(model).values())  # type: ignore[operator]
+    each = sum(sizes) * max_rank * _product_dtype(model, dtype).itemsize
+    # Beside the factors of each slot, those of a few sets of slots lie side by side.
+    return int(each) * num_slots * (1 if num_slots == 1 else 1 + SETS)
 
 
 def _sites(

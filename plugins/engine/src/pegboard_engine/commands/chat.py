@@ -9,7 +9,7 @@ import click
 
 from pegboard.errors import ConfigError
 from pegboard_engine.commands.generate import stream
-from pegboard_engine.commands.options import asked, load, model_options, sampling_options
+from pegboard_engine.commands.options import adapter_option, asked, load, model_options, sampling_options
 
 if TYPE_CHECKING:
     from pegboard.types import Message, SamplingParams
@@ -19,22 +19,23 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model")
 @click.option("--system", metavar="TEXT", help="A system message.")
+@adapter_option
 @sampling_options
 @model_options
-def chat(model: str, system: str | None, **options: Any) -> None:
+def chat(model: str, system: str | None, adapter: str | None, **options: Any) -> None:
     """Talk to MODEL: a file, a folder (of a model or an adapter) or a hub id.
 
     A line is a message. Ctrl-C ends an answer, Ctrl-D the conversation; /new begins another one.
     """
     given = asked(options)
-    with load(model, options) as llm:
+    with load(model, {**options, "adapter": adapter}) as llm:
         params = llm.default_params(**given)
         if not llm.tokenizer.has_chat_template:
             raise ConfigError(f"{model} has no chat template", fix="use `peg generate`, or a model made for chat")
-        _talk(llm, params, system)
+        _talk(llm, params, system, adapter)
 
 
-def _talk(llm: LLM, params: SamplingParams, system: str | None) -> None:
+def _talk(llm: LLM, params: SamplingParams, system: str | None, adapter: str | None) -> None:
     from pegboard.types import Message
 
     beginning = [] if system is None else [Message("system", system)]
@@ -46,17 +47,17 @@ def _talk(llm: LLM, params: SamplingParams, system: str | None) -> None:
             messages = list(beginning)
             continue
         messages.append(Message("user", line))
-        answer = _answer(llm, messages, params)
+        answer = _answer(llm, messages, params, adapter)
         if answer is None:
             messages.pop()
         else:
             messages.append(Message("assistant", answer))
 
 
-def _answer(llm: LLM, messages: list[Message], params: SamplingParams) -> str | None:
+def _answer(llm: LLM, messages: list[Message], params: SamplingParams, adapter: str | None) -> str | None:
     """Return an answer, None where Ctrl-C ended it or the conversation has grown too long."""
     try:
-        return stream(llm, llm.tokenizer.chat(messages), params)
+        return stream(llm, llm.tokenizer.chat(messages), params, adapter)
     except KeyboardInterrupt:
         click.echo()
     except ConfigError as error:

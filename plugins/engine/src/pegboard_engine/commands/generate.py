@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pegboard.errors import ConfigError, PegboardError
-from pegboard_engine.commands.options import asked, load, model_options, sampling_options
+from pegboard.interfaces.engine import RequestOptions
+from pegboard_engine.commands.options import adapter_option, asked, load, model_options, sampling_options
 
 if TYPE_CHECKING:
     from pegboard.types import SamplingParams
@@ -28,10 +29,17 @@ if TYPE_CHECKING:
 )
 @click.option("--system", metavar="TEXT", help="A system message; chat only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a prompt.")
+@adapter_option
 @sampling_options
 @model_options
 def generate(
-    model: str, prompts: tuple[str, ...], chat: bool | None, system: str | None, as_json: bool, **options: Any
+    model: str,
+    prompts: tuple[str, ...],
+    chat: bool | None,
+    system: str | None,
+    as_json: bool,
+    adapter: str | None,
+    **options: Any,
 ) -> None:
     """Generate an answer to each PROMPT with MODEL: a file, a folder (of a model or an adapter) or a hub id.
 
@@ -39,7 +47,7 @@ def generate(
     """
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
     given = asked(options)
-    with load(model, options) as llm:
+    with load(model, {**options, "adapter": adapter}) as llm:
         params = llm.default_params(**given)
         if chat and not llm.tokenizer.has_chat_template:
             raise ConfigError(f"{model} has no chat template", fix="leave --chat out, or use --raw")
@@ -48,10 +56,10 @@ def generate(
             raise ConfigError("--system needs a chat template", fix="put it into the prompt, or leave --raw out")
         tokens = [_tokens(llm, text, system) if chat else llm.tokenizer.encode(text) for text in texts]
         if len(tokens) == 1 and not as_json:
-            stream(llm, tokens[0], params)
+            stream(llm, tokens[0], params, adapter)
             return
         failed = 0
-        for text, generation in zip(texts, llm.generate(tokens, params), strict=True):
+        for text, generation in zip(texts, llm.generate(tokens, params, RequestOptions(adapter=adapter)), strict=True):
             (answer,) = generation.outputs
             failed += answer.finish_reason == "error"
             if as_json:
@@ -64,13 +72,13 @@ def generate(
             raise PegboardError(f"{failed} of {len(texts)} requests failed", fix="the reasons stand with them")
 
 
-def stream(llm: LLM, tokens: list[int], params: SamplingParams) -> str:
+def stream(llm: LLM, tokens: list[int], params: SamplingParams, adapter: str | None = None) -> str:
     """Write an answer to standard output as it comes, and its speed to a terminal's standard error; return its text.
 
     Raises PegboardError when the request fails.
     """
     began, first, text, last = time.perf_counter(), 0.0, "", None
-    for last in llm.stream(tokens, params):
+    for last in llm.stream(tokens, params, RequestOptions(adapter=adapter)):
         first = first or time.perf_counter()
         text += last.text
         click.echo(last.text, nl=False)

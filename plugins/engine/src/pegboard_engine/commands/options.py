@@ -51,6 +51,12 @@ def model_options(function: F) -> F:
     return function
 
 
+def adapter_option(function: F) -> F:
+    """Add the option of an adapter beside the model."""
+    text = "Answer with this adapter beside the model, which is not merged into the weights."
+    return click.option("--adapter", metavar="FOLDER", help=text)(function)
+
+
 def sampling_options(function: F) -> F:
     """Add the options that say how tokens are chosen."""
     for option in reversed(SAMPLING_OPTIONS):
@@ -59,12 +65,18 @@ def sampling_options(function: F) -> F:
 
 
 def load(model: str, options: dict[str, Any]) -> LLM:
-    """Load a model as `model_options` say; takes them out of `options`."""
+    """Load a model as `model_options` and `adapter_option` say; takes them out of `options`. The adapter's name is its folder."""
+    import gc
+
     settings = dict(_setting(text) for text in options.pop("settings"))
     for key in ("kv_memory", "max_model_len"):
         value = options.pop(key)
         if value is not None:
             settings[key] = value
+    adapter = options.pop("adapter", None)
+    if adapter is not None:
+        settings.setdefault("max_adapters", 1)
+        settings["adapters"] = {adapter: adapter}
     threads = options.pop("threads")
     from pegboard.build import choose_platform
     from pegboard.plugins.load import Registry
@@ -74,7 +86,11 @@ def load(model: str, options: dict[str, Any]) -> LLM:
     name, platform = choose_platform(registry, options.pop("platform"))
     platform.configure(threads=threads)
     chosen = {key: options.pop(key) for key in ("revision", "dtype", "device", "attention", "quantizer")}
-    return LLM(model, registry=registry, platform=name, **chosen, **settings)
+    llm = LLM(model, registry=registry, platform=name, **chosen, **settings)
+    # What is there now stays: it need not be searched for garbage while tokens come, nor at the end.
+    gc.collect()
+    gc.freeze()
+    return llm
 
 
 def asked(options: dict[str, Any]) -> dict[str, Any]:
