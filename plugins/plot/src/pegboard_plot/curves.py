@@ -75,7 +75,8 @@ def draw_metric(
             _line(axes, held_out, color=colour, linestyle=":", marker="o", markersize=3.5, label=told)
     values = [value for line in axes.get_lines() for value in line.get_ydata() if value > 0]
     if log and values and max(values) < min(values) * (1 + 1e-6):
-        axes.set_ylim(min(values) / 2, max(values) * 2)  # matplotlib finds no range for a constant
+        axes.autoscale(False, axis="y")  # matplotlib finds no range for a constant
+        axes.set_ylim(min(values) / 2, max(values) * 2)
     axes.set(xlabel=AXES[x], ylabel=metric)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
