@@ -52,12 +52,8 @@ class Quantizer(ABC):
         returns the full-precision module that computes the same. One that can be split over a tensor-parallel group has
         `part(style, index, count)`: a module on the same device that holds part `index` of `count`, split by "column" (of its outputs) or
         "row" (of its inputs), and computes exactly what the whole does with it; raises ConfigError naming the layer that does not
-        divide evenly.
+        divide evenly. One that changes during training has `at_step(step)`, which hears each optimizer step (from 1) begin.
         """
-
-    def begin_step(self, step: int) -> None:
-        """Hear that optimizer step `step` (from 1) begins. What changes during training changes here."""
-        return
 
     @classmethod
     def stored(cls, settings: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> Quantizer:

@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 from pegboard.build import BuiltModel, open_model, prepare_model
 from pegboard.config import Choice
+from pegboard.errors import ConfigError
 from pegboard.interfaces.objective import Objective
 from pegboard.opened import open_any
 from pegboard_trainer.config import ModelSection, RoleSection, TrainConfig
@@ -97,6 +98,11 @@ def _build(
         files = files or open_model(registry, section.path, section.revision)
         quantizer = None if chosen.quantizer is None else registry.create("quantizer", chosen.quantizer)
         built = prepare_model(registry, files, adapter=adapter, quantizer=quantizer, seed=seed, **options)
+    if role.trained and adapter is None and built.quantizer is not None and not built.quantizer.trains:
+        raise ConfigError(
+            f"the {role.name}'s weights are quantised, by {type(built.quantizer).__name__}, and cannot be trained",
+            fix="train an adapter beside them (adapter=lora), or drop the quantizer",
+        )
     place(built, trained=role.trained)
     built.load()
     if "OMP_NUM_THREADS" not in os.environ:  # the user's own choice of threads counts
