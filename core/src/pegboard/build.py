@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -134,7 +136,8 @@ def prepare_model(
     tensors = _matching(files, family, expected, headless=model.tied or model.score is not None, quantizer=quantizer)
 
     def load() -> None:
-        _materialise(model, torch_device, torch_dtype)
+        reserve = partial(hardware.reserve, index=device) if phase != "train" else None
+        _materialise(model, torch_device, torch_dtype, reserve)
         _stream(model, tensors)
         if adapter is not None:
             adapter.initialise(model, seed=seed, dtype=torch_dtype)
@@ -302,17 +305,40 @@ def _matching(
     return found
 
 
-def _materialise(model: CausalLM, device: torch.device, dtype: torch.dtype) -> None:
-    """Give the empty parameters storage on `device`, fused groups first as one block each."""
+def _materialise(
+    model: CausalLM, device: torch.device, dtype: torch.dtype, reserve: Callable[[int], Tensor | None] | None
+) -> None:
+    """Give the empty parameters storage on `device`, fused groups first as one block each. reserve: bytes -> where to lay them all."""
+    empty = [p for p in model.parameters() if p.is_meta]
+    block = None if reserve is None else reserve(sum(_room(p.numel() * dtype.itemsize) for p in empty))
+    used = 0
+
+    def make(shape: tuple[int, ...]) -> Tensor:
+        nonlocal used
+        if block is None:
+            return torch.empty(shape, device=device, dtype=dtype)
+        size = math.prod(shape) * dtype.itemsize
+        part = block[used : used + size].view(dtype).view(shape)
+        used += _room(size)
+        return part
+
+    for module in model.modules():
+        if isinstance(module, LinearGroup):
+            module.materialise(make)
     for module in model.modules():
         if isinstance(module, Rotary):
             module.materialise(device)
         elif isinstance(module, (Linear, Embedding, Head)) or hasattr(module, "weight"):
             for name, parameter in list(module._parameters.items()):
                 if parameter is not None and parameter.is_meta:
-                    storage = torch.empty(parameter.shape, device=device, dtype=dtype)
+                    storage = make(tuple(parameter.shape))
                     setattr(module, name, nn.Parameter(storage, requires_grad=parameter.requires_grad))
     model.fuse()
+
+
+def _room(num_bytes: int) -> int:
+    """Return the bytes to the next address at which any tensor may begin."""
+    return -(-num_bytes // 64) * 64
 
 
 def _stream(model: CausalLM, tensors: Mapping[str, LazyTensor]) -> None:

@@ -112,12 +112,19 @@ class KVCache:
 
     @classmethod
     def allocate(cls, layout: KVLayout, num_pages: int, device: torch.device) -> KVCache:
-        """Return a cache of zeros: a masked read of garbage that happens to be NaN would spread."""
+        """Return a cache of zeros: a masked read of garbage that happens to be NaN would spread.
+
+        On the host a page takes memory when it is first written.
+        """
         import torch
 
         shape, dtype = layout.shape(num_pages), getattr(torch, layout.dtype)
 
         def tensors(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+            if device.type == "cpu":
+                from pegboard.host import host_zeros
+
+                return [host_zeros(shape, dtype) for _ in range(layout.num_layers)]
             return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layout.num_layers)]
 
         scales = [tensors(shape[:-1], torch.float32) if layout.scaled else None for _ in "kv"]

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pegboard.errors import DeviceError
+from pegboard.host import host_zeros
 from pegboard.interfaces.platform import DeviceInfo, Graph, Phase, Platform
 from pegboard.types import AttentionSpec
 from pegboard_cpu import kernels, limits
@@ -53,6 +55,10 @@ class CpuPlatform(Platform):
         from pegboard_cpu_kernels.arena import Arena
 
         return Arena()
+
+    def reserve(self, num_bytes: int, index: int = 0) -> Tensor | None:
+        """Return memory on huge pages."""
+        return host_zeros((num_bytes,), torch.uint8, huge=True)
 
     def capture(self, work: Callable[[], None], index: int = 0, memory: Any = None) -> Graph:
         """Record `work` for another run. Raises DeviceError where that is not possible."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from pegboard.types import AttentionSpec
 
@@ -65,6 +66,12 @@ class Platform(ABC):
     def configure(self, *, threads: int | None = None) -> None:
         """Set process-wide knobs (threads, allocator) before a model is built. Called once by a command, never by a library."""
         return
+
+    def reserve(self, num_bytes: int, index: int = 0) -> Tensor | None:
+        """Return memory [num_bytes] uint8 for the weights of a model that is served, laid out for being read from end to end at every
+        step; None where tensors of their own do as well.
+        """
+        return None
 
     @abstractmethod
     def synchronize(self, index: int = 0) -> None:

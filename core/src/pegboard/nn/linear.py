@@ -116,27 +116,41 @@ class LinearGroup(Layer):
 
     def fuse(self) -> bool:
         """Move the members' parameters into one storage, keeping their values; return whether that was possible."""
-        bases = self.bases()
-        if (
-            len(self.names) == 1
-            or bases is None
-            or len({(base.weight.dtype, base.weight.device, base.bias is None) for base in bases}) != 1
-        ):
+        bases = self._alike()
+        if bases is None or bases[0].weight.is_meta:
             return False
-        if bases[0].weight.is_meta:
-            return False
-        sizes = [base.out_features for base in bases]
         with torch.no_grad():
             weight = torch.cat([base.weight for base in bases])
-            for base, view in zip(bases, weight.split(sizes), strict=True):
-                base.weight = nn.Parameter(view, requires_grad=base.weight.requires_grad)
-            self._weight = weight
-            if bases[0].bias is not None:
-                bias = torch.cat([base.bias for base in bases if base.bias is not None])
-                for base, view in zip(bases, bias.split(sizes), strict=True):
-                    base.bias = nn.Parameter(view, requires_grad=base.weight.requires_grad)
-                self._bias = bias
+            bias = None if bases[0].bias is None else torch.cat([cast(Tensor, base.bias) for base in bases])
+        self._adopt(bases, weight, bias)
         return True
+
+    def materialise(self, make: Callable[[tuple[int, ...]], Tensor]) -> None:
+        """Give members without storage one from `make` (shape -> tensor), as `fuse` would; nothing where that is not possible."""
+        bases = self._alike()
+        if bases is None or not bases[0].weight.is_meta:
+            return
+        rows = sum(base.out_features for base in bases)
+        weight = make((rows, bases[0].in_features))
+        self._adopt(bases, weight, None if bases[0].bias is None else make((rows,)))
+
+    def _alike(self) -> list[Linear] | None:
+        """Return the plain members, where there are several that can share a storage."""
+        bases = self.bases()
+        if len(self.names) == 1 or bases is None:
+            return None
+        kinds = {(base.weight.dtype, base.weight.device, base.bias is None) for base in bases}
+        return bases if len(kinds) == 1 else None
+
+    def _adopt(self, bases: Sequence[Linear], weight: Tensor, bias: Tensor | None) -> None:
+        """Make the members' parameters views of a storage."""
+        sizes = [base.out_features for base in bases]
+        for base, view in zip(bases, weight.split(sizes), strict=True):
+            base.weight = nn.Parameter(view, requires_grad=base.weight.requires_grad)
+        if bias is not None:
+            for base, view in zip(bases, bias.split(sizes), strict=True):
+                base.bias = nn.Parameter(view, requires_grad=base.weight.requires_grad)
+        self._weight, self._bias = weight, bias
 
     def unfuse(self) -> None:
         """Forget the shared storage: the members' own parameters are all that counts from now on."""
