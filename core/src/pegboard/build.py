@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from pegboard.classifier import SCORE, HeadKind, causal_config, classifier_config, draw_score, is_classifier
+from pegboard.divide import Division, add_adapter, divide, part_whole
 from pegboard.errors import ConfigError, ModelError, PluginError
 from pegboard.interfaces.platform import Phase, Platform
-from pegboard.nn import CausalLM, Embedding, Head, Linear, Rotary
+from pegboard.nn import CausalLM, Embedding, Head, Linear, LinearGroup, Rotary
 from pegboard.nn.layer import bind_kernels
+from pegboard.nn.parallel import Region, Split
 from pegboard.ops import kernel_table
 from pegboard.quantised import stored_quantizer
 from pegboard.types import AttentionInputs, ForwardContext
@@ -40,6 +43,7 @@ class BuiltModel:
     """A model bound to its device, with what it was built from.
 
     adapted: names of the modules that an adapter swapped; empty without one. quantizer: the one asked for, or the checkpoint's own.
+    division: what of the model is here, where it is split over a tensor-parallel group.
     source: JSON values that build it again elsewhere (see `pegboard.opened.OpenedModel.prepare`); empty where it was not built from a
     location. pending: what is left to do, in order.
     """
@@ -55,6 +59,7 @@ class BuiltModel:
     attention: AttentionBackend
     adapted: Sequence[str] = ()
     quantizer: Quantizer | None = None
+    division: Division | None = None
     source: Mapping[str, Any] = field(default_factory=dict)
     pending: list[Callable[[], None]] = field(default_factory=list)
 
@@ -106,6 +111,7 @@ def prepare_model(
     quantizer: Quantizer | None = None,
     phase: Phase = "decode",
     head: HeadKind = "auto",
+    region: Region | None = None,
     seed: int = 0,
 ) -> BuiltModel:
     """Build the model of `files` without storage: its shapes, dtype and bindings are final, its weights come with `load()`.
@@ -113,6 +119,7 @@ def prepare_model(
     dtype: a name of torch's ("bfloat16"), or "auto" for what the device computes fastest at full quality.
     phase: what the model is built for; kernels and attention may differ between "train" and "decode".
     head: "scalar" for one score a token in the place of logits, drawn at random where the files hold none; trained whole beside an adapter.
+    region: a tensor-parallel group, of which this process has one part of the model; None for all of it.
     seed: of the first values of adapter and score. Raises ModelError listing every tensor that is missing, unexpected or of a wrong shape.
     """
     platform_name, hardware = choose_platform(registry, platform)
@@ -128,7 +135,10 @@ def prepare_model(
     quantizer = stored_quantizer(registry, files, asked=quantizer)
     if quantizer is not None:
         quantizer.swap(model)
+    division = None if region is None else divide(model, family.parallel_plan(causal_config(files.config)), region)
     adapted = adapter.attach(model) if adapter is not None else []
+    if division is not None and adapter is not None:
+        add_adapter(division, adapter.divided(model))
     attention_name, backend = _bind_attention(registry, attention, hardware, model, torch_dtype, phase)
     table = kernel_table(hardware.kernels(phase, torch_dtype, device), owner=f"platform {platform_name!r}")
     bind_kernels(model, table)
@@ -138,7 +148,7 @@ def prepare_model(
     def load() -> None:
         reserve = partial(hardware.reserve, index=device) if phase != "train" else None
         _materialise(model, torch_device, torch_dtype, reserve)
-        _stream(model, tensors)
+        _stream(model, tensors, division)
         if adapter is not None:
             adapter.initialise(model, seed=seed, dtype=torch_dtype)
         else:
@@ -160,6 +170,7 @@ def prepare_model(
         attention=backend,
         adapted=adapted,
         quantizer=quantizer,
+        division=division,
         pending=[load],
     )
 
@@ -341,20 +352,41 @@ def _room(num_bytes: int) -> int:
     return -(-num_bytes // 64) * 64
 
 
-def _stream(model: CausalLM, tensors: Mapping[str, LazyTensor]) -> None:
-    """Copy each tensor into its place, one at a time: the peak is the model and one tensor."""
+def _stream(model: CausalLM, tensors: Mapping[str, LazyTensor], division: Division | None) -> None:
+    """Copy each tensor, or what of it is here, into its place, one at a time: the peak is the model and one tensor."""
     modules = dict(model.named_modules())
+    splits, whole = ({}, {}) if division is None else (division.splits, dict(division.whole))
+    left = Counter(name.rpartition(".")[0] for name in tensors)
     for name, lazy in tensors.items():
         owner_name, _, leaf = name.rpartition(".")
-        owner = modules[owner_name]
+        owner: Any = whole[owner_name][0] if owner_name in whole else modules[owner_name]
         owner = getattr(owner, "base", owner)
-        parts, load_parts = getattr(lazy, "parts", None), getattr(owner, "load_parts", None)
-        if parts is not None and callable(load_parts):
-            load_parts(leaf, {part: tensor.load() for part, tensor in parts.items()})
-            continue
-        load = getattr(owner, "load_weight", None)
-        if callable(load):
-            load(leaf, lazy.load())
-            continue
-        with torch.no_grad():
-            getattr(owner, leaf).copy_(lazy.load())
+        _load(owner, leaf, lazy, splits.get(name))
+        left[owner_name] -= 1
+        if division is not None and owner_name in whole and not left[owner_name]:
+            part_whole(model, division, owner_name)
+    if whole:  # groups fused what was there before
+        for module in model.modules():
+            if isinstance(module, LinearGroup):
+                module.unfuse()
+        model.fuse()
+
+
+def _load(owner: Any, leaf: str, lazy: LazyTensor, split: Split | None) -> None:
+    """Give one module one of its tensors."""
+    parts, load_parts = getattr(lazy, "parts", None), getattr(owner, "load_parts", None)
+    if parts is not None and callable(load_parts):
+        load_parts(leaf, {part: tensor.load() for part, tensor in parts.items()})
+        return
+    if split is None:
+        value = lazy.load()
+    elif split.dim == 0 and split.start is not None:
+        value = lazy.rows(split.start, split.start + split.size)
+    else:
+        value = split.of(lazy.load())
+    load = getattr(owner, "load_weight", None)
+    if callable(load):
+        load(leaf, value)
+        return
+    with torch.no_grad():
+        getattr(owner, leaf).copy_(value)

@@ -19,6 +19,7 @@ from pegboard.interfaces.format import LazyTensor, ModelFiles
 if TYPE_CHECKING:
     from pegboard.interfaces.platform import Phase
     from pegboard.interfaces.tokenizer import Tokenizer
+    from pegboard.nn.parallel import Region
     from pegboard.plugins.load import Registry
 
 TEXT_FILES = ("tokenizer", "chat_template", "special_tokens", "added_tokens", "vocab", "merges")
@@ -90,6 +91,7 @@ class OpenedModel:
         quantizer: str | Mapping[str, Any] | None = None,
         phase: Phase = "decode",
         head: HeadKind = "auto",
+        region: Region | None = None,
     ) -> BuiltModel:
         """Return the model without weights; `load()` brings them and merges the adapter in.
 
@@ -109,6 +111,7 @@ class OpenedModel:
             quantizer=None if quantizer is None else registry.create("quantizer", quantizer),
             phase=phase,
             head="scalar" if head == "auto" and self.adapted is not None and SCORE in self.adapted.whole else head,
+            region=region,
         )
         if self.adapted is not None:
             built.pending.append(partial(_merge, built, self.adapted))

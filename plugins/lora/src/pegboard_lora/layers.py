@@ -90,14 +90,21 @@ class LoraLinear(nn.Module):
         return reference_linear if kernels is None else kernels.linear
 
     def reset(self, *, device: torch.device, init: str, generator: torch.Generator) -> None:
-        """Give A random values and B zeros, on `device`. Values are drawn on the host: every device gets the same."""
-        down = torch.empty(self.rank, self.in_features)
+        """Give A random values and B zeros, on `device`.
+
+        Values are drawn on the host, for the whole layer where a part of it is here: every device, and every group of them, gets the same.
+        """
+        split = getattr(self.base, "divided", None)
+        columns = self.in_features if split is None or split.dim == 0 else split.whole
+        down = torch.empty(self.rank, columns)
         if init == "gaussian":
             down.normal_(0.0, 1.0 / self.rank, generator=generator)
         else:
             # Kaiming's uniform rule with a = sqrt(5).
-            bound = self.in_features**-0.5
+            bound = columns**-0.5
             down.uniform_(-bound, bound, generator=generator)
+        if columns != self.in_features:
+            down = split.of(down)
         self.lora_a = nn.Parameter(down.to(device=device, dtype=self.lora_a.dtype))
         self.lora_b = nn.Parameter(torch.zeros(self.out_features, self.rank, device=device, dtype=self.lora_b.dtype))
 
