@@ -10,11 +10,18 @@ import click
 @click.option(
     "--config", metavar="NAME|FILE", help="A config of the recipe, or a YAML file; without it, the recipe's default."
 )
+@click.option(
+    "--nproc", type=click.IntRange(min=1), metavar="N", help="Start N processes; the config's mesh divides the work."
+)
+@click.option(
+    "--launcher", default="local", metavar="NAME", help="What starts them: a launcher plugin.", show_default=True
+)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-def run(recipe: str, config: str | None, overrides: tuple[str, ...]) -> None:
+def run(recipe: str, config: str | None, nproc: int | None, launcher: str, overrides: tuple[str, ...]) -> None:
     """Run RECIPE. Overrides: section.key=value sets, ~section.key deletes.
 
-    `peg config list RECIPE` names the configs, `peg config show RECIPE` prints every key.
+    `peg config list RECIPE` names the configs, `peg config show RECIPE` prints every key. Processes that torchrun or another launcher of
+    that kind has started find each other by themselves.
     """
     from pegboard.config import load_config
     from pegboard.config.resolve import disabled_plugins, recipe_spec
@@ -23,5 +30,8 @@ def run(recipe: str, config: str | None, overrides: tuple[str, ...]) -> None:
     registry = Registry.discover()
     resolved = load_config(registry, recipe, config, overrides)
     registry = registry.without(disabled_plugins(resolved))
+    if nproc is not None:
+        chosen = [] if config is None else ["--config", config]
+        raise SystemExit(registry.create("launcher", launcher).launch(["run", recipe, *chosen, *overrides], nproc))
     spec = recipe_spec(registry, recipe)
     registry.load("recipe", recipe)().run(spec, resolved, registry)

@@ -45,6 +45,7 @@ GROUPS: dict[str, Group] = {
         _group("optimizer", "OptimizerFactory", "parameter updates"),
         _group("schedule", "Schedule", "learning rate over steps"),
         _group("recipe", "Recipe", "a training run"),
+        _group("launcher", "Launcher", "one run in several processes"),
         _group("logger", "Logger", "where metrics of a run go"),
         _group("search", "Search", "which settings a sweep tries next"),
         _group("engine", "Engine", "continuous generation for many requests"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
@@ -41,11 +42,18 @@ class AdamWFactory(OptimizerFactory):
 
 
 class AdamW(Optimizer):
-    """AdamW through torch's fused update where the device has one. Moments are float32 (float64 for float64 weights)."""
+    """AdamW through torch's fused update where the device has one, on the part of each parameter that is here.
+
+    Moments are float32 (float64 for float64 weights), or bfloat16 if the options say so; those are rounded at random in proportion,
+    since the second moment changes by less than a bfloat16 can hold.
+    """
+
+    local_states = True
 
     def __init__(self, groups: list[dict[str, Any]], options: AdamWOptions) -> None:
         super().__init__(groups, {"lr": options.lr, "betas": tuple(options.betas), "eps": options.eps, "updates": 0})
         self._rounding = options.rounding
+        self._narrow = options.states == "bfloat16"
         self._seed = options.seed
         self._places = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
 
@@ -55,33 +63,32 @@ class AdamW(Optimizer):
         for group in self.param_groups:
             group["updates"] += 1
             for device in {p.device for p in group["params"]}:
-                self._update(group, [p for p in group["params"] if p.grad is not None and p.device == device], device)
+                ready = [p for p in group["params"] if p.grad is not None and p.device == device]
+                # Narrow moments are widened for the update: one parameter at a time, so that they never all are.
+                for some in [[p] for p in ready] if self._narrow else [ready]:
+                    self._update(group, some, device)
 
     def _update(self, group: dict[str, Any], parameters: list[Parameter], device: torch.device) -> None:
         if not parameters:
             return
         states = [self._state(p) for p in parameters]
+        held = [_local(p.data) for p in parameters]
         # The moments are wide; so must be the weights and gradients beside them in one fused call.
-        wide: list[Tensor] = [
-            s["master"]
-            if "master" in s
-            else (p.data if p.dtype == s["exp_avg"].dtype else p.data.to(s["exp_avg"].dtype))
-            for p, s in zip(parameters, states, strict=True)
-        ]
+        wide = [s.get("master", _widened(h)) for h, s in zip(held, states, strict=True)]
         # The fused kernel reads gradients as they lie in memory.
         gradients = [
-            p.grad.to(w.dtype).contiguous() for p, w in zip(parameters, wide, strict=True) if p.grad is not None
+            _local(p.grad).to(w.dtype).contiguous() for p, w in zip(parameters, wide, strict=True) if p.grad is not None
         ]
-        fused = device.type in FUSED
+        moments = {key: [_widened(s[key]) for s in states] for key in ("exp_avg", "exp_avg_sq")}
         adamw(
             wide,
             gradients,
-            [s["exp_avg"] for s in states],
-            [s["exp_avg_sq"] for s in states],
+            moments["exp_avg"],
+            moments["exp_avg_sq"],
             [],
             [s["step"] for s in states],
             foreach=False,
-            fused=fused,
+            fused=device.type in FUSED,
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
@@ -90,26 +97,46 @@ class AdamW(Optimizer):
             eps=group["eps"],
             maximize=False,
         )
-        for parameter, value in zip(parameters, wide, strict=True):
-            if value.data_ptr() == parameter.data_ptr():
-                continue
-            if self._rounding == "stochastic" and parameter.dtype == torch.bfloat16:
-                # Seeded by step and place, so that a resumed run draws the same numbers without a generator being stored.
-                _round_stochastically(parameter, value, mix(self._seed, group["updates"], self._places[parameter]))
-            else:
-                parameter.copy_(value)
+        for index, (parameter, state) in enumerate(zip(parameters, states, strict=True)):
+            # Seeded by step and place, so that a resumed run draws the same numbers without a generator being stored.
+            seed = mix(self._seed, group["updates"], self._places[parameter])
+            self._keep(held[index], wide[index], seed, at_random=self._rounding == "stochastic")
+            for number, key in enumerate(moments, 1):
+                self._keep(state[key], moments[key][index], mix(seed, number), at_random=True)
+
+    @staticmethod
+    def _keep(target: Tensor, value: Tensor, seed: int, *, at_random: bool) -> None:
+        """Write an updated value where it belongs, unless it was updated there."""
+        if value is target:
+            return
+        if at_random and target.dtype == torch.bfloat16:
+            _round_stochastically(target, value, seed)
+        else:
+            target.copy_(value)
 
     def _state(self, parameter: Parameter) -> dict[str, Any]:
         """Return the state of a parameter, made when it is first updated."""
         state: dict[str, Any] = self.state[parameter]
         if "exp_avg" not in state:
+            held = _local(parameter.detach())
             dtype = torch.promote_types(parameter.dtype, torch.float32)
-            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state["exp_avg"] = torch.zeros_like(parameter, dtype=dtype, memory_format=torch.contiguous_format)
+            kept = torch.bfloat16 if self._narrow else dtype
+            state["step"] = torch.zeros((), dtype=torch.float32, device=held.device)
+            state["exp_avg"] = torch.zeros_like(held, dtype=kept, memory_format=torch.contiguous_format)
             state["exp_avg_sq"] = torch.zeros_like(state["exp_avg"])
             if dtype != parameter.dtype and self._rounding == "master":
-                state["master"] = parameter.detach().to(dtype, copy=True)
+                state["master"] = held.to(dtype, copy=True)
         return state
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that is here, in the same memory."""
+    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """Return the tensor in at least float32; itself where it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def mix(*values: int) -> int:

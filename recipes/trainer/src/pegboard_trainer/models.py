@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 from torch.nn import Parameter
 
-from pegboard.build import BuiltModel, open_model, prepare_model
+from pegboard.build import open_model, prepare_model
 from pegboard.config import Choice
 from pegboard.errors import ConfigError
 from pegboard.interfaces.objective import Objective
 from pegboard.opened import open_any
 from pegboard_trainer.config import ModelSection, RoleSection, TrainConfig
+from pegboard_trainer.mesh import Placer
 from pegboard_trainer.model_folder import portable_base
 from pegboard_trainer.roles import ModelRole, reference_of
 
@@ -23,13 +24,6 @@ if TYPE_CHECKING:
     from pegboard.interfaces.format import ModelFiles
     from pegboard.plugins.load import Registry
     from pegboard.plugins.spec import RecipeSpec, RoleSpec
-
-
-class Place(Protocol):
-    """Puts a model that was prepared, and has no storage yet, where a run wants it."""
-
-    def __call__(self, built: BuiltModel, *, trained: bool) -> None:
-        """Change the model in place, or add to what its loading does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +53,7 @@ def sections_of(spec: RecipeSpec, config: TrainConfig) -> dict[str, Sections | N
 
 
 def build_roles(
-    spec: RecipeSpec, config: TrainConfig, registry: Registry, files: ModelFiles, place: Place
+    spec: RecipeSpec, config: TrainConfig, registry: Registry, files: ModelFiles, placer: Placer
 ) -> dict[str, ModelRole]:
     """Build the model of every role. files: of the first role, opened already."""
     roles: dict[str, ModelRole] = {}
@@ -72,22 +66,23 @@ def build_roles(
             roles[role.name] = reference_of(roles[spec.roles[0].name])
             continue
         opened = files if not roles else None
-        roles[role.name] = _build(role, chosen, config.seed, registry, opened, place)
+        roles[role.name] = _build(role, chosen, config.seed, registry, opened, placer)
     return roles
 
 
 def _build(
-    role: RoleSpec, chosen: Sections, seed: int, registry: Registry, files: ModelFiles | None, place: Place
+    role: RoleSpec, chosen: Sections, seed: int, registry: Registry, files: ModelFiles | None, placer: Placer
 ) -> ModelRole:
     section = chosen.model
     head: HeadKind = "scalar" if role.head == "scalar" else "lm"
-    options = {
+    options: dict[str, Any] = {
         "platform": section.platform,
-        "device": section.device,
+        "device": section.device + placer.index,
         "dtype": section.dtype,
         "attention": section.attention,
         "phase": "train",
         "head": head,
+        "region": placer.region,
     }
     adapter = None if chosen.adapter is None else registry.create("adapter", chosen.adapter)
     if files is None and adapter is None and not role.trained:
@@ -103,13 +98,13 @@ def _build(
             f"the {role.name}'s weights are quantised, by {type(built.quantizer).__name__}, and cannot be trained",
             fix="train an adapter beside them (adapter=lora), or drop the quantizer",
         )
-    place(built, trained=role.trained)
     built.load()
     if "OMP_NUM_THREADS" not in os.environ:  # the user's own choice of threads counts
         built.platform.configure()
     built.model.train(role.trained)
     if not role.trained:
         built.model.requires_grad_(False)
+    placer.shard(built)
     registry.hooks.call("model_built", role=role.name, model=built.model)
     base = portable_base(built.files) if adapter is not None else ""
     return ModelRole(built, trained=role.trained, adapter=adapter, base=base)

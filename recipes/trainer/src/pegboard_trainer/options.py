@@ -29,6 +29,10 @@ class AdamWOptions(Options):
         description="for 16-bit weights: keep a float32 copy, round at random in proportion, or lose small updates; "
         "float32 weights need none of them",
     )
+    states: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="the two moments; in bfloat16 they take half the memory and are rounded at random",
+    )
     seed: int = Field(default=0, description="of stochastic rounding")
 
 

@@ -1,10 +1,12 @@
-"""Front doors of the optimizer and the schedules."""
+"""Front doors of the launcher, the optimizer and the schedules."""
 
 from pegboard.plugins.spec import PluginSpec
 
 ADAMW = PluginSpec(
     kind="optimizer", target="pegboard_trainer.adamw:AdamWFactory", schema="pegboard_trainer.options:AdamWOptions"
 )
+
+LOCAL = PluginSpec(kind="launcher", target="pegboard_trainer.launch:LocalLauncher")
 
 CONSTANT = PluginSpec(
     kind="schedule", target="pegboard_trainer.schedules:Constant", schema="pegboard_trainer.options:ConstantOptions"

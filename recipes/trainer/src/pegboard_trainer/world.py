@@ -12,22 +12,27 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from pegboard.errors import PegboardError
+
 
 @dataclass(frozen=True, slots=True)
 class World:
     """One process's place. A run in one process is the world of size 1: the same code, and nothing is sent.
 
     rank, size: among those that see different data. process, processes: among all.
-    mesh: dimensions "replicate", "shard" and "tensor"; None in one process. Ranks of one tensor group see the same data.
+    index: of its device among those of its machine. mesh: dimensions "replicate", "shard" and "tensor"; None in one process. Ranks
+    of one tensor group see the same data. own: whether the process group was made here, and is closed here.
     """
 
     rank: int = 0
     size: int = 1
     process: int = 0
     processes: int = 1
+    index: int = 0
     mesh: DeviceMesh | None = None
     data_group: Any = None
     host_group: Any = None
+    own: bool = False
 
     @property
     def first(self) -> bool:
@@ -74,10 +79,10 @@ class World:
         if error is not None:
             raise error
         if failed:
-            raise RuntimeError("another process of the run failed; its error says why")
+            raise PegboardError("another process of the run failed", fix="see its error")
 
     def close(self) -> None:
         """Leave the other processes."""
-        if self.processes > 1 and dist.is_initialized():
+        if self.own and dist.is_initialized():
             with suppress(Exception):  # what failed before counts more
                 dist.destroy_process_group()
