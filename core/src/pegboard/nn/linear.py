@@ -23,6 +23,8 @@ class Linear(Layer):
     An adapted layer takes the place of a Linear and offers: `base` (the Linear), `forward(x, ctx)`, and `additive`: True when it
     computes base(x) + delta(x, ctx), which lets a LinearGroup keep its fused product. A class method
     `group_add(modules, x, out, starts, ctx)`, where there is one, adds the deltas of all adapted members to `out` in place.
+    A base may compute with a function of its whole weight, rounding it say: while its `whole` is True, an adapter whose update is a
+    product of two factors lets `base.with_update(x, down, up, scaling)` compute with weight + scaling * up @ down.
     """
 
     late_bias = False

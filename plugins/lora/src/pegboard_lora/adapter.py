@@ -57,6 +57,7 @@ class LoraAdapter(Adapter):
         names = select(list(modules), self.options.targets)
         if not self.layer.additive:
             _require_weights({name: modules[name] for name in names}, "DoRA")
+        _require_linear({name: modules[name] for name in names}, self.layer.additive, self.options.dropout)
         model.requires_grad_(False)
         dtype = getattr(torch, self.options.dtype)
         for name in names:
@@ -174,6 +175,16 @@ def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         for module_name, module in _adapted(model).items()
         for name, attribute in peft_names(module_name, magnitude=isinstance(module, DoraLinear)).items()
     }
+
+
+def _require_linear(modules: Mapping[str, nn.Module], additive: bool, dropout: float) -> None:
+    """Raise ConfigError where a base computes with the whole weight, update included, and the adapter is more than such an update."""
+    rounded = [name for name, module in modules.items() if hasattr(module, "with_update")]
+    if rounded and (dropout > 0 or not additive):
+        raise ConfigError(
+            f"{rounded[0]} rounds its weight while it learns, with which {'dropout' if additive else 'DoRA'} cannot be combined",
+            fix="set adapter.dropout=0" if additive else "use adapter.use=lora",
+        )
 
 
 def _require_weights(modules: Mapping[str, nn.Module], what: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,12 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
         """[T, in_features] -> [T, out_features]."""
-        return self.group_add([self], x, self.base(x, ctx), [0], ctx)
+        base: Any = self.base
+        if self.enabled and getattr(base, "whole", False):
+            # A base that rounds its weight computes with the sum: adding afterwards would leave the update unrounded.
+            updated: Tensor = base.with_update(x, self.lora_a, self.lora_b, self.scaling)
+            return updated
+        return self.group_add([self], x, base(x, ctx), [0], ctx)
 
     def delta(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor | None:
         """[T, in_features] -> what is added to the base's output, [T, out_features]; None while switched off."""
