@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -138,3 +139,19 @@ def test_no_gradient_flows_through_the_baseline() -> None:
     wanted = torch.autograd.grad(good + bad, policy.parameters())
     for mine, right in zip(torch.autograd.grad(out.sum, policy.parameters()), wanted, strict=True):
         torch.testing.assert_close(mine, right)
+
+
+def test_ktos_baseline_needs_a_model_whatever_the_data_holds() -> None:
+    policy, reference = ToyRole(seed=4), ToyRole(seed=5, trained=False)
+    rows = [replace(row, extras={"reference_logps": -1.5}) for row in (GOOD, BAD)]
+    objective = KahnemanTversky(KtoOptions())
+    out = objective({"policy": policy}, collate(rows)).sum.detach()
+    ratios = answer_logps(policy, collate([GOOD, BAD])).detach() + 1.5
+    torch.testing.assert_close(
+        out, kto(ratios[0], 0.0, 0.1, desirable=True) + kto(ratios[1], 0.0, 0.1, desirable=False)
+    )
+    with pytest.raises(ConfigError, match="mismatched answers need one"):
+        objective({"policy": policy}, collate([*rows, *OTHERS]))
+    both = {"policy": policy, "reference": reference}
+    by_model = objective(both, collate([GOOD, BAD, *OTHERS])).sum
+    torch.testing.assert_close(objective(both, collate([*rows, *OTHERS])).sum, by_model)

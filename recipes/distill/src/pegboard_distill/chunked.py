@@ -59,10 +59,11 @@ class _DistillSum(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if needs_hidden else None
         d_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, wide)) if needs_weight else None
         student, teacher = heads
+        teacher_weight = teacher.matrix  # once: a split one is gathered
         for start in range(0, hidden.shape[0], chunk):
             rows = hidden[start : start + chunk]
             logits = _logits(student, weight, rows, wide)
-            others = _logits(teacher, teacher.matrix, teacher_hidden[start : start + chunk], wide)
+            others = _logits(teacher, teacher_weight, teacher_hidden[start : start + chunk], wide)
             found, slope = _chunk(logits, others, targets[start : start + chunk], how)
             sums += found
             if student.softcap is not None:

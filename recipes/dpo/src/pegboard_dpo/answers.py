@@ -32,17 +32,18 @@ def answer_lengths(batch: Batch, dtype: torch.dtype) -> Tensor:
     return sequence_sums(ones, batch.target_rows, batch.sequence_ids, len(batch.seq_lens)).clamp(min=1)
 
 
-def reference_logps(roles: Mapping[str, Role], batch: Batch) -> Tensor:
+def reference_logps(roles: Mapping[str, Role], batch: Batch, *, in_data: bool = True) -> Tensor:
     """Return the reference's log p of each sequence, [N], without gradient: from the data where it has them, else from the role.
 
-    Raises ConfigError when there is neither.
+    in_data: False where values of the data cannot be used. Raises ConfigError when there is neither.
     """
     given = batch.extras.get(REFERENCE_COLUMN)
-    if isinstance(given, Tensor):
+    if in_data and isinstance(given, Tensor):
         return given
     if "reference" not in roles:
+        lack = f"the data has no {REFERENCE_COLUMN}" if in_data else "mismatched answers need one"
         raise ConfigError(
-            f"there is no reference: the run has no such model, and the data has no {REFERENCE_COLUMN}",
+            f"there is no reference: the run has no such model, and {lack}",
             fix="set reference={} for a frozen copy of the model, or train an adapter",
         )
     with torch.no_grad():

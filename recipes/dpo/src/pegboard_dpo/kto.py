@@ -23,7 +23,7 @@ class KahnemanTversky(Objective):
     """KTO: a sum over answers; the denominator is their number.
 
     The baseline z is the mean log-ratio of the batch's mismatched sequences, at least 0, without gradient; a batch without such
-    sequences has z = 0. Needs the role "reference" or its log-probabilities in the data.
+    sequences has z = 0. Needs the role "reference"; without mismatched sequences its log-probabilities in the data will do.
     """
 
     def __init__(self, options: KtoOptions) -> None:
@@ -38,13 +38,14 @@ class KahnemanTversky(Objective):
         """Return the summed, weighted loss of the role "policy", with the rewards of good and bad answers and the baseline."""
         options = self._options
         labelled = _labelled(batch)
-        reference = reference_logps(roles, batch)
+        mismatched = batch.parts.get(MISMATCHED)
+        # Which answers meet in a batch is not known before the run, so that no data can hold what the reference gives them.
+        reference = reference_logps(roles, batch, in_data=mismatched is None)
         policy = roles["policy"]
         logps = answer_logps(policy, batch, _hidden(policy, batch))
         ratios = logps - reference.to(logps.dtype)
         baseline = torch.zeros((), dtype=ratios.dtype, device=ratios.device)
         metrics: dict[str, tuple[Any, Any]] = {}
-        mismatched = batch.parts.get(MISMATCHED)
         if options.loss == "kto" and mismatched is not None and mismatched.numel():
             baseline = ratios.detach().index_select(0, mismatched).mean().clamp(min=0)
             metrics["kl"] = (baseline * mismatched.numel(), mismatched.numel())

