@@ -88,6 +88,9 @@ def _linear(model: CausalLM, name: str, module: Any, rule: ParallelRule, divisio
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, part)
         return
+    check_split = getattr(module, "check_split", None)
+    if check_split is not None:
+        check_split(name, rule.style, region.world)
     module.weight = nn.Parameter(split.of(module.weight.detach()), requires_grad=module.weight.requires_grad)
     division.splits[f"{name}.weight"] = split
     if column:

@@ -108,6 +108,18 @@ def test_what_is_swapped_and_put_back() -> None:
     assert {name: tuple(p.shape) for name, p in model.named_parameters()} == shapes
 
 
+def test_a_split_of_inputs_is_refused_by_name() -> None:
+    for activations, message in (
+        (True, "o_proj: its inputs are rounded over the whole token"),
+        (False, "o_proj: 24 inputs"),
+    ):
+        layer = RoundedLinear(Linear(24, 12), group=8, activations=activations)
+        layer.check_split("o_proj", "column", 2)
+        with pytest.raises(ConfigError, match=message):
+            layer.check_split("o_proj", "row", 2)
+    layer.check_split("o_proj", "row", 3)
+
+
 def test_groups_that_do_not_fill_a_row_are_named() -> None:
     with torch.device("meta"):
         model = dense_causal_lm(TINY)

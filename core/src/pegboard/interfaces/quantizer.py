@@ -52,7 +52,7 @@ class Quantizer(ABC):
         returns the full-precision module that computes the same. One that can be split over a tensor-parallel group has
         `part(style, index, count)`: a module on the same device that holds part `index` of `count`, split by "column" (of its outputs) or
         "row" (of its inputs), and computes exactly what the whole does with it; raises ConfigError naming the layer that does not
-        divide evenly. One that changes during training has `at_step(step)`, which hears each optimizer step (from 1) begin.
+        divide evenly. One that is a Linear itself is split as any, and has `check_split(name, style, count)` where it must refuse. One that changes during training has `at_step(step)`, which hears each optimizer step (from 1) begin.
         """
 
     @classmethod

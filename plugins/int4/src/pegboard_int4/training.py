@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pegboard.errors import ConfigError
 from pegboard.nn import Linear
 from pegboard_int4.rounding import round_tokens, round_weight
 
@@ -76,6 +77,21 @@ class RoundedLinear(Linear):
         """Hear that optimizer step `step` (from 1) begins."""
         self.active = step > self.start_step
 
+    def check_split(self, name: str, style: str, count: int) -> None:
+        """Raise ConfigError, naming the layer, where a part of its inputs could not be rounded as the whole is."""
+        if style != "row":
+            return
+        if self.activations:
+            raise ConfigError(
+                f"{name}: its inputs are rounded over the whole token, which a part does not see",
+                fix="use mesh.shard, or quantizer.activations=false",
+            )
+        if self.in_features // count % self.group:
+            raise ConfigError(
+                f"{name}: {self.in_features} inputs do not divide into {count} parts of whole groups of {self.group}",
+                fix="use mesh.shard, or a smaller quantizer.group",
+            )
+
     @property
     def whole(self) -> bool:
         """Whether the output depends on the whole weight, what adapters add included, and not linearly."""
@@ -102,7 +118,7 @@ class RoundedLinear(Linear):
     def _rounded(self, x: Tensor, down: Tensor | None, up: Tensor | None, scaling: float) -> Tensor:
         settings = (scaling, self.group, self.activations, self.kernels.linear)
         out: Tensor = _RoundedProduct.apply(x, self.weight, down, up, *settings)  # type: ignore[no-untyped-call]
-        return out if self.bias is None else out + self.bias
+        return out if self.bias is None or self.late_bias else out + self.bias
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, int4 in groups of {self.group}, active={self.active}"
