@@ -47,12 +47,15 @@ class Quantizer(ABC):
         """Replace modules of a model on the meta device and return their names.
 
         A replacement has the call signature of the module it replaces and the method `load_weight(leaf, tensor)`, which receives
-        each full-precision tensor of the checkpoint that belonged to the old module, once. One of a quantizer that reads quantised
-        checkpoints has `load_parts(leaf, parts)`, too, for a StoredTensor. One that an adapter can be merged into has `plain()`, which
-        returns the full-precision module that computes the same. One that can be split over a tensor-parallel group has
-        `part(style, index, count)`: a module on the same device that holds part `index` of `count`, split by "column" (of its outputs) or
-        "row" (of its inputs), and computes exactly what the whole does with it; raises ConfigError naming the layer that does not
-        divide evenly. One that is a Linear itself is split as any, and has `check_split(name, style, count)` where it must refuse. One that changes during training has `at_step(step)`, which hears each optimizer step (from 1) begin.
+        each full-precision tensor of the checkpoint that belonged to the old module, once. What else it may have:
+
+        - `load_parts(leaf, parts)`, for a StoredTensor, of a quantizer that reads quantised checkpoints;
+        - `plain()`, which returns the full-precision module that computes the same, so that an adapter can be merged into it;
+        - `part(style, index, count)`, for a tensor-parallel group: a module on the same device that holds part `index` of `count`, split
+          by "column" (of its outputs) or "row" (of its inputs), and computes exactly what the whole does with it. Raises ConfigError
+          naming the layer that does not divide evenly;
+        - `check_split(name, style, count)`, of one that is a Linear and is split as any, which raises that error;
+        - `at_step(step)`, of one that changes during training, which hears each optimizer step (from 1) begin.
         """
 
     @classmethod
