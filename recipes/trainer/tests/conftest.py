@@ -14,6 +14,7 @@ from pegboard.interfaces.source import IndexedSource, Source
 from pegboard.interfaces.transform import Transform
 from pegboard.types import Row
 from pegboard_trainer.examples import Examples, Limits
+from pegboard_trainer.feed import Part, make_feed
 from pegboard_trainer.packer import Batches, Packer
 
 # Other work on the machine must not fail a test.
@@ -70,7 +71,8 @@ def make_examples(lengths: Sequence[Sequence[int]], *, streamed: bool = False, *
     source: Source = Streamed(lengths) if streamed else Listed(lengths)
     indices = None if streamed else torch.arange(len(lengths))
     limits = options.pop("limits", Limits(10_000))
-    return Examples(source, Numbered(), None, limits, indices=indices, **options)  # type: ignore[arg-type]
+    feed = make_feed([Part(source, Numbered(), indices)], options.pop("seed", 0), shuffle=options.pop("shuffle", True))
+    return Examples(feed, None, limits, **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

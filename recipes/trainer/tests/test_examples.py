@@ -4,51 +4,18 @@ from collections.abc import Callable
 from itertools import islice
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pegboard.errors import DataError
 from pegboard.types import Row
-from pegboard_trainer.examples import Counts, Examples, Limits, epoch_order, fit, split_rows
+from pegboard_trainer.examples import Counts, Examples, Limits, fit
 
 Make = Callable[..., Examples]
 
 
 def rows_of(examples: Examples, count: int | None = None) -> list[int]:
     return [row.input_ids[0] // 1000 for _, (row,) in islice(examples, count)]
-
-
-@given(st.integers(1, 60), st.integers(0, 5), st.integers(0, 2**31))
-def test_an_epoch_is_a_permutation_that_its_number_and_the_seed_decide(count: int, epoch: int, seed: int) -> None:
-    indices = torch.arange(count)
-    order = epoch_order(indices, epoch, seed, shuffle=True)
-    assert sorted(order.tolist()) == indices.tolist()
-    assert order.equal(epoch_order(indices, epoch, seed, shuffle=True))
-
-
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    indices = torch.arange(50)
-    orders = [
-        tuple(epoch_order(indices, epoch, seed, shuffle=True).tolist())
-        for epoch, seed in [(0, 0), (1, 0), (0, 1), (2, 5)]
-    ]
-    assert len(set(orders)) == 4
-    assert epoch_order(indices, 3, 9, shuffle=False).equal(indices)
-
-
-@pytest.mark.parametrize(("held_out", "size"), [(0.25, 5), (3.0, 3)])
-def test_the_split_is_disjoint_and_complete(held_out: float, size: int) -> None:
-    train, held = split_rows(20, held_out, seed=1)
-    assert len(held) == size
-    assert sorted([*train.tolist(), *held.tolist()]) == list(range(20))
-    assert not split_rows(20, held_out, seed=2)[1].equal(held)
-
-
-@pytest.mark.parametrize("held_out", [0.0, 0.01, 20.0, 25.0])
-def test_a_split_that_leaves_a_part_empty_is_refused(held_out: float) -> None:
-    with pytest.raises(DataError, match=r"data\.validation=.* of 20 rows leaves one part empty"):
-        split_rows(20, held_out, seed=1)
 
 
 def test_a_row_may_give_several_examples_and_none(examples: Make) -> None:

@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pegboard.types import Row
-from pegboard_trainer.packer import Batches, Bin, Packer, count_batches, size_of
+from pegboard_trainer.packer import Batches, Bin, Packer, size_of
 
 Make = Callable[..., Batches]
 LENGTHS = st.lists(st.integers(2, 12), min_size=1, max_size=40)
@@ -95,12 +94,6 @@ def test_a_restored_position_continues_with_the_next_batch(
     assert second.examples.counts.examples == sum(len(keys) for keys in whole)
     again = bins_of(first)
     assert [bin.examples for bin in again] == [bin.examples for bin in rest]
-
-
-def test_all_batches_are_counted(batches: Make) -> None:
-    options: dict[str, Any] = {"epochs": 2, "shuffle": False}
-    assert count_batches(batches([[5]] * 7, Packer(10, window=1), **options)) == 7
-    assert count_batches(batches([[5]] * 7, Packer(10, limit=1, window=1), **options)) == 14
 
 
 def test_an_example_of_several_sequences_lies_in_one_batch() -> None:

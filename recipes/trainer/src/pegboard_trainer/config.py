@@ -52,11 +52,28 @@ class RoleSection(Section):
         return ModelSection.model_validate({**base, **own})
 
 
+class MixSection(OptionsSection):
+    """One source of a mix. Keys that are not listed here are options of the source; a bare string is its path."""
+
+    kind = "source"
+
+    use: str = Field(default="jsonl", description="a source plugin")
+    format: Annotated[Choice, PluginSection("transform")] | None = Field(
+        default=None, description="a transform plugin; that of `data` when null"
+    )
+    weight: float | None = Field(default=None, gt=0, description="share of the rows, beside the other weights")
+
+
 class DataSection(OptionsSection):
     """The data. Keys that are not listed here are options of the source, whose schema checks them."""
 
     kind = "source"
 
+    path: str | None = None  # type: ignore[assignment]
+    mix: list[MixSection] = Field(
+        default_factory=list,
+        description="several sources in the place of `path`: every row once an epoch, or by `weight`",
+    )
     use: str = Field(default="jsonl", description="a source plugin")
     format: Annotated[Choice, PluginSection("transform")] = Field(
         default="chat",
@@ -69,6 +86,24 @@ class DataSection(OptionsSection):
     shuffle: bool = Field(
         default=True, description="a new order in every epoch, where the source can be read in any order"
     )
+    count: Literal["auto", "exact"] = Field(
+        default="auto",
+        description="how the steps of an epoch are counted: from a sample where there are many rows, or by reading all",
+    )
+    cache: str | None = Field(
+        default=None, description="a folder in which token ids are kept, by the content of data, tokenizer and format"
+    )
+
+    @property
+    def choice(self) -> Choice:
+        """The choice of the source; without `path`, what it would be for data that are named later."""
+        return {**super().choice, "path": self.path or ""}
+
+    @model_validator(mode="after")
+    def _one(self) -> DataSection:
+        if bool(self.path) == bool(self.mix):
+            raise ValueError("give either `path`, or `mix` with path: null")
+        return self
 
     def source(self, path: str | None = None) -> Choice:
         """Return the choice of the source, of another `path` if one is given."""
@@ -179,7 +214,8 @@ class TrainConfig(Section):
         ranks: processes that see different data; only the batches of a step over all of them count.
         """
         shared = {"seed", "clip", "adapter", "quantizer", "objective", "batch", "optimizer", "schedule"}
-        data = self.data.model_dump(mode="json", exclude={"path"})
+        outside: Any = {"path": True, "cache": True, "mix": {"__all__": {"path"}}}
+        data = self.data.model_dump(mode="json", exclude=outside)
         found = self.model_dump(mode="json", include=shared)
         found["batch"]["accumulate"] *= ranks
         return {**found, "data": data}

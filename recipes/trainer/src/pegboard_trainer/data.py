@@ -2,81 +2,166 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from pegboard.errors import ConfigError
 from pegboard.interfaces.source import IndexedSource, Source
+from pegboard.interfaces.transform import Transform
+from pegboard_trainer.cache import TokenCache, cache_path
 from pegboard_trainer.config import BatchSection, TrainConfig
-from pegboard_trainer.examples import Counts, Examples, Limits, split_rows
-from pegboard_trainer.packer import Batches, Packer, count_batches
+from pegboard_trainer.count import count_batches, estimate_batches
+from pegboard_trainer.examples import Examples, Limits
+from pegboard_trainer.feed import Feed, Part, make_feed
+from pegboard_trainer.order import split_rows
+from pegboard_trainer.packer import Batches, Packer
 
 if TYPE_CHECKING:
+    from pegboard.config import Choice
     from pegboard.interfaces.tokenizer import Tokenizer
     from pegboard.plugins.load import Registry
+
+log = logging.getLogger("pegboard.train")
+
+COUNTED = 5000
+"""Rows that are read and tokenized to count the steps of a run; of more, a sample is."""
+
+SAMPLE = 2000
+"""Rows of that sample: the number of batches is then right to about one in a hundred."""
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """train: batches to train on. held_out: makes one fresh pass over the validation data; None without it."""
+    """train: batches to train on. total_steps: of the run. held_out: makes one fresh pass over the validation data; None without it."""
 
     train: Batches
     total_steps: int
     held_out: Callable[[], Batches] | None
 
 
-def open_data(config: TrainConfig, registry: Registry, tokenizer: Tokenizer) -> Data:
-    """Open source, transform and split. Without `steps`, the data is read and tokenized once more to count the steps."""
+def open_data(
+    config: TrainConfig, registry: Registry, tokenizer: Tokenizer, *, ranks: int = 1, writes: bool = True
+) -> Data:
+    """Open sources and transforms and split them.
+
+    A number of epochs becomes a number of steps before the run begins, since schedules need it. Few rows are counted exactly. Of many,
+    a sample is packed: the run then ends about one in a hundred before or after the end of the last epoch.
+
+    ranks: processes that see different data; each step takes `batch.accumulate` batches of every one. writes: whether this process
+    fills the cache.
+    """
+    opener = _Opener(config, registry, tokenizer, writes)
+    parts = opener.parts()
     section = config.data
-    source: Source = registry.create("source", section.source())
-    transform = registry.create("transform", section.format)
-    limits = Limits(config.batch.length, config.batch.overlong, config.batch.size)
-    indices = _all(source)
-    validation: tuple[Source, Tensor | None] | None = None
     held_out = _number(section.validation)
+    held: list[Part] | None = None
     if isinstance(held_out, float):
-        if not isinstance(source, IndexedSource):
-            raise ConfigError(
-                "data.validation is a share, but this source can only be read in order", fix="give a path instead"
-            )
-        indices, held = split_rows(len(source), held_out, config.seed)
-        validation = source, held
+        parts, held = _split(parts, held_out, config.seed)
     elif held_out is not None:
-        other = registry.create("source", section.source(held_out))
-        validation = other, _all(other)
+        held = [opener.part(section.source(held_out), section.format)]
+    feed = make_feed(parts, config.seed, shuffle=section.shuffle)
 
     def training(epochs: float | None) -> Batches:
-        examples = Examples(
-            source, transform, tokenizer, limits, config.seed, section.shuffle, indices, epochs=epochs, counts=Counts()
+        return Batches(opener.examples(feed, epochs), packer_of(config.batch))
+
+    def held_out_batches(parts: Sequence[Part]) -> Batches:
+        fresh = make_feed([replace(part, weight=None) for part in parts], 0, shuffle=False)
+        return Batches(opener.examples(fresh, 1), packer_of(config.batch))
+
+    fresh = None if held is None else (lambda: held_out_batches(held))
+    epochs = None if config.steps is not None else config.epochs or 1.0
+    group = config.batch.accumulate * ranks
+    if epochs is None:
+        steps = config.steps or 0
+    elif feed.rows is None:
+        raise ConfigError(
+            "the data can only be read in order: how many steps an epoch has is not known before its end",
+            fix="set steps",
         )
-        return Batches(examples, _packer(config.batch))
-
-    def held_out_batches(source: Source, indices: Tensor | None) -> Batches:
-        examples = Examples(source, transform, tokenizer, limits, 0, False, indices, epochs=1, counts=Counts())
-        return Batches(examples, _packer(config.batch))
-
-    epochs = None if config.steps is not None else config.epochs or 1
-    steps = config.steps or math.ceil(count_batches(training(epochs)) / config.batch.accumulate)
-    fresh = None if validation is None else (lambda: held_out_batches(*validation))
+    elif section.count == "exact" or feed.rows * epochs <= COUNTED:
+        steps = math.ceil(count_batches(training(epochs)) / group)
+    else:
+        estimate = estimate_batches(opener.examples(feed, None), packer_of(config.batch), SAMPLE) * epochs
+        steps = max(math.ceil(estimate / group), 1)
+        log.info(
+            "data: %s rows, about %s steps by a sample (data.count=exact reads all)", f"{feed.rows:,}", f"{steps:,}"
+        )
+        epochs = None
     # A row that cannot be used is told before the run folder is made, as far as the first batches show it.
-    for batches in ([training(epochs)] if config.steps is not None else []) + ([fresh()] if fresh is not None else []):
+    for batches in ([training(epochs)] if epochs is None else []) + ([fresh()] if fresh is not None else []):
         next(iter(batches), None)
     return Data(training(epochs), steps, fresh)
 
 
-def _packer(batch: BatchSection) -> Packer:
+@dataclass(frozen=True, slots=True)
+class _Opener:
+    """Makes parts and examples as the configuration says."""
+
+    config: TrainConfig
+    registry: Registry
+    tokenizer: Tokenizer
+    writes: bool
+
+    def parts(self) -> list[Part]:
+        """Return the sources of the training data."""
+        section = self.config.data
+        if not section.mix:
+            return [self.part(section.source(), section.format)]
+        parts = [self.part(one.choice, one.format or section.format, one.weight) for one in section.mix]
+        kinds = {type(part.transform) for part in parts}
+        if len(kinds) > 1 and any(kind.complete_batch is not Transform.complete_batch for kind in kinds):
+            raise ConfigError(
+                f"data.mix has the formats {', '.join(sorted(kind.__name__ for kind in kinds))}, one of which adds to whole batches",
+                fix="give all sources the same format",
+            )
+        return parts
+
+    def part(self, choice: Choice, form: Choice, weight: float | None = None) -> Part:
+        """Return one source with its transform."""
+        source: Source = self.registry.create("source", choice)
+        indices = torch.arange(len(source)) if isinstance(source, IndexedSource) else None
+        return Part(source, self.registry.create("transform", form), indices, weight, self._cache(source, form))
+
+    def examples(self, feed: Feed, epochs: float | None) -> Examples:
+        """Return a fresh pass over rows."""
+        batch = self.config.batch
+        return Examples(feed, self.tokenizer, Limits(batch.length, batch.overlong, batch.size), epochs)
+
+    def _cache(self, source: Source, form: Choice) -> TokenCache | None:
+        folder = self.config.data.cache
+        path = None if folder is None else cache_path(folder, source, form, self.tokenizer)
+        return None if path is None else TokenCache(path, writes=self.writes)
+
+
+def packer_of(batch: BatchSection) -> Packer:
+    """Return the packer of a configuration."""
     if batch.pack:
         return Packer(batch.size * batch.length, window=batch.window)
     return Packer(batch.size * batch.length, limit=batch.size, window=1)
 
 
-def _all(source: Source) -> Tensor | None:
-    return torch.arange(len(source)) if isinstance(source, IndexedSource) else None
+def _split(parts: Sequence[Part], held_out: float, seed: int) -> tuple[list[Part], list[Part]]:
+    """Return every part without, and with only, the rows that are held out of it."""
+    if held_out >= 1 and len(parts) > 1:
+        raise ConfigError(
+            f"data.validation={held_out:g} rows of several sources",
+            fix="give a share, which is held out of each, or a path",
+        )
+    train, held = [], []
+    for part in parts:
+        if part.indices is None:
+            raise ConfigError(
+                "data.validation is a share, but this source can only be read in order", fix="give a path instead"
+            )
+        kept, out = split_rows(len(part.indices), held_out, seed)
+        train.append(replace(part, indices=kept))
+        held.append(replace(part, indices=out))
+    return train, held
 
 
 def _number(value: float | str | None) -> float | str | None:

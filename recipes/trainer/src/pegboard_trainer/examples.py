@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import Literal
 
 from pegboard.errors import DataError
-from pegboard.interfaces.source import IndexedSource, Source
 from pegboard.interfaces.tokenizer import Tokenizer
-from pegboard.interfaces.transform import Transform
 from pegboard.types import Example, Row
+from pegboard_trainer.feed import Feed, Load, Place
 
 Key = tuple[int, int, int]
 """Where an example comes from: epoch, position in that epoch, number within the row."""
@@ -42,40 +38,13 @@ class Limits:
     sequences: int | None = None
 
 
-def epoch_order(indices: Tensor, epoch: int, seed: int, *, shuffle: bool) -> Tensor:
-    """Return the row indices of an epoch in their order: a permutation that is the same for the same seed and epoch."""
-    if not shuffle:
-        return indices
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) & (2**63 - 1))
-    return indices[torch.randperm(len(indices), generator=generator)]
-
-
-def split_rows(count: int, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the indices of training and validation rows, each in file order. held_out: a share below 1, or a number of rows.
-
-    Raises DataError when either part would be empty.
-    """
-    wanted = round(count * held_out) if held_out < 1 else int(held_out)
-    if wanted < 1 or wanted >= count:
-        raise DataError(
-            f"data.validation={held_out:g} of {count} rows leaves one part empty",
-            fix="choose a share between, or a path",
-        )
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return order[wanted:].sort().values, order[:wanted].sort().values
-
-
 @dataclass(slots=True)
 class Examples:
     """Endless examples, epoch after epoch. `next_key` is where the next one comes from; setting it continues from there."""
 
-    source: Source
-    transform: Transform
+    feed: Feed
     tokenizer: Tokenizer
     limits: Limits
-    seed: int = 0
-    shuffle: bool = True
-    indices: Tensor | None = None
     epochs: float | None = None
     counts: Counts = field(default_factory=Counts)
     next_key: Key = (0, 0, 0)
@@ -85,15 +54,19 @@ class Examples:
         while self.epochs is None or self.next_key[0] < self.epochs:
             epoch, position, sub = self.next_key
             found = (epoch, position, sub) != (0, 0, 0)
-            for at, index, raw in self._epoch(epoch, position):
+            stop = self._stop(epoch)
+            for at, place, load in self.feed.read(epoch, position):
+                if stop is not None and at >= stop:
+                    break
                 # A row that a restored position lies in was counted before.
-                examples = self._examples(index, raw, count=not sub)
+                examples = self._examples(place, load, self.counts if not sub else Counts())
                 for number, example in list(enumerate(examples))[sub:]:
                     self.next_key = (epoch, at, number + 1)
                     found = True
                     yield (epoch, at, number), example
                 sub = 0
                 self.next_key = (epoch, at + 1, 0)
+            self.feed.flush()
             if not found:
                 raise DataError(
                     f"no row of the data can be used: {self.counts.line()}",
@@ -104,46 +77,39 @@ class Examples:
     @property
     def rows(self) -> int | None:
         """The number of rows of an epoch, None where the source does not know it."""
-        return None if self.indices is None else len(self.indices)
+        return self.feed.rows
 
     def at(self, key: Key) -> Example:
         """Return one example again; counts are not touched."""
         epoch, position, sub = key
-        _, index, raw = next(iter(self._epoch(epoch, position)))
-        return self._examples(index, raw, count=False)[sub]
+        return self.of(epoch, position)[sub]
+
+    def of(self, epoch: int, position: int) -> Sequence[Example]:
+        """Return the examples of one row; counts are not touched."""
+        _, place, load = next(self.feed.read(epoch, position))
+        return self._examples(place, load, Counts())
 
     def describe(self, key: Key) -> str:
         """Return where an example stands in its file."""
-        return self.source.describe(self._index(key[0], key[1]))
+        return self.feed.describe(self.feed.place(key[0], key[1]))
 
-    def _index(self, epoch: int, position: int) -> int:
-        return (
-            position
-            if self.indices is None
-            else int(epoch_order(self.indices, epoch, self.seed, shuffle=self.shuffle)[position])
-        )
+    def complete_batch(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """Return the examples of a batch with what their transform adds to it."""
+        return self.feed.parts[0].transform.complete_batch(examples)
 
-    def _epoch(self, epoch: int, start: int) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
-        """Yield (position, row index, raw row) of an epoch, the last one cut where `epochs` is not whole."""
-        if self.indices is None or not isinstance(self.source, IndexedSource):
-            for index, raw in self.source.rows(start):
-                yield index, index, raw
-            return
-        order = epoch_order(self.indices, epoch, self.seed, shuffle=self.shuffle)
-        stop = len(order)
-        if self.epochs is not None and epoch + 1 > self.epochs:
-            stop = round(len(order) * (self.epochs - epoch))
-        for position in range(start, stop):
-            index = int(order[position])
-            yield position, index, self.source.row(index)
+    def _stop(self, epoch: int) -> int | None:
+        """Return the position at which an epoch ends early, since `epochs` is not whole."""
+        if self.epochs is None or self.feed.rows is None or epoch + 1 <= self.epochs:
+            return None
+        return round(self.feed.rows * (self.epochs - epoch))
 
-    def _examples(self, index: int, raw: Mapping[str, Any], *, count: bool = True) -> Sequence[Example]:
-        counts = self.counts if count else Counts()
+    def _examples(self, place: Place, load: Load, counts: Counts) -> Sequence[Example]:
+        part, index = place
+        made = self.feed.parts[part].examples(index, load, self.tokenizer)
         try:
-            made = self.transform(raw, self.tokenizer)
-            fitted = [fit((example,) if isinstance(example, Row) else example, self.limits, counts) for example in made]
+            fitted = [fit(example, self.limits, counts) for example in made]
         except DataError as error:
-            raise DataError(f"{self.source.describe(index)}: {error.message}", fix=error.fix) from error
+            raise DataError(f"{self.feed.describe(place)}: {error.message}", fix=error.fix) from error
         return [example for example in fitted if example is not None]
 
 

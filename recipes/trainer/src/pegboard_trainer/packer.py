@@ -98,7 +98,7 @@ class Batches:
 
     def collated(self, bin: Bin) -> tuple[list[Key], Batch]:
         """Return the keys of the examples in a bin, and the bin as a batch."""
-        return bin.keys, collate(self.examples.transform.complete_batch(bin.examples))
+        return bin.keys, collate(self.examples.complete_batch(bin.examples))
 
     def next_bin(self) -> Bin:
         """Return the next batch before it becomes tensors. Raises StopIteration when all epochs are over."""
@@ -135,14 +135,3 @@ class Batches:
         counts = self.examples.counts
         counts.examples, counts.tokens, counts.truncated, counts.dropped = state["counts"]
         self._iterator = None
-
-
-def count_batches(batches: Batches) -> int:
-    """Return how many batches there are; reads and tokenizes everything once."""
-    count = 0
-    try:
-        while True:
-            batches.next_bin()
-            count += 1
-    except StopIteration:
-        return count

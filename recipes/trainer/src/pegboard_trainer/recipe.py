@@ -69,7 +69,7 @@ def _run(spec: RecipeSpec, typed: TrainConfig, config: Mapping[str, Any], regist
     torch.manual_seed(typed.seed + world.rank)
     files = open_model(registry, typed.model.path, typed.model.revision)
     tokenizer = load_tokenizer(registry, files)
-    data = open_data(typed, registry, tokenizer)
+    data = open_data(typed, registry, tokenizer, ranks=world.size, writes=world.first)
     placer = Placer(world, typed.mesh)
     roles = build_roles(spec, typed, registry, files, placer)
     policy = roles[spec.roles[0].name].built
@@ -179,9 +179,11 @@ def _drive(run: Run, trainer: Trainer, tokenizer: Tokenizer, *, validate_first: 
 
 
 def _peak_flops(config: TrainConfig, built: BuiltModel, world: World) -> float | None:
-    """Return what utilisation is a share of, None where it is not asked for."""
+    """Return what utilisation is a share of, None where it is not asked for. Of a tensor group one process counts, and its part of
+    each layer.
+    """
     if config.peak_tflops is None:
         return None
     if config.peak_tflops == "measured":
-        return measured_flops(built.device, built.dtype) * world.processes
-    return config.peak_tflops * 1e12 * world.processes
+        return measured_flops(built.device, built.dtype) * world.size
+    return config.peak_tflops * 1e12 * world.size
