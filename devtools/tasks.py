@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from devtools import wheels
+from devtools import browser, wheels
 from devtools.environment import Environment
 from devtools.installed import distributions
 from devtools.known import KNOWN, known_text
@@ -64,9 +64,7 @@ def test_slow(workspace: Workspace, args: Namespace) -> int:
     """Wheels, scaffolds, peers and oracles, a short demo, a minute of fuzzing; every stage runs, then a summary."""
     stages: dict[str, Callable[[], int]] = {
         "wheels": lambda: smoke(workspace, args),
-        "slow": lambda: _pytest(
-            ready(main_environment(workspace)), ["-m", "slow and not peers and not gpu"], args.rest
-        ),
+        "slow": lambda: _slow(workspace, args.rest),
         "peers": lambda: _peers(workspace, args.rest),
         "demo": lambda: demo(workspace, Namespace(rest=["--tokens", "2000"])),
         "fuzz": lambda: fuzz(workspace, Namespace(rest=["--seconds", "60"])),
@@ -170,6 +168,15 @@ def demo_model(environment: Environment) -> Path:
             if file.suffix == ".gguf":
                 return Path(str(dist.locate_file(file)))
     raise DevError(f"no .gguf file in {', '.join(requirements)}, the group `demo` of pyproject.toml")
+
+
+def _slow(workspace: Workspace, rest: Sequence[str]) -> int:
+    environment = ready(main_environment(workspace))
+    try:
+        os.environ[browser.VARIABLE] = browser.ready_browser(environment)
+    except DevError as error:  # the tests that need one fail; the others do not
+        print(f"error: {error}", flush=True)
+    return _pytest(environment, ["-m", "slow and not peers and not gpu"], rest)
 
 
 def _peers(workspace: Workspace, rest: Sequence[str]) -> int:

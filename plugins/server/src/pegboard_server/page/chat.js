@@ -1,55 +1,85 @@
 // A conversation with the server that this page came from. The key stays in this tab and is sent to this server alone.
+// Whatever comes from a model or from a person becomes text, never markup.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
+const KEY = "pegboard-key";
+const empty = $("empty");
 let messages = [];
 let running = null;
 
-const key = () => sessionStorage.getItem("pegboard-key") || "";
+const key = () => sessionStorage.getItem(KEY) || "";
 
-function askForKey() {
+// Resolves to whether a key was given. refused: whether the one before was wrong.
+function askForKey(refused) {
   return new Promise((done) => {
     const dialog = $("ask");
+    $("refused").hidden = !refused;
+    $("key").value = "";
+    dialog.returnValue = "";
     dialog.addEventListener("close", () => {
-      sessionStorage.setItem("pegboard-key", $("key").value.trim());
+      const given = dialog.returnValue === "use" ? $("key").value.trim() : "";
       $("key").value = "";
-      done();
+      if (given) sessionStorage.setItem(KEY, given);
+      done(given !== "");
     }, { once: true });
     dialog.showModal();
   });
 }
 
+// Calls the server, with a key as soon as it asks for one. Throws where there is no answer, or none but an error.
 async function call(path, options = {}) {
   for (;;) {
     const headers = { "content-type": "application/json" };
     if (key()) headers.authorization = `Bearer ${key()}`;
-    const response = await fetch(path, { ...options, headers });
-    if (response.status !== 401) return response;
-    await askForKey();
+    let response;
+    try {
+      response = await fetch(path, { ...options, headers });
+    } catch (error) {
+      throw error.name === "AbortError" ? error : new Error("The server cannot be reached.");
+    }
+    if (response.ok) return response;
+    if (response.status !== 401) throw new Error(await reason(response));
+    if (!(await askForKey(key() !== ""))) throw new Error("The server answers nobody without a key.");
   }
-}
-
-async function loadModels() {
-  const response = await call("v1/models");
-  if (!response.ok) throw new Error(await reason(response));
-  for (const card of (await response.json()).data) $("model").append(new Option(card.id, card.id));
 }
 
 async function reason(response) {
   try {
     return (await response.json()).error.message;
   } catch {
-    return `the server answered ${response.status}`;
+    return `The server answered with status ${response.status}.`;
   }
 }
 
+async function loadModels() {
+  const cards = (await (await call("v1/models")).json()).data;
+  $("model").replaceChildren(...cards.map((card) => new Option(card.id, card.id)));
+  $("status").textContent = "";
+}
+
+function element(kind, name, text = "") {
+  const made = document.createElement(kind);
+  made.className = name;
+  made.textContent = text;
+  return made;
+}
+
 function addTurn(role, text) {
-  const turn = document.createElement("div");
-  turn.className = `turn ${role}`;
-  turn.textContent = text;
+  const turn = element("div", `turn ${role}`, text);
+  empty.remove();
   $("log").append(turn);
-  turn.scrollIntoView({ block: "end" });
+  $("log").scrollTop = $("log").scrollHeight;
   return turn;
+}
+
+// Shows a text whose fenced and quoted parts are code.
+function show(place, text) {
+  place.replaceChildren(...text.split(/^```[^\n]*\n?/m).flatMap((part, index) => {
+    if (index % 2) return [element("pre", "", part.replace(/\n$/, ""))];
+    const pieces = part.replace(index ? /^\n/ : "", "").split(/`([^`\n]+)`/);
+    return pieces.map((piece, number) => number % 2 ? element("code", "", piece) : document.createTextNode(piece));
+  }));
 }
 
 function request() {
@@ -81,23 +111,18 @@ async function* eventsOf(response) {
   }
 }
 
-async function answer() {
-  running = new AbortController();
-  setBusy(true);
-  const turn = addTurn("assistant", "");
-  const thoughts = document.createElement("div");
-  thoughts.className = "reasoning";
-  const words = document.createElement("div");
-  const began = performance.now();
-  let text = "", usage = null, first = 0;
+// Reads an answer into `turn` while it comes; gives its text, also where it ends early, and what ended it.
+async function read(turn, signal) {
+  const thoughts = element("div", "reasoning"), words = element("div", "words"), log = $("log");
   turn.append(words);
+  let text = "", usage = null, first = 0;
   try {
-    const response = await call("v1/chat/completions", { method: "POST", body: request(), signal: running.signal });
-    if (!response.ok) throw new Error(await reason(response));
+    const response = await call("v1/chat/completions", { method: "POST", body: request(), signal });
     for await (const chunk of eventsOf(response)) {
       if (chunk.error) throw new Error(chunk.error.message);
       usage = chunk.usage || usage;
       const delta = chunk.choices.length ? chunk.choices[0].delta : {};
+      const below = log.scrollHeight - log.scrollTop - log.clientHeight;
       if (delta.reasoning_content) {
         turn.prepend(thoughts);
         thoughts.textContent += delta.reasoning_content;
@@ -105,24 +130,40 @@ async function answer() {
       if (delta.content) {
         first = first || performance.now();
         text += delta.content;
-        words.textContent = text;
+        show(words, text);
       }
-      $("log").scrollTop = $("log").scrollHeight;
+      // Whoever scrolled up reads there.
+      if (below < 60) log.scrollTop = log.scrollHeight;
     }
-    const seconds = (performance.now() - (first || began)) / 1000;
-    if (usage) $("status").textContent = `${usage.completion_tokens} tokens, ${(usage.completion_tokens / Math.max(seconds, 0.001)).toFixed(1)} a second`;
+    if (usage) tell(usage.completion_tokens, performance.now() - first);
+    return { text, error: null };
   } catch (error) {
-    if (error.name === "AbortError") {
-      $("status").textContent = "stopped";
-    } else {
-      const line = document.createElement("div");
-      line.className = "error";
-      line.textContent = error.message;
-      turn.append(line);
-    }
+    return { text, error };
   }
-  if (text) messages.push({ role: "assistant", content: text });
-  else messages.pop();
+}
+
+function tell(tokens, milliseconds) {
+  const rate = tokens > 1 ? `, ${((tokens - 1) / Math.max(milliseconds / 1000, 0.001)).toFixed(1)} a second` : "";
+  $("status").textContent = `${tokens} token${tokens === 1 ? "" : "s"}${rate}`;
+}
+
+async function ask(question) {
+  const conversation = messages, mine = running = new AbortController();
+  conversation.push({ role: "user", content: question });
+  const asked = addTurn("user", question), turn = addTurn("assistant waiting", "");
+  setBusy(true);
+  const { text, error } = await read(turn, mine.signal);
+  turn.classList.remove("waiting");
+  if (text) conversation.push({ role: "assistant", content: text });
+  else conversation.pop();
+  if (error && error.name !== "AbortError") turn.append(element("div", "error", error.message));
+  if (running !== mine) return; // another conversation has begun
+  if (error && error.name === "AbortError") $("status").textContent = "stopped";
+  if (!text && error && conversation === messages) {
+    // Nothing came of it: it may be changed and sent again.
+    asked.classList.add("failed");
+    if (!$("text").value) $("text").value = question;
+  }
   running = null;
   setBusy(false);
 }
@@ -130,7 +171,7 @@ async function answer() {
 function setBusy(busy) {
   $("send").hidden = busy;
   $("stop").hidden = !busy;
-  if (!busy) $("text").focus();
+  if (!busy && !$("ask").open) $("text").focus();
 }
 
 $("form").addEventListener("submit", (event) => {
@@ -139,9 +180,7 @@ $("form").addEventListener("submit", (event) => {
   if (!text || running) return;
   $("text").value = "";
   $("status").textContent = "";
-  messages.push({ role: "user", content: text });
-  addTurn("user", text);
-  answer();
+  ask(text);
 });
 
 $("text").addEventListener("keydown", (event) => {
@@ -155,9 +194,19 @@ $("stop").addEventListener("click", () => running && running.abort());
 
 $("new").addEventListener("click", () => {
   if (running) running.abort();
+  running = null;
   messages = [];
-  $("log").replaceChildren();
+  $("log").replaceChildren(empty);
   $("status").textContent = "";
+  setBusy(false);
 });
 
-loadModels().catch((error) => { $("status").textContent = error.message; });
+function begin() {
+  loadModels().catch((error) => { $("status").textContent = error.message; });
+}
+
+$("change-key").addEventListener("click", async () => {
+  if (await askForKey(false)) begin();
+});
+
+begin();

@@ -11,10 +11,12 @@ from starlette.responses import Response
 router = APIRouter(include_in_schema=False)
 
 TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
+TYPES |= {"svg": "image/svg+xml"}
 PAGES = {"/": "chat.html", "/docs": "docs.html", "/page/chat.css": "chat.css", "/page/chat.js": "chat.js"}
-PAGES |= {"/page/docs.js": "docs.js"}
+PAGES |= {"/page/docs.js": "docs.js", "/page/icon.svg": "icon.svg"}
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
+    "form-action 'none'"
 )
 HEADERS = {
     "content-security-policy": f"{POLICY}; frame-ancestors 'none'",
