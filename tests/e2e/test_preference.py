@@ -92,6 +92,29 @@ def test_a_frozen_copy_and_the_adapter_switched_off_are_the_same_reference(
     assert column(off, "loss") == pytest.approx(column(copy, "loss"), rel=1e-5)
 
 
+def test_a_reference_that_was_computed_before_the_run(
+    tmp_path: Path, toy_model: Path, pairs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same losses as with a frozen copy, of which no trace is left; rows keep their fields and their order."""
+    given = tmp_path / "with-reference.jsonl"
+    paths = [f"model={toy_model}", f"data.path={pairs}", f"output={given}"]
+    command = ["data", "reference", "--config", "full", *paths, *SMALL, "model.dtype=float32"]
+    assert run_cli(command) == 0
+    assert "30 pairs in" in capsys.readouterr().out
+    rows = [json.loads(line) for line in given.read_text().splitlines()]
+    columns = ("reference_chosen_logps", "reference_rejected_logps")
+    plain = [{name: value for name, value in row.items() if name not in columns} for row in rows]
+    assert plain == [json.loads(line) for line in pairs.read_text().splitlines()]
+    assert all(row[name] < 0 for row in rows for name in columns)
+    more = ["model.dtype=float32", "steps=3", "optimizer.lr=0.003", "checkpoint.last=false"]
+    copied = run("dpo", "full", toy_model, pairs, tmp_path / "copied", *more)
+    read = run("dpo", "full", toy_model, given, tmp_path / "read", *more, "reference=null")
+    assert column(read, "loss") == pytest.approx(column(copied, "loss"), rel=1e-5)
+    assert run_cli(command) == 2
+    assert "exists" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
 def test_without_a_reference_the_fix_is_told(
     tmp_path: Path, toy_model: Path, pairs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""Front doors of the recipes and their objectives."""
+"""Front doors of the recipes, their objectives, and the command `data.reference`."""
 
 from pegboard.plugins.spec import PluginSpec, RecipeSpec, RoleSpec
 
@@ -39,3 +39,5 @@ ORPO_OBJECTIVE = PluginSpec(
 SIMPO_OBJECTIVE = PluginSpec(
     kind="objective", target="pegboard_dpo.pairs:SimplePreference", schema="pegboard_dpo.options:SimpoOptions"
 )
+
+REFERENCE_COMMAND = PluginSpec(kind="command", target="pegboard_dpo.command:reference")
