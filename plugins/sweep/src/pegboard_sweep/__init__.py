@@ -1,0 +1,1 @@
+"""Sweeps: many runs of a recipe, compared."""
