@@ -129,7 +129,7 @@ class LoraAdapter(Adapter):
         adapted = _adapted(model)
         for module in adapted.values():
             plain = getattr(module.base, "plain", None)
-            if callable(plain):  # a quantised layer: the sum needs its weights in full precision
+            if callable(plain) and not _has_weights(module.base):  # quantised: the sum needs full precision
                 module.base = plain()
         _require_weights({name: module.base for name, module in adapted.items()}, "merging")
         for name, module in adapted.items():
@@ -187,14 +187,19 @@ def _require_linear(modules: Mapping[str, nn.Module], additive: bool, dropout: f
         )
 
 
+def _has_weights(module: nn.Module) -> bool:
+    """Whether a linear layer holds its weights in full precision."""
+    weight = getattr(module, "weight", None)
+    return (
+        isinstance(weight, Tensor)
+        and weight.is_floating_point()
+        and list(weight.shape) == [module.out_features, module.in_features]
+    )
+
+
 def _require_weights(modules: Mapping[str, nn.Module], what: str) -> None:
     for name, module in modules.items():
-        weight = getattr(module, "weight", None)
-        if (
-            not isinstance(weight, Tensor)
-            or not weight.is_floating_point()
-            or list(weight.shape) != [module.out_features, module.in_features]
-        ):
+        if not _has_weights(module):
             raise ConfigError(
                 f"{what} needs full-precision weights, but {name} is a {type(module).__name__}",
                 fix="drop the quantizer, or use `adapter.use=lora` without merging",
