@@ -14,6 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# Newer versions of torch have the same function by another name.
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 @dataclass(frozen=True, slots=True)
 class Split:
@@ -91,7 +94,7 @@ def scattered(x: Tensor, group: Any) -> Tensor:
     if size * world != rows:
         x = torch.cat((x, x.new_zeros(size * world - rows, *x.shape[1:])))
     out = x.new_empty(size, *x.shape[1:])
-    dist.reduce_scatter_tensor(out, x.contiguous(), group=group)
+    _reduce_scatter(out, x.contiguous(), group=group)
     return out[: span(rows, dist.get_rank(group), world)[1]]
 
 

@@ -31,7 +31,7 @@ class StepCost:
 
     @classmethod
     def of(cls, model: CausalLM) -> StepCost:
-        """Count a model's layers. An adapter's own matrices count beside those of the layer that they adapt."""
+        """Count a model's layers, of split ones the part that is here. An adapter's own matrices count beside those of the layer that they adapt."""
         matrices = trained = 0
         attention = []
         for module in model.modules():
@@ -49,7 +49,7 @@ class StepCost:
             weight = getattr(module, "weight", None)
             matrices += size
             trained += size if isinstance(weight, nn.Parameter) and weight.requires_grad else 0
-        head = model.head.matrix
+        head = model.head.part
         size = int(head.shape[0]) * int(head.shape[1])
         return cls(matrices, trained, size, size if head.requires_grad else 0, tuple(attention))
 
