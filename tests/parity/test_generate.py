@@ -29,11 +29,20 @@ SIZES: dict[str, Any] = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
+# Of four prompts and their answers one stays below the pretrained length, one is beyond it, two grow over it.
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.5, 2.0],
+    "long_factor": [2.0, 4.0, 9.0],
+    "partial_rotary_factor": 0.75,
+}
 GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 7}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", {**GEMMA, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 30.0}),
     "gemma3": ("gemma3_text", {**GEMMA, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
     "phi3": ("phi3", {}),
+    "phi4-longrope": ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 28}),
     "llama": ("llama", {}),
     "mistral-window": ("mistral", {"sliding_window": 7}),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
