@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PER_WORD = 8
 """Codes in an int32."""
 
+_FORMAT = "pack-quantized"
 _PARTS = ("weight_packed", "weight_scale", "weight_shape")
 _FIX = "quantise the model again, as 4-bit integers in groups, symmetric"
 
@@ -137,13 +138,17 @@ def settings_of(group: int, activations: bool, ignore: Sequence[str]) -> dict[st
         "dynamic": False,
     }
     inputs = {"num_bits": 8, "type": "int", "symmetric": False, "strategy": "token", "dynamic": True}
+    group_0 = {
+        "format": _FORMAT,  # else readers guess another one from the inputs
+        "targets": ["Linear"],
+        "weights": weights,
+        "input_activations": inputs if activations else None,
+    }
     return {
         "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
+        "format": _FORMAT,
         "quantization_status": "compressed",
-        "config_groups": {
-            "group_0": {"targets": ["Linear"], "weights": weights, "input_activations": inputs if activations else None}
-        },
+        "config_groups": {"group_0": group_0},
         "ignore": list(ignore),
     }
 
@@ -153,8 +158,8 @@ def read_settings(settings: Mapping[str, Any]) -> tuple[int, bool]:
     groups = settings.get("config_groups")
     only = next(iter(groups.values())) if isinstance(groups, Mapping) and len(groups) == 1 else None
     weights = only.get("weights") if isinstance(only, Mapping) else None
-    if settings.get("format") != "pack-quantized" or not isinstance(only, Mapping) or not isinstance(weights, Mapping):
-        raise _unsupported("format", settings.get("format"), "pack-quantized, with one config group")
+    if settings.get("format") != _FORMAT or not isinstance(only, Mapping) or not isinstance(weights, Mapping):
+        raise _unsupported("format", settings.get("format"), f"{_FORMAT}, with one config group")
     for key, value in {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group"}.items():
         if weights.get(key) != value:
             raise _unsupported(f"weights.{key}", weights.get(key), repr(value))
