@@ -109,7 +109,7 @@ class LoraLinear(nn.Module):
             bound = columns**-0.5
             down.uniform_(-bound, bound, generator=generator)
         if columns != self.in_features:
-            down = split.of(down)
+            down = split.of(down).contiguous()
         self.lora_a = nn.Parameter(down.to(device=device, dtype=self.lora_a.dtype))
         self.lora_b = nn.Parameter(torch.zeros(self.out_features, self.rank, device=device, dtype=self.lora_b.dtype))
 
