@@ -1,7 +1,8 @@
 """Generation here and in other projects, in turn, each in a process of its own, on the workloads of `peg bench offline`.
 
     python benchmarks/generate.py [--model FOLDER] [--dtype bfloat16] [--threads 2] [--rounds 3] [--cpus 0,2]
-        [--workloads stream prompt2k batch32 prefix32] [--peers transformers llama.cpp] [--quantizer int8] [--json FILE]
+        [--workloads stream prompt2k batch32 prefix32] [--peers transformers llama.cpp llama.cpp-q4_1] [--quantizer int8]
+        [--json FILE]
 
 Without a model it makes one of SmolLM2-135M's shape with random weights. All take greedy tokens for random ids at fixed lengths.
 transformers runs a static batch, padded on the left; llama.cpp, through llama-cpp-python, one request after another, with the
@@ -34,7 +35,7 @@ SHAPE = {
     "tie_word_embeddings": True,
 }
 WORKLOADS = ("stream", "prompt2k", "batch32", "prefix32")
-PEERS = ("transformers", "llama.cpp")
+PEERS = ("transformers", "llama.cpp", "llama.cpp-q4_1")
 Requests = list[tuple[list[int], int]]
 
 
@@ -50,14 +51,18 @@ def make_model(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
 
 
-def make_gguf(folder: Path) -> Path:
-    """Write the model of a folder as a GGUF file without a vocabulary, in bfloat16."""
+def make_gguf(folder: Path, peer: str) -> Path:
+    """Write the model of a folder as a GGUF file without a vocabulary, in what the peer's name says.
+
+    bfloat16; or Q4_1 with the embedding in Q8_0, as such files usually are.
+    """
     import gguf
     import torch
     from safetensors.torch import load_file
 
     config = json.loads((folder / "config.json").read_text())
-    target = folder / "model.gguf"
+    target = folder / f"{peer}.gguf"
+    types, bf16 = gguf.GGMLQuantizationType, peer == "llama.cpp"
     writer = gguf.GGUFWriter(target, "llama")
     writer.add_vocab_size(config["vocab_size"])
     writer.add_context_length(config["max_position_embeddings"])
@@ -68,7 +73,7 @@ def make_gguf(folder: Path) -> Path:
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16 if bf16 else gguf.LlamaFileType.MOSTLY_Q4_1)
     writer.add_tokenizer_model("no_vocab")
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     for name, tensor in load_file(folder / "model.safetensors").items():
@@ -77,10 +82,13 @@ def make_gguf(folder: Path) -> Path:
         target_name = names.get_name(name, try_suffixes=(".weight",))
         if tensor.dim() == 1:
             writer.add_tensor(target_name, tensor.float().numpy())
-        else:
-            # Which rows of q and k belong together differs there; it changes no time.
-            raw = tensor.to(torch.bfloat16).view(torch.uint8).numpy()
-            writer.add_tensor(target_name, raw, raw_dtype=gguf.GGMLQuantizationType.BF16)
+            continue
+        # Which rows of q and k belong together differs there; it changes no time.
+        raw, kind = tensor.to(torch.bfloat16).view(torch.uint8).numpy(), types.BF16
+        if not bf16:
+            kind = types.Q8_0 if "embed" in name else types.Q4_1
+            raw = gguf.quants.quantize(tensor.float().numpy(), kind)
+        writer.add_tensor(target_name, raw, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -118,7 +126,7 @@ def child(args: argparse.Namespace) -> None:
     from pegboard_engine.workloads import WORKLOADS as DEFINED
 
     began = time.perf_counter()
-    run = {"transformers": _transformers, "llama.cpp": _llama}[args.child](args)
+    run = (_transformers if args.child == "transformers" else _llama)(args)
     run([([5] * 8, 1)])
     told = {"first token s": time.perf_counter() - began}
     run([([7] * 64, 16)])
@@ -169,7 +177,7 @@ def _llama(args: argparse.Namespace) -> Callable[[Requests], tuple[float, float]
 
     path = Path(args.model)
     model = llama_cpp.Llama(
-        str(path if path.is_file() else path / "model.gguf"),
+        str(path / f"{args.child}.gguf"),
         n_ctx=4096,
         n_threads=args.threads,
         n_threads_batch=args.threads,
@@ -234,8 +242,9 @@ def main() -> None:
             # In a process of its own: what this one has held would count as the peak of those that it starts.
             subprocess.run([sys.executable, __file__, "--make", folder], check=True, stderr=subprocess.DEVNULL)
             args.model = folder
-        if "llama.cpp" in args.peers and not (Path(args.model) / "model.gguf").exists():
-            make_gguf(Path(args.model))
+        for peer in args.peers:
+            if peer != "transformers" and not (Path(args.model) / f"{peer}.gguf").exists():
+                make_gguf(Path(args.model), peer)
         rounds: dict[str, list[dict[str, float]]] = {name: [] for name in ("pegboard", *args.peers)}
         for _ in range(args.rounds):
             rounds["pegboard"].append(ours(args))

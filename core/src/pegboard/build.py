@@ -378,13 +378,18 @@ def _load(owner: Any, leaf: str, lazy: LazyTensor, split: Split | None) -> None:
     if parts is not None and callable(load_parts):
         load_parts(leaf, {part: tensor.load() for part, tensor in parts.items()})
         return
+    load, read_into = getattr(owner, "load_weight", None), getattr(lazy, "read_into", None)
+    if split is None and not callable(load) and callable(read_into):
+        target = getattr(owner, leaf)
+        if target.device.type == "cpu" and target.dtype == lazy.dtype and target.is_contiguous():
+            read_into(target)
+            return
     if split is None:
         value = lazy.load()
     elif split.dim == 0 and split.start is not None:
         value = lazy.rows(split.start, split.start + split.size)
     else:
         value = split.of(lazy.load())
-    load = getattr(owner, "load_weight", None)
     if callable(load):
         load(leaf, value)
         return

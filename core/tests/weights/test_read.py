@@ -159,3 +159,15 @@ def test_pickles_and_empty_folders_are_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"there is no file .*none\.safetensors"):
         read_safetensors(tmp_path / "none.safetensors")
+
+
+def test_a_tensor_is_read_into_memory_that_is_there(tmp_path: Path) -> None:
+    values = torch.arange(12, dtype=torch.bfloat16).view(3, 4)
+    save_file({"x": values}, tmp_path / "model.safetensors")
+    lazy = read_safetensors(tmp_path / "model.safetensors")["x"]
+    room = torch.zeros(5, 4, dtype=torch.bfloat16)
+    lazy.read_into(room[1:4])
+    assert torch.equal(room[1:4], values) and not room[0].any() and not room[4].any()
+    for wrong in (room, room[1:4].float(), torch.zeros(4, 3, dtype=torch.bfloat16).t()):
+        with pytest.raises(ValueError, match="cannot take it"):
+            lazy.read_into(wrong)

@@ -57,6 +57,14 @@ class SafetensorsTensor:
         """Read the whole tensor into new memory. Raises ModelError when the file is gone or has become shorter."""
         return self._read(self._begin, self.shape)
 
+    def read_into(self, out: Tensor) -> None:
+        """Read the whole tensor into a dense one of its shape and dtype on the host, without a copy between. Raises as `load`."""
+        if out.shape != torch.Size(self.shape) or out.dtype != self.dtype or not out.is_contiguous():
+            raise ValueError(
+                f"{self.name} is {self.shape} of {self.dtype}: {tuple(out.shape)} of {out.dtype} cannot take it"
+            )
+        self._fill(self._begin, out)
+
     def rows(self, start: int, stop: int) -> Tensor:
         """Read rows start … stop - 1 into new memory. Raises IndexError outside the tensor, else as `load`."""
         if not self.shape or not 0 <= start <= stop <= self.shape[0]:
@@ -66,7 +74,11 @@ class SafetensorsTensor:
 
     def _read(self, offset: int, shape: tuple[int, ...]) -> Tensor:
         out = torch.empty(shape, dtype=self.dtype)
-        left = out.reshape(-1).view(torch.uint8).numpy().data
+        self._fill(offset, out)
+        return out
+
+    def _fill(self, offset: int, out: Tensor) -> None:
+        left = out.detach().reshape(-1).view(torch.uint8).numpy().data
         try:
             with self.path.open("rb", buffering=0) as file:
                 file.seek(offset)
@@ -80,7 +92,6 @@ class SafetensorsTensor:
                     left = left[count:]
         except OSError as error:
             raise ModelError(f"{self.path} cannot be read: {error.strerror or error}") from error
-        return out
 
 
 def read_safetensors(path: Path) -> dict[str, SafetensorsTensor]:
