@@ -130,7 +130,7 @@ def distill_sum(
     hidden: the student's, [T, H]. teacher_hidden: [T, G], of a width of its own. targets: [T] int64. rows: [M] int64, those that count.
     The largest temporaries are [chunk, V]; nothing is recomputed, and no gradient goes to the teacher.
     """
-    loss, sums = _DistillSum.apply(  # type: ignore[no-untyped-call]
+    loss, sums = _DistillSum.apply(
         hidden.index_select(0, rows),
         head.matrix,
         teacher_hidden.detach().index_select(0, rows),
