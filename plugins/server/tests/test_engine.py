@@ -25,12 +25,17 @@ TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
 
 
-@pytest.fixture(scope="module")
-def served(folder: Path) -> Served:
+def serve(folder: Path, attention: str = "sdpa", **options: Any) -> Served:
     registry = Registry.discover()
     engine = {"use": "paged", "page_size": 4, "kv_memory": "4MB", "max_num_seqs": 8, "max_num_tokens": 32}
-    loaded = load_engine(registry, str(folder), engine=engine, dtype="float32", platform="cpu", attention="sdpa")
-    return make_served(registry, *loaded[:2], ServerOptions(names=("toy",)), loaded[2])
+    loaded = load_engine(registry, str(folder), engine=engine, dtype="float32", platform="cpu", attention=attention)
+    return make_served(registry, *loaded[:2], ServerOptions(names=("toy",), **options), loaded[2])
+
+
+@pytest.fixture(scope="module", params=["sdpa", "auto"])
+def served(folder: Path, request: pytest.FixtureRequest) -> Served:
+    """With torch's attention, and with what the platform prefers: the compiled one where its library is."""
+    return serve(folder, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +152,23 @@ def test_a_bad_grammar_is_the_request_s_mistake(client: TestClient, stream: bool
 def test_nothing_is_held_afterwards(client: TestClient, served: Served) -> None:
     assert served.loop.stats().held_pages == 0
     assert "pegboard_kv_pages_held 0" in client.get("/metrics").text
+
+
+def test_cached_beginnings_are_shared_within_a_key(folder: Path) -> None:
+    keys = ("the-first-key", "the-second-key")
+    body = {"model": "toy", "prompt": "hello there, hello world", "max_tokens": 1, **GREEDY}
+
+    def cached(client: TestClient, key: str, **changes: Any) -> int:
+        response = client.post(TEXT, json={**body, **changes}, headers={"authorization": f"Bearer {key}"})
+        return int(response.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+    for apart in (False, True):
+        with TestClient(
+            create_app(serve(folder, keys=keys, cache_per_key=apart)), base_url="http://localhost"
+        ) as client:
+            assert cached(client, keys[0]) == 0
+            found = cached(client, keys[0])
+            assert found > 0
+            assert cached(client, keys[1]) == (0 if apart else found)
+            assert cached(client, keys[1]) == found
+            assert cached(client, keys[1], cache_salt="x") == 0

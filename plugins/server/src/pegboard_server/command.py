@@ -26,6 +26,7 @@ log = logging.getLogger("pegboard.server")
 )
 @click.option("--api-key", "keys", multiple=True, metavar="KEY", help="A key that requests must show; may be repeated.")
 @click.option("--api-key-file", metavar="FILE", help="Keys, one a line. Also read: PEGBOARD_API_KEYS, commas between.")
+@click.option("--cache-per-key", is_flag=True, help="Share cached prefixes among requests of the same key alone.")
 @click.option("--allow-origin", "origins", multiple=True, metavar="URL", help="A web page's origin that may call us.")
 @click.option(
     "--allow-host", "hosts", multiple=True, metavar="NAME", help="A further name of ours, where no key guards."
@@ -117,6 +118,8 @@ def server_options(model: str, given: dict[str, Any]) -> ServerOptions:
     from pegboard_server.security import KEYS_VARIABLE, LOOPBACK, read_keys
 
     keys = read_keys(given["keys"], given["api_key_file"], os.environ.get(KEYS_VARIABLE))
+    if given["cache_per_key"] and not keys:
+        raise ConfigError("--cache-per-key needs keys", fix="give --api-key, or leave it out")
     if (given["certfile"] is None) != (given["keyfile"] is None) or (given["client_ca"] and not given["certfile"]):
         raise ConfigError("TLS needs --certfile and --keyfile together", fix="give both, or neither")
     if "*" in given["origins"] and not keys:
@@ -133,6 +136,7 @@ def server_options(model: str, given: dict[str, Any]) -> ServerOptions:
     return ServerOptions(
         names=given["names"] or tuple(dict.fromkeys((short, model))),
         keys=keys,
+        cache_per_key=given["cache_per_key"],
         origins=given["origins"],
         hosts=(*LOOPBACK, *given["hosts"]) if local or given["hosts"] else None,
         unknown=given["unknown_fields"],

@@ -94,13 +94,15 @@ class Guard:
             raise ApiError(403, "this name is not one of the server's", code="unknown_host")
         if scope["path"] in self._open and scope["method"] in ("GET", "HEAD"):
             return
-        if not self._keys.admit(headers.get(b"authorization")):
+        number = self._keys.admit(headers.get(b"authorization"))
+        if number is None:
             raise ApiError(
                 401,
                 "a key is needed: send the header `Authorization: Bearer KEY`",
                 code="invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
             )
+        scope.setdefault("state", {})["key"] = number
 
     @contextmanager
     def _hold(self) -> Iterator[Callable[[int], None]]:

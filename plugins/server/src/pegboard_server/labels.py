@@ -21,5 +21,9 @@ def labels(request: Request, operation: str, model: str) -> dict[str, str]:
 
 
 def labelled(job: Job, request: Request, operation: str, model: str) -> Job:
-    """Return the job with the labels of its request."""
-    return replace(job, options=replace(job.options, labels=labels(request, operation, model)))
+    """Return the job with the labels of its request, and apart from those of other keys where the server is told so."""
+    options = replace(job.options, labels=labels(request, operation, model))
+    if request.app.state.served.options.cache_per_key:
+        # Which key it is, and not the key: observers see a request's options.
+        options = replace(options, salt=f"key {request.state.key}, {options.salt}")
+    return replace(job, options=options)

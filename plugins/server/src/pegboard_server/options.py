@@ -39,7 +39,8 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
     """keys: texts of which a request must show one; empty for none. origins: that a browser may call from. hosts: names that a browser
-    may call us by when no key guards us; None for those of the loopback device.
+    may call us by when no key guards us; None for those of the loopback device. cache_per_key: whether requests share cached
+    prefixes only with those of the same key.
 
     names: that requests may call the model by. unknown: whether fields that no endpoint knows are refused or ignored.
     tool_parser, reasoning_parser: a parser plugin, "auto" (by the chat template) or "none". pooling: of embeddings.
@@ -52,6 +53,7 @@ class ServerOptions:
     keys: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] | None = None
+    cache_per_key: bool = False
     unknown: str = "reject"
     tool_parser: str = "auto"
     reasoning_parser: str = "auto"

@@ -18,19 +18,21 @@ class Keys:
     """Compares in a time that tells nothing of the keys: digests of one length, all of them, whatever was found before."""
 
     def __init__(self, keys: Iterable[str]) -> None:
-        self._digests = [sha256(key.encode()).digest() for key in keys]
+        self._digests = [sha256(key.encode()).digest() for key in dict.fromkeys(keys)]
 
     def __bool__(self) -> bool:
         return bool(self._digests)
 
-    def admit(self, authorization: bytes | None) -> bool:
-        """Whether the header `Authorization: Bearer KEY` shows one of the keys; True where there are none."""
+    def admit(self, authorization: bytes | None) -> int | None:
+        """Return which of the keys the header `Authorization: Bearer KEY` shows, from 1; 0 where there are none, None for no or a
+        wrong one.
+        """
         if not self._digests:
-            return True
+            return 0
         scheme, _, given = (authorization or b"").partition(b" ")
         digest = sha256(given.strip()).digest()
-        found = [hmac.compare_digest(digest, own) for own in self._digests]
-        return any(found) and scheme.lower() == b"bearer"
+        number = sum(n * hmac.compare_digest(digest, own) for n, own in enumerate(self._digests, 1))
+        return number if number and scheme.lower() == b"bearer" else None
 
 
 def read_keys(given: Sequence[str], file: str | None, environment: str | None = None) -> tuple[str, ...]:
