@@ -24,7 +24,7 @@ class _Lines(FileRows):
     """A line a row."""
 
     def row(self, index: int) -> Mapping[str, Any]:
-        return _object(self._text(index), self.describe(index), "each line is one JSON object")
+        return _object(self._text(index).rstrip(), self.describe(index), "each line is one JSON object")
 
 
 class JsonSource(IndexedSource):

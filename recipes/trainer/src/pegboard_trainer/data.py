@@ -55,7 +55,7 @@ def open_data(
     ranks: processes that see different data; each step takes `batch.accumulate` batches of every one. writes: whether this process
     fills the cache.
     """
-    opener = _Opener(config, registry, tokenizer, writes)
+    opener = Opener(config, registry, tokenizer, writes)
     parts = opener.parts()
     section = config.data
     held_out = _number(section.validation)
@@ -99,7 +99,7 @@ def open_data(
 
 
 @dataclass(frozen=True, slots=True)
-class _Opener:
+class Opener:
     """Makes parts and examples as the configuration says."""
 
     config: TrainConfig

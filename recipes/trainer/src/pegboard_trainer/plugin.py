@@ -1,10 +1,13 @@
-"""Front doors of the launcher, the optimizer and the schedules."""
+"""Front doors of the commands, the launcher, the optimizer and the schedules."""
 
 from pegboard.plugins.spec import PluginSpec
 
 ADAMW = PluginSpec(
     kind="optimizer", target="pegboard_trainer.adamw:AdamWFactory", schema="pegboard_trainer.options:AdamWOptions"
 )
+
+DATA_PREVIEW = PluginSpec(kind="command", target="pegboard_trainer.inspect.command:preview")
+DATA_STATS = PluginSpec(kind="command", target="pegboard_trainer.inspect.command:stats")
 
 LOCAL = PluginSpec(kind="launcher", target="pegboard_trainer.launch:LocalLauncher")
 

@@ -1,0 +1,1 @@
+"""Looking at the data of a run before it begins."""
