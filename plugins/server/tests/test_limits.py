@@ -19,6 +19,7 @@ from pegboard_server.admission import LONGEST, Admission
 from pegboard_server.errors import ApiError
 from pegboard_server.options import Limits
 from pegboard_server.render import WORKERS, Renderer
+from pegboard_tokenizers.template import ChatTemplate
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
@@ -161,6 +162,34 @@ def test_templates_that_take_too_long() -> None:
                 break
             await asyncio.sleep(0.01)
         assert await renderer.chat(turn, None) == [1]
+        renderer.close()
+
+    asyncio.run(run())
+
+
+class Endless(TinyTokenizer):
+    """A template that would take until the end of the world."""
+
+    def chat(self, messages: Any, **names: Any) -> list[int]:
+        twice = "{{ f(n - 1) }}{{ f(n - 1) }}"
+        source = "{% macro f(n) %}{% if n %}" + twice + "{% endif %}{% endmacro %}{{ f(90) }}"
+        ChatTemplate(source, "the template").render({})
+        return [1]
+
+
+def test_a_template_without_end_gives_its_thread_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pegboard_tokenizers.sandbox.MAX_SECONDS", 0.5)
+
+    async def run() -> None:
+        renderer = Renderer(Endless(), 0.05)
+        with pytest.raises(ApiError, match="could not be rendered within"):
+            await renderer.chat([Message("user", "a")], None)
+        assert renderer._late == 1
+        for _ in range(2000):
+            if renderer._late == 0:
+                break
+            await asyncio.sleep(0.01)
+        assert renderer._late == 0
         renderer.close()
 
     asyncio.run(run())

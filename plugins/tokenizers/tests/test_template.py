@@ -159,6 +159,31 @@ def test_the_sandbox_holds(source: str) -> None:
         render(source, messages=[1])
 
 
+_DOUBLING = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        _DOUBLING,
+        "{% macro f() %}{{ caller() }}{{ caller() }}{% endmacro %}"
+        + "{% call f() %}" * 40 + "x" + "{% endcall %}" * 40,
+    ],
+    ids=["macro", "nested calls"],
+)  # fmt: skip
+def test_what_doubles_without_end_is_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pegboard_tokenizers.sandbox.MAX_STEPS", 3000)
+    with pytest.raises(DataError, match="was stopped: it took more than 3000 loop steps and calls"):
+        render(source)
+
+
+@pytest.mark.parametrize("source", [_DOUBLING, "{% for i in range(90000) %}{{ 'a' * 10000000 }}{% endfor %}"])
+def test_a_rendering_whose_time_is_over_is_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pegboard_tokenizers.sandbox.MAX_SECONDS", 0.01)
+    with pytest.raises(DataError, match=r"was stopped: it took more than 0.01 s"):
+        render(source)
+
+
 def test_spans_of_generation_blocks() -> None:
     template = ChatTemplate(
         "{% for m in messages %}{{ m }}:{% generation %}{{ m * 2 }}{% endgeneration %};{% endfor %}", "the template"

@@ -21,8 +21,8 @@ SHORT = 2048
 class Renderer:
     """Renders in threads of its own.
 
-    A thread cannot be stopped: a template that takes too long holds its thread until the sandbox's own limits end it, and while
-    all threads are held so, conversations are refused at once instead of waiting behind them.
+    A thread cannot be stopped: a template that takes too long holds its thread until the sandbox ends it, which counts steps and
+    looks at the time with each. While all threads are held so, conversations are refused at once instead of waiting behind them.
     """
 
     def __init__(self, tokenizer: Tokenizer, seconds: float) -> None:

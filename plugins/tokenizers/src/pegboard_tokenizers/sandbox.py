@@ -1,7 +1,7 @@
 """The Jinja dialect of chat templates, in a sandbox that keeps a stranger's template from running away.
 
-Beyond Jinja's immutable sandbox, which keeps Python's objects out of reach: loop steps are counted, and operators,
-filters and methods that could build huge texts from small ones are checked.
+Beyond Jinja's immutable sandbox, which keeps Python's objects out of reach: loop steps and calls are counted, and stopped when their
+time is over; operators, filters and methods that could build huge texts from small ones are checked.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
@@ -25,7 +26,9 @@ from jinja2.visitor import NodeTransformer
 MAX_TEXT = 64 << 20
 """Characters of a text, or items of a list, that a template may put together."""
 MAX_STEPS = 2_000_000
-"""Loop steps of one rendering, over all loops."""
+"""Loop steps and calls of one rendering, over all loops and macros."""
+MAX_SECONDS = 10.0
+"""Seconds after which no further step or call of a rendering is taken."""
 MAX_NUMBER = 1 << 20
 """Largest width or count that a template may give to a function that builds text."""
 
@@ -40,16 +43,22 @@ class Refusal(TemplateError):
 
 
 class Budget:
-    """Loop steps that one rendering may still take."""
+    """Loop steps and calls that one rendering may still take.
+
+    Whatever repeats in a template is one of these, so that one that would go on for ever holds its thread for a limited time.
+    """
 
     def __init__(self) -> None:
         self._left = MAX_STEPS
+        self._end = time.monotonic() + MAX_SECONDS
 
     def spend(self) -> None:
         """Take one step."""
         self._left -= 1
         if self._left < 0:
-            raise SecurityError(f"it took more than {MAX_STEPS} loop steps")
+            raise SecurityError(f"it took more than {MAX_STEPS} loop steps and calls")
+        if time.monotonic() > self._end:
+            raise SecurityError(f"it took more than {MAX_SECONDS:g} s")
 
 
 class ChatEnvironment(ImmutableSandboxedEnvironment):
@@ -92,6 +101,8 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function of the template's; methods of texts take no huge numbers."""
+        # A macro that calls itself twice repeats without a loop.
+        context[BUDGET].spend()
         if isinstance(getattr(obj, "__self__", None), str):
             _check_arguments(args, kwargs)
         return super().call(context, obj, *args, **kwargs)
