@@ -68,6 +68,7 @@ def bpe_pairs(pre: str, **extra: tuple[int, Any]) -> list[Pair]:
     return pairs + [(f"tokenizer.ggml.{key}", kind, value) for key, (kind, value) in extra.items()]
 
 
+_GEMMA_KEYS = {"sliding_window": 9, "key_length": 16, "value_length": 16}
 Model = tuple[bytes, dict[str, np.ndarray]]
 MakeModel = Callable[..., Model]
 
@@ -84,7 +85,8 @@ def tiny_model(
     """Return a whole float32 model of 2 layers as bytes, and its tensors as they should come out, under Hugging
     Face names.
 
-    hidden 64, 4 heads of 16, 2 key heads, intermediate 96. q and k of `llama` are stored interleaved, as converters do.
+    hidden 64, 4 heads of 16, 2 key heads, intermediate 96. q and k of `llama` are stored interleaved and norms of Gemma with 1 added, as
+    converters do.
     """
     tokenizer = bpe_pairs("gpt-2") if tokenizer is None else tokenizer
     vocab = next(len(value[1]) for key, _, value in tokenizer if key == "tokenizer.ggml.tokens")
@@ -92,9 +94,15 @@ def tiny_model(
     hidden, heads, kv_heads, width, inner = 64, 4, 2, 16, 96
     wanted: dict[str, np.ndarray] = {}
     stored: dict[str, np.ndarray] = {}
+    gemma = arch.startswith("gemma")
 
     def put(name: str, target: str, *shape: int, interleave: int = 0) -> None:
         value = (rng.standard_normal(shape) * 0.05).astype(np.float32)
+        if gemma and target.endswith("norm.weight"):
+            # As a bfloat16 checkpoint holds them: 1 more is exact in float32.
+            value = (value.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+            stored[name], wanted[target] = value + np.float32(1), value
+            return
         wanted[target] = value
         if interleave:
             value = value.reshape(interleave, 2, shape[0] // interleave // 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
@@ -102,13 +110,24 @@ def tiny_model(
 
     put("token_embd.weight", "model.embed_tokens.weight", vocab, hidden)
     put("output_norm.weight", "model.norm.weight", hidden)
-    if not tied:
+    if not tied and not gemma:
         put("output.weight", "lm_head.weight", vocab, hidden)
     permuted = arch == "llama"
     for i in range(2):
         b, h = f"blk.{i}.", f"model.layers.{i}."
         put(b + "attn_norm.weight", h + "input_layernorm.weight", hidden)
-        put(b + "ffn_norm.weight", h + "post_attention_layernorm.weight", hidden)
+        if arch == "phi3":
+            put(b + "ffn_norm.weight", h + "post_attention_layernorm.weight", hidden)
+            put(b + "attn_qkv.weight", h + "self_attn.qkv_proj.weight", (heads + 2 * kv_heads) * width, hidden)
+            put(b + "attn_output.weight", h + "self_attn.o_proj.weight", hidden, heads * width)
+            put(b + "ffn_up.weight", h + "mlp.gate_up_proj.weight", 2 * inner, hidden)
+            put(b + "ffn_down.weight", h + "mlp.down_proj.weight", hidden, inner)
+            continue
+        if gemma:
+            put(b + "post_attention_norm.weight", h + "post_attention_layernorm.weight", hidden)
+            put(b + "post_ffw_norm.weight", h + "post_feedforward_layernorm.weight", hidden)
+        after = "pre_feedforward_layernorm" if gemma else "post_attention_layernorm"
+        put(b + "ffn_norm.weight", f"{h}{after}.weight", hidden)
         put(b + "attn_q.weight", h + "self_attn.q_proj.weight", heads * width, hidden, interleave=heads * permuted)
         put(
             b + "attn_k.weight", h + "self_attn.k_proj.weight", kv_heads * width, hidden, interleave=kv_heads * permuted
@@ -121,7 +140,7 @@ def tiny_model(
         if arch == "qwen2":
             for name, rows in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
                 put(f"{b}attn_{name}.bias", f"{h}self_attn.{name}_proj.bias", rows * width)
-        if arch == "qwen3":
+        if arch in ("qwen3", "gemma3"):
             put(b + "attn_q_norm.weight", h + "self_attn.q_norm.weight", width)
             put(b + "attn_k_norm.weight", h + "self_attn.k_norm.weight", width)
     stored |= dict(extra_tensors or {})
@@ -135,6 +154,7 @@ def tiny_model(
         (f"{arch}.attention.head_count_kv", U32, kv_heads),
         (f"{arch}.attention.layer_norm_rms_epsilon", F32, 1e-5),
         (f"{arch}.rope.freq_base", F32, 10000.0),
+        *([(f"{arch}.attention.{key}", U32, n) for key, n in _GEMMA_KEYS.items()] if gemma else []),
         *tokenizer,
         *extra_pairs,
     ]

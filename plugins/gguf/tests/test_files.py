@@ -30,7 +30,7 @@ def open_model(make_model: Make, make_file: Callable[[bytes], Path]) -> Callable
     return make
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"])
 def test_tensors_have_hugging_face_names_and_layout(open_model: Make, make_model: Make, arch: str) -> None:
     files, wanted = open_model(arch), make_model(arch)[1]
     assert files.tensors.keys() == wanted.keys()

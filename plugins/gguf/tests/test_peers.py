@@ -91,7 +91,7 @@ def test_logits_equal_transformers(folder: Path, location: Path) -> None:
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"])
 def test_a_written_folder_loads_without_missing_weights(
     make_model: Callable[..., Any], tmp_path: Path, arch: str
 ) -> None:
@@ -108,6 +108,23 @@ def test_a_written_folder_loads_without_missing_weights(
     model, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     assert type(model).__name__ == files.config["architectures"][0]
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("arch", ["gemma2", "gemma3", "phi3"])
+def test_weights_equal_those_that_transformers_reads(make_model: Callable[..., Any], tmp_path: Path, arch: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    # transformers' Phi would take id 32000 for padding, which is more than the toy has.
+    made = make_model(arch, extra_pairs=[("tokenizer.ggml.padding_token_id", 4, 0)])[0]
+    (tmp_path / "tiny.gguf").write_bytes(made)
+    files = GgufFormat().open(str(tmp_path / "tiny.gguf"))
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    theirs = load(tmp_path, gguf_file="tiny.gguf", dtype=torch.float32)
+    state = theirs.state_dict()
+    for name, tensor in files.tensors.items():
+        torch.testing.assert_close(tensor.load(), state[name], rtol=0, atol=0, msg=name)
+    for key in ("head_dim", "sliding_window", "vocab_size", "num_key_value_heads", "intermediate_size"):
+        assert getattr(theirs.config, key, files.config[key]) == files.config[key], key
 
 
 @pytest.mark.filterwarnings("default")

@@ -6,6 +6,7 @@ from typing import Any
 
 from pegboard.errors import ModelError
 from pegboard_gguf.container import Container
+from pegboard_gguf.families import ADDITIONS
 from pegboard_gguf.metadata import Metadata
 from pegboard_gguf.names import architecture_of
 from pegboard_gguf.rope import rope_scaling
@@ -14,7 +15,11 @@ _CLASSES = {
     "llama": ("LlamaForCausalLM", "llama"),
     "qwen2": ("Qwen2ForCausalLM", "qwen2"),
     "qwen3": ("Qwen3ForCausalLM", "qwen3"),
+    "gemma2": ("Gemma2ForCausalLM", "gemma2"),
+    "gemma3": ("Gemma3ForCausalLM", "gemma3_text"),
+    "phi3": ("Phi3ForCausalLM", "phi3"),
 }
+_PARTLY_TURNED = ("phi3",)
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -27,6 +32,7 @@ def model_config(container: Container) -> dict[str, Any]:
     heads = _uniform(metadata, f"{prefix}.attention.head_count")
     kv_heads = _uniform(metadata, f"{prefix}.attention.head_count_kv", default=heads)
     head_dim = _head_dim(metadata, prefix, hidden, heads)
+    turned = _turned(metadata, prefix, head_dim)
     theta = metadata.number(f"{prefix}.rope.freq_base") or 10000.0
     if theta <= 1:
         raise ModelError(f"{container.where}: {prefix}.rope.freq_base is {theta}; expected more than 1, usually 10000")
@@ -45,7 +51,7 @@ def model_config(container: Container) -> dict[str, Any]:
         "initializer_range": 0.02,
         "rms_norm_eps": _epsilon(metadata, prefix),
         "rope_theta": theta,
-        "rope_scaling": rope_scaling(container, prefix, head_dim, theta),
+        "rope_scaling": rope_scaling(container, prefix, turned, theta),
         "attention_bias": "blk.0.attn_q.bias" in container.tensors,
         "attention_dropout": 0.0,
         "use_cache": True,
@@ -53,10 +59,7 @@ def model_config(container: Container) -> dict[str, Any]:
         "torch_dtype": _dtype(container),
         **token_ids(metadata),
     }
-    if prefix == "llama":
-        config["mlp_bias"] = "blk.0.ffn_up.bias" in container.tensors
-    _add_window(config, metadata, prefix)
-    return config
+    return config | ADDITIONS[prefix](container, prefix, config)
 
 
 def generation_config(container: Container) -> dict[str, Any]:
@@ -132,15 +135,29 @@ def _head_dim(metadata: Metadata, prefix: str, hidden: int, heads: int) -> int:
             raise ModelError(f"{metadata.where}: {heads} heads cannot share an embedding length of {hidden}")
         head_dim = hidden // heads
     values = metadata.integer(f"{prefix}.attention.value_length")
-    turned = metadata.integer(f"{prefix}.rope.dimension_count")
-    for key, found in (("attention.value_length", values), ("rope.dimension_count", turned)):
-        if found is not None and found != head_dim:
-            raise ModelError(
-                f"{metadata.where}: {prefix}.{key} is {found} but heads are {head_dim} wide; they must be equal"
-            )
+    if values is not None and values != head_dim:
+        raise ModelError(
+            f"{metadata.where}: {prefix}.attention.value_length is {values} but heads are {head_dim} wide; they must be equal"
+        )
     if head_dim < 2 or head_dim % 2:
         raise ModelError(f"{metadata.where}: heads are {head_dim} wide; expected an even width")
     return head_dim
+
+
+def _turned(metadata: Metadata, prefix: str, head_dim: int) -> int:
+    """Return how many dimensions of a head are turned: all but in architectures that may leave some."""
+    turned = metadata.integer(f"{prefix}.rope.dimension_count")
+    if turned is None or turned == head_dim:
+        return head_dim
+    if prefix not in _PARTLY_TURNED:
+        raise ModelError(
+            f"{metadata.where}: {prefix}.rope.dimension_count is {turned} but heads are {head_dim} wide; they must be equal"
+        )
+    if not 2 <= turned < head_dim or turned % 2:
+        raise ModelError(
+            f"{metadata.where}: {prefix}.rope.dimension_count is {turned}; expected an even number up to {head_dim}"
+        )
+    return turned
 
 
 def _epsilon(metadata: Metadata, prefix: str) -> float:
@@ -169,15 +186,3 @@ def _dtype(container: Container) -> str:
     """Return the type that most matrices have once loaded: float32 for quantised ones."""
     stored = [info.type.dtype for info in container.tensors.values() if len(info.shape) > 1]
     return max(set(stored), key=stored.count)
-
-
-def _add_window(config: dict[str, Any], metadata: Metadata, prefix: str) -> None:
-    window = metadata.integer(f"{prefix}.attention.sliding_window")
-    if not window:
-        return
-    config["sliding_window"] = window
-    if prefix == "llama":
-        # Only Mistral of this family has a window; Hugging Face's Llama ignores the key.
-        config |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
-    else:
-        config |= {"use_sliding_window": True, "max_window_layers": 0}

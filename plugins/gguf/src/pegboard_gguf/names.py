@@ -1,6 +1,6 @@
 """Tensor names: GGUF's to Hugging Face's, and the order of rows where the two differ.
 
-To add an architecture, give it an entry in `ARCHITECTURES` (names here) and one in `hparams.py` (its config).
+To add an architecture, give it an entry in `ARCHITECTURES` (names here), in `hparams.py` (its class) and `families.py` (its own keys).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from pegboard.errors import ModelError, nearest
 from pegboard.weights import compare_names_shapes
 from pegboard_gguf.container import Container, TensorInfo
+from pegboard_gguf.rope import FACTORS, LONG_FACTORS, SHORT_FACTORS
 from pegboard_gguf.tensors import GgufTensor
 
 _LAYER = re.compile(r"blk\.(0|[1-9]\d{0,5})\.(.+)\.(weight|bias)")
@@ -36,6 +37,19 @@ _BLOCK = {
     "ffn_down": "mlp.down_proj",
 }
 _QK_NORM = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_SANDWICH = _BLOCK | {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_FUSED = {
+    "attn_norm": "input_layernorm",
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_up": "mlp.gate_up_proj",
+    "ffn_down": "mlp.down_proj",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +57,22 @@ class Architecture:
     """How one GGUF architecture names its tensors.
 
     blocks: names inside a layer. permuted: rows of q and k are stored with the two halves of each head interleaved.
-    ignored: top-level tensors that are not weights.
+    norm_offset: what the weights of norms have more than Hugging Face's. ignored: top-level tensors that are not weights.
     """
 
     blocks: Mapping[str, str]
     permuted: bool = False
-    ignored: tuple[str, ...] = ("rope_freqs.weight",)
+    norm_offset: float = 0.0
+    ignored: tuple[str, ...] = (FACTORS,)
 
 
 ARCHITECTURES = {
     "llama": Architecture(_BLOCK, permuted=True),
     "qwen2": Architecture(_BLOCK),
     "qwen3": Architecture(_BLOCK | _QK_NORM),
+    "gemma2": Architecture(_SANDWICH, norm_offset=1.0),
+    "gemma3": Architecture(_SANDWICH | _QK_NORM, norm_offset=1.0),
+    "phi3": Architecture(_FUSED, ignored=(FACTORS, LONG_FACTORS, SHORT_FACTORS)),
 }
 
 
@@ -92,7 +110,8 @@ def map_tensors(container: Container, config: Mapping[str, Any]) -> dict[str, Gg
             unknown.append(name)
             continue
         order = _row_order(name, info, config, container.where) if architecture.permuted else None
-        found[target] = GgufTensor(target, info, container.buffer, order)
+        offset = architecture.norm_offset if target.endswith("norm.weight") else 0.0
+        found[target] = GgufTensor(target, info, container.buffer, order, offset)
     if unknown:
         shown = ", ".join(unknown[:8]) + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else "")
         raise ModelError(
@@ -118,11 +137,13 @@ def _check_complete(
         "self_attn.q_proj": (query, hidden),
         "self_attn.k_proj": (key, hidden),
         "self_attn.v_proj": (key, hidden),
+        "self_attn.qkv_proj": (query + 2 * key, hidden),
         "self_attn.o_proj": (hidden, query),
         "self_attn.q_norm": (width,),
         "self_attn.k_norm": (width,),
         "mlp.gate_proj": (inner, hidden),
         "mlp.up_proj": (inner, hidden),
+        "mlp.gate_up_proj": (2 * inner, hidden),
         "mlp.down_proj": (hidden, inner),
     }
     embedding = (config["vocab_size"], hidden)

@@ -14,13 +14,19 @@ from pegboard_gguf.container import Container
 from pegboard_gguf.tensors import GgufTensor
 
 FACTORS = "rope_freqs.weight"
+LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 _TOLERANCE = 1e-4
 
 
 def rope_scaling(container: Container, prefix: str, head_dim: int, theta: float) -> dict[str, Any] | None:
-    """Return `rope_scaling`, or None for unscaled positions. Raises ModelError for a scaling that has no such form."""
+    """Return `rope_scaling`, or None for unscaled positions. Raises ModelError for a scaling that has no such form.
+
+    head_dim: dimensions of a head that are turned.
+    """
+    if LONG_FACTORS in container.tensors or SHORT_FACTORS in container.tensors:
+        return _longrope(container, prefix, head_dim)
     if FACTORS in container.tensors:
-        factors = GgufTensor(FACTORS, container.tensors[FACTORS], container.buffer).load().double().numpy()
+        factors = _factors(container, FACTORS)
         original = container.metadata.integer(f"{prefix}.rope.scaling.original_context_length") or 8192
         return factors_to_llama3(factors, head_dim, theta, original, container.where)
     metadata = container.metadata
@@ -38,6 +44,41 @@ def rope_scaling(container: Container, prefix: str, head_dim: int, theta: float)
     if kind == "yarn":
         return _yarn(container, prefix, factor)
     raise ModelError(f"{container.where}: {prefix}.rope.scaling.type is {kind!r}", fix="none, linear and yarn are read")
+
+
+def _factors(container: Container, name: str) -> np.ndarray:
+    """Return a tensor of frequency factors, float64."""
+    loaded: np.ndarray = GgufTensor(name, container.tensors[name], container.buffer).load().double().numpy()
+    return loaded
+
+
+def _longrope(container: Container, prefix: str, head_dim: int) -> dict[str, Any]:
+    """LongRoPE (arXiv:2402.13753): a factor for each frequency, others for long sequences.
+
+    The factor on attention is left out where it is what follows from the lengths, as Hugging Face's configs leave it out.
+    """
+    found: dict[str, Any] = {"type": "longrope"}
+    for key, name in (("short_factor", SHORT_FACTORS), ("long_factor", LONG_FACTORS)):
+        factors = _factors(container, name) if name in container.tensors else np.empty(0)
+        if factors.shape != (head_dim // 2,):
+            raise ModelError(
+                f"{container.where}: {name} has shape {factors.shape}; expected ({head_dim // 2},)",
+                fix="convert it again",
+            )
+        # Stored as float32: the shortest decimals that give the same are the converter's own.
+        found[key] = [float(str(np.float32(value))) for value in factors]
+    metadata = container.metadata
+    original = metadata.integer(f"{prefix}.rope.scaling.original_context_length")
+    if original is None or original < 2:
+        raise ModelError(
+            f"{container.where}: {prefix}.rope.scaling.original_context_length is {original}; LongRoPE needs the pretrained length"
+        )
+    growth = metadata.need(f"{prefix}.context_length") / original
+    usual = 1.0 if growth <= 1 else math.sqrt(1 + math.log(growth) / math.log(original))
+    given = metadata.number(f"{prefix}.rope.scaling.attn_factor")
+    if given is not None and not math.isclose(given, usual, rel_tol=1e-5):
+        found["attention_factor"] = given
+    return found
 
 
 def _yarn(container: Container, prefix: str, factor: float) -> dict[str, Any]:

@@ -21,12 +21,15 @@ class GgufTensor:
 
     dtype: what `load` gives; the stored dtype of unquantised types, float32 for all quantised ones.
     order: None when rows are stored as they are wanted; else [shape[0]] int64, the stored row of each wanted row.
+    offset: what stored values have more than wanted ones.
     """
 
-    def __init__(self, name: str, info: TensorInfo, buffer: memoryview, order: np.ndarray | None = None) -> None:
+    def __init__(
+        self, name: str, info: TensorInfo, buffer: memoryview, order: np.ndarray | None = None, offset: float = 0.0
+    ) -> None:
         self.name, self.shape = name, info.shape
         self.dtype: torch.dtype = getattr(torch, info.type.dtype)
-        self._info, self._buffer, self._order = info, buffer, order
+        self._info, self._buffer, self._order, self._offset = info, buffer, order, offset
         self._row_values = prod(info.shape[1:])
 
     def load(self) -> Tensor:
@@ -49,7 +52,7 @@ class GgufTensor:
         else:
             self._decode_permuted(self._order[start:stop], target)
         self._forget()
-        return out
+        return out.sub_(self._offset) if self._offset else out
 
     def _decode_permuted(self, stored: np.ndarray, target: np.ndarray) -> None:
         """Decode the stored rows between the first and the last that are wanted, a chunk at a time, and put each
