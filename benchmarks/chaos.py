@@ -129,12 +129,11 @@ KINDS = (
 KINDS = [kind.replace(";", ",") for kind in KINDS]
 
 
-async def send(session: aiohttp.ClientSession, case: Case, report: Report, *, killing: bool) -> None:
+async def send(session: aiohttp.ClientSession, case: Case, report: Report) -> None:
     """Send a request, and note how it ended and what was wrong with it."""
-    wanted = (*case.wanted, 500, 502) if killing else case.wanted
     try:
         async with asyncio.timeout(case.leave_after):
-            status = await _answered(session, case, report, killing=killing)
+            status = await _answered(session, case, report)
     except TimeoutError:
         report.outcomes[f"{case.kind}: left"] += 1
         return
@@ -143,11 +142,11 @@ async def send(session: aiohttp.ClientSession, case: Case, report: Report, *, ki
         report.problems.append(f"{case.kind}: {type(error).__name__}: {error}")
         return
     report.outcomes[f"{case.kind}: {status}"] += 1
-    if isinstance(status, int) and status not in wanted:
-        report.problems.append(f"{case.kind}: status {status}, expected one of {wanted}")
+    if isinstance(status, int) and status not in case.wanted:
+        report.problems.append(f"{case.kind}: status {status}, expected one of {case.wanted}")
 
 
-async def _answered(session: aiohttp.ClientSession, case: Case, report: Report, *, killing: bool) -> int | str:
+async def _answered(session: aiohttp.ClientSession, case: Case, report: Report) -> int | str:
     data = case.body if isinstance(case.body, bytes) else json.dumps(case.body).encode()
     async with session.post(case.path, data=data, headers={"content-type": "application/json"}) as response:
         if response.status != 200:
@@ -170,7 +169,7 @@ async def _answered(session: aiohttp.ClientSession, case: Case, report: Report, 
                 return "left"
             if last != b"[DONE]" and (error := json.loads(last).get("error")):
                 # A deadline, a shutdown, or a worker that was killed under it: never for no reason.
-                if error.get("code") not in ("deadline_exceeded", "service_unavailable") and not killing:
+                if error.get("code") not in ("deadline_exceeded", "service_unavailable"):
                     report.problems.append(f"{case.kind}: {error} in a stream")
                 return str(error.get("code"))
         if last != b"[DONE]":
@@ -256,7 +255,7 @@ async def chaos(
             nonlocal sent
             while more():
                 sent += 1
-                await send(session, next(endless), report, killing=kill)
+                await send(session, next(endless), report)
 
         async def watch() -> None:
             while True:

@@ -311,10 +311,27 @@ def test_the_death_of_the_executor_fails_what_ran_and_nothing_else(
     outputs = run(engine)
     assert [outputs[name].finish_reason for name in "0123"] == ["error", "error", "length", "length"]
     assert "killed by signal 9" in str(outputs["0"].error)
+    assert [outputs[name].lost for name in "0123"] == [True, True, False, False]
     assert outputs["3"].token_ids == whole(built, [3, 1, 2, 3, 4], 6)
     # What the cache held is gone with the worker.
     engine.add_request("again", [0, 1, 2, 3, 4], SamplingParams(max_tokens=6, **GREEDY))
     assert run(engine)["again"].token_ids == whole(built, [0, 1, 2, 3, 4], 6)
+
+
+def test_a_death_is_told_before_the_executor_starts_again(
+    start: Callable[..., PagedEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start(executor="mortal")
+    engine.add_request("a", [1, 2, 3], SamplingParams(max_tokens=4, **GREEDY))
+    monkeypatch.setattr(Mortal, "dies_at", "submit")
+    (output,) = engine.step()
+    assert output.lost
+    assert Mortal.dies_at == "submit"
+    # Nobody waits, and yet it is started for those who will come.
+    assert engine.has_unfinished()
+    assert not engine.step()
+    assert Mortal.dies_at == ""
+    assert not engine.has_unfinished()
 
 
 def test_an_executor_that_does_not_start_again_is_tried_again(

@@ -86,7 +86,8 @@ class RequestOutput:
     logprobs: one entry for each of token_ids, where asked for. prompt_logprobs: with the first output only, one entry a prompt
     token, None for the first. num_cached_tokens: prompt tokens that were found in the cache. embedding: with task "embed".
     rejected: whether the error is a mistake of the request's (a grammar that does not compile, say), so that `error` may be told to
-    whoever sent it. queue_time: seconds from its arrival to its first step, with the first output that can tell.
+    whoever sent it. lost: whether it failed since what computed it went away, which is no fault of its own: it may be sent again.
+    queue_time: seconds from its arrival to its first step, with the first output that can tell.
     record: with the last output, for observers.
     """
 
@@ -104,6 +105,7 @@ class RequestOutput:
     num_cached_tokens: int = 0
     embedding: list[float] | None = None
     rejected: bool = False
+    lost: bool = False
     queue_time: float | None = None
     record: RequestRecord | None = None
 
@@ -173,7 +175,7 @@ class Engine(ABC):
 
     @abstractmethod
     def has_unfinished(self) -> bool:
-        """Whether any request is waiting or running, or has an output that `step` has not returned yet."""
+        """Whether any request is waiting or running, or has an output that `step` has not returned yet, or `step` has other work."""
 
     @abstractmethod
     def update_weights(self, version: int) -> None:

@@ -75,6 +75,7 @@ class PagedEngine(Engine):
         self._finished: Counter[FinishReason] = Counter()
         self._steps = self._prompt_tokens = self._output_tokens = self._arrivals = 0
         self._executor: Executor | None = None
+        self._restart_due = False
         self._proposals: Proposals | None = None
         self._grammars: Grammars | None = None
 
@@ -170,6 +171,8 @@ class PagedEngine(Engine):
     def step(self) -> Sequence[RequestOutput]:
         executor = self._loaded()
         self._wake.clear()
+        if self._restart_due:
+            self._restart(executor)
         self._admit_grammars()
         for request in self._timeouts.over():
             self._outputs.append(self.end(request, State.TIMED_OUT))
@@ -181,12 +184,12 @@ class PagedEngine(Engine):
             elif not self._outputs and self._requests:
                 self._wake.wait(_IDLE_SECONDS)
         except ExecutorDied as error:
-            self._restart(executor, error)
+            self._lose(error)
         outputs, self._outputs = self._outputs, StepOutputs()
         return outputs
 
     def has_unfinished(self) -> bool:
-        return bool(self._requests or self._outputs)
+        return bool(self._requests or self._outputs or self._restart_due)
 
     def update_weights(self, version: int) -> None:
         self._drain()
@@ -236,6 +239,7 @@ class PagedEngine(Engine):
                 self.end(request, State.ABORTED)
         self._outputs = StepOutputs()
         self._flights.clear()
+        self._restart_due = False
         if self._grammars is not None:
             self._grammars.close()
             self._grammars = None
@@ -376,11 +380,8 @@ class PagedEngine(Engine):
             request.error = f"the step failed: {type(error).__name__}: {error}"
             self._outputs.append(self.end(request, State.FAILED))
 
-    def _restart(self, executor: Executor, error: ExecutorDied) -> None:
-        """End whatever ran, since its keys are lost, and start the executor again for those who wait.
-
-        One that does not start is tried again with the next step that anybody waits for.
-        """
+    def _lose(self, error: ExecutorDied) -> None:
+        """End whatever ran, since its keys are lost. This is told before the executor is started again, which takes a while."""
         log.error("the executor died: %s; what ran fails, and it is started again", error)
         self._flights.clear()
         requests = [self._table.request(slot) for slot in self._table.running.tolist()]
@@ -388,8 +389,15 @@ class PagedEngine(Engine):
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         for request in requests:
             request.error = f"the process that ran the model ended: {reason}"
-            self._outputs.append(self.end(request, State.FAILED))
+            output = self.end(request, State.FAILED)
+            output.lost = True
+            self._outputs.append(output)
         self._prefixes.reset()
+        self._restart_due = True
+
+    def _restart(self, executor: Executor) -> None:
+        """Start the executor again. One that does not start is tried again when the next request finds it dead."""
+        self._restart_due = False
         try:
             executor.restart()
         except ExecutorDied as again:
@@ -403,7 +411,8 @@ class PagedEngine(Engine):
             while self._flights:
                 self._collect(executor)
         except ExecutorDied as error:
-            self._restart(executor, error)
+            self._lose(error)
+            self._restart(executor)
 
     def _loaded(self) -> Any:
         if self._executor is None:

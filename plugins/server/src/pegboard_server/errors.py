@@ -86,6 +86,8 @@ def of_output(output: RequestOutput) -> ApiError:
         return ApiError(504, "the request took longer than it may", code="deadline_exceeded")
     if output.finish_reason == "abort":
         return unavailable(output.error or "the request was ended before its answer was complete")
+    if output.lost:
+        return unavailable("what ran the model went away and is started again: send the request again")
     if output.rejected:
         return bad_request(output.error or "the request cannot be answered", code="invalid_request")
     return internal(output.error or "the engine gave no reason")
