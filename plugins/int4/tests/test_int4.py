@@ -14,8 +14,8 @@ from pegboard_int4.layers import Int4Linear
 from pegboard_int4.options import Int4Options
 from pegboard_int4.plugin import INT4
 from pegboard_int4.quantizer import Int4Quantizer
-from pegboard_int4.rounding import round_tokens, round_weight
-from pegboard_int4.stored import StoredWeight, join, pack, parts_of, unpack
+from pegboard_int4.rounding import round_tokens, round_weight, weight_values
+from pegboard_int4.stored import StoredWeight, dequantise, join, pack, parts_of, unpack
 from pegboard_sdk.conformance import PluginSuite
 from pegboard_sdk.toys.model import Held, logits, random_model
 
@@ -41,6 +41,9 @@ def test_packing_by_hand() -> None:
     assert pack(codes).tolist() == [[int.from_bytes(bytes([0x10, 0x98, 0xEF, 0xF7]), "little", signed=True)], [-1]]
     assert torch.equal(unpack(pack(codes)), codes)
     many = torch.randint(-8, 8, (5, 64), dtype=torch.int8)
+    scales = torch.rand(5, 4)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert torch.equal(dequantise(pack(many), scales, dtype), weight_values(many, scales, dtype))
     assert torch.equal(unpack(pack(many)), many) and unpack(pack(many)).dtype == torch.int8
 
 

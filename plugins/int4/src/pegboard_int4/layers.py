@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from pegboard.errors import ConfigError
 from pegboard.nn import Linear
 from pegboard.nn.layer import Layer
-from pegboard_int4.rounding import round_tokens, weight_values
-from pegboard_int4.stored import PER_WORD, finite_codes, pack, parts_checked, unpack
+from pegboard_int4.rounding import round_tokens
+from pegboard_int4.stored import PER_WORD, dequantise, finite_codes, pack, parts_checked
 
 if TYPE_CHECKING:
     from pegboard.types import ForwardContext
@@ -85,7 +85,7 @@ class Int4Linear(Layer):
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """Return the weight [N, K]."""
-        return weight_values(unpack(self.weight), self.scales, dtype)
+        return dequantise(self.weight, self.scales, dtype)
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
         """[T, in_features] -> [T, out_features]."""

@@ -8,13 +8,14 @@ X.weight_shape    int64 [2]
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pegboard.errors import ModelError
-from pegboard_int4.rounding import HIGH, LOW, weight_scales, weight_steps, weight_values
+from pegboard_int4.rounding import HIGH, LOW, weight_scales, weight_steps
 
 if TYPE_CHECKING:
     from pegboard.interfaces.format import LazyTensor
@@ -43,7 +44,7 @@ class StoredWeight:
         """Return the dequantised weight [N, K]."""
         parts = {part: lazy.load() for part, lazy in self.parts.items()}
         words, scales = parts_checked(self.name, parts)
-        return weight_values(unpack(words), scales.float(), self.dtype)
+        return dequantise(words, scales.float(), self.dtype)
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Return rows start … stop - 1 of it."""
@@ -107,6 +108,21 @@ def unpack(words: Tensor) -> Tensor:
     """Return int32 [N, K / 8] as codes [N, K] int8."""
     places = torch.arange(0, 4 * PER_WORD, 4, dtype=torch.int32, device=words.device)
     return ((words[:, :, None] >> places) & 15).add_(LOW).to(torch.int8).flatten(1)
+
+
+def dequantise(words: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the weight [N, K] that words and float32 scales stand for, rounded once to `dtype`: `weight_values` of `unpack`, faster."""
+    pairs = _pairs(words.device).index_select(0, words.view(torch.uint8).view(-1).int()).view(torch.float32)
+    grouped = pairs.view(*scales.shape, -1)
+    return grouped.mul_(scales[:, :, None]).view(words.shape[0], -1).to(dtype)
+
+
+@cache
+def _pairs(device: torch.device) -> Tensor:
+    """Return for every byte of a word the two codes in it, lower half first, as two float32 in one float64 of the same 64 bits."""
+    byte = torch.arange(256)
+    codes = torch.stack([byte & 15, byte >> 4], 1) + LOW
+    return codes.float().view(torch.float64).view(-1).to(device)
 
 
 def finite_codes(name: str, weight: Tensor, group: int) -> tuple[Tensor, Tensor]:

@@ -78,12 +78,11 @@ class Nf4Matrix:
         codes = self.packed[first // 2 : block_count(last, 2)]
         values = _pairs(codes.device).index_select(0, codes.int()).view(torch.float32)
         scales = (self.plain_scales() if scales is None else scales)[first // BLOCK : block_count(last, BLOCK)]
-        whole = (last - first) // BLOCK * BLOCK
-        out = torch.empty(last - first, dtype=dtype, device=codes.device)
-        torch.mul(values[:whole].view(-1, BLOCK), scales[: whole // BLOCK, None], out=out[:whole].view(-1, BLOCK))
-        if whole < last - first:
-            out[whole:] = values[whole : last - first] * scales[-1]
-        return out.view(stop - start, columns)
+        values = values[: last - first]
+        whole = (last - first) // BLOCK
+        values[: whole * BLOCK].view(-1, BLOCK).mul_(scales[:whole, None])
+        values[whole * BLOCK :].mul_(scales[whole:])
+        return values.view(stop - start, columns).to(dtype)
 
     def dequantise(self, dtype: torch.dtype) -> Tensor:
         """Return the whole matrix [N, K]."""
