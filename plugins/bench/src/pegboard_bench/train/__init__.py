@@ -1,0 +1,1 @@
+"""`peg bench train`: training steps measured."""
