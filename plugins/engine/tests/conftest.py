@@ -9,35 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pegboard.build import BuiltModel, find_family
+from pegboard.build import BuiltModel
 from pegboard.plugins.hooks import hookimpl
 from pegboard.plugins.load import Registry
 from pegboard.plugins.spec import PluginSpec
 from pegboard.weights import write_safetensors
 from pegboard_engine import EngineOptions, PagedEngine
 from pegboard_engine.plugin import UNIPROC
+from pegboard_sdk.toys.folder import SMALL, write_folder
 from pegboard_sdk.toys.model import random_model
 from pegboard_sdk.toys.tokenizer import TinyTokenizer
-
-SHAPE: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": True,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-5,
-}
-TEMPLATE = (
-    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 
 
 class Watcher:
@@ -88,24 +70,8 @@ def start(built: BuiltModel, executors: Registry) -> Iterator[Callable[..., Page
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random llama, a byte-level tokenizer and a chat template."""
-    path = tmp_path_factory.mktemp("models") / "toy"
-    path.mkdir()
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    special = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=270, initial_alphabet=alphabet, special_tokens=special, show_progress=False
-    )
-    tokenizer.train_from_iterator(["hello world, hello there"], trainer)
-    tokenizer.save(str(path / "tokenizer.json"))
-    settings = {"eos_token": "<|end|>", "chat_template": TEMPLATE, "tokenizer_class": "PreTrainedTokenizerFast"}
-    (path / "tokenizer_config.json").write_text(json.dumps(settings))
-    config = {**SHAPE, "vocab_size": tokenizer.get_vocab_size(), "eos_token_id": 0, "dtype": "float32"}
-    (path / "config.json").write_text(json.dumps(config))
-    write_weights(path, config)
-    return path
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **SMALL, "eos_token_id": 0}
+    return write_folder(tmp_path_factory.mktemp("models") / "toy", {**config, "max_position_embeddings": 128})
 
 
 @pytest.fixture(scope="session")
@@ -128,14 +94,3 @@ def tuned(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     write_safetensors(path / "adapter_model.safetensors", tensors)
     return path
-
-
-def write_weights(path: Path, config: dict[str, Any]) -> None:
-    with torch.device("meta"):
-        model = find_family(Registry.discover(), config).build(config)
-    generator = torch.Generator().manual_seed(11)
-    weights = [
-        (name, torch.randn(parameter.shape, generator=generator) * 0.3 + name.endswith("norm.weight"))
-        for name, parameter in model.named_parameters()
-    ]
-    write_safetensors(path / "model.safetensors", weights)

@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 from pegboard.interfaces.engine import Engine
 from pegboard.plugins.load import Registry
 from pegboard_sdk.site import Site
+from pegboard_sdk.toys.folder import SMALL, write_folder
 from pegboard_sdk.toys.tokenizer import TinyTokenizer
 from pegboard_server.app import create_admin_app, create_app
 from pegboard_server.options import ServerOptions
@@ -116,60 +117,8 @@ def listen() -> Callable[..., Any]:
     return listening
 
 
-SHAPE: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "tie_word_embeddings": True,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-5,
-    "eos_token_id": 0,
-    "dtype": "float32",
-}
-TEMPLATE = (
-    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-
-
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder: a llama with random weights, a tokenizer of bytes and a chat template."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    from pegboard.build import find_family
-    from pegboard.weights import write_safetensors
-
-    path = tmp_path_factory.mktemp("models") / "toy"
-    path.mkdir()
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    special = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=270,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=special,
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["hello world, hello there"], trainer)
-    tokenizer.save(str(path / "tokenizer.json"))
-    settings = {"eos_token": "<|end|>", "chat_template": TEMPLATE, "tokenizer_class": "PreTrainedTokenizerFast"}
-    (path / "tokenizer_config.json").write_text(json.dumps(settings))
-    config = {**SHAPE, "vocab_size": tokenizer.get_vocab_size()}
-    (path / "config.json").write_text(json.dumps(config))
-    with torch.device("meta"):
-        model = find_family(Registry.discover(), config).build(config)
-    generator = torch.Generator().manual_seed(11)
-    weights = [
-        (name, torch.randn(parameter.shape, generator=generator) * 0.3 + name.endswith("norm.weight"))
-        for name, parameter in model.named_parameters()
-    ]
-    write_safetensors(path / "model.safetensors", weights)
-    return path
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **SMALL, "eos_token_id": 0}
+    return write_folder(tmp_path_factory.mktemp("models") / "toy", config)
