@@ -79,7 +79,10 @@ class AdamW(Optimizer):
         gradients = [
             _local(p.grad).to(w.dtype).contiguous() for p, w in zip(parameters, wide, strict=True) if p.grad is not None
         ]
-        moments = {key: [_widened(s[key]) for s in states] for key in ("exp_avg", "exp_avg_sq")}
+        moments = {
+            key: [self._moment(s, key, w) for s, w in zip(states, wide, strict=True)]
+            for key in ("exp_avg", "exp_avg_sq")
+        }
         adamw(
             wide,
             gradients,
@@ -102,7 +105,15 @@ class AdamW(Optimizer):
             seed = mix(self._seed, group["updates"], self._places[parameter])
             self._keep(held[index], wide[index], seed, at_random=self._rounding == "stochastic")
             for number, key in enumerate(moments, 1):
-                self._keep(state[key], moments[key][index], mix(seed, number), at_random=True)
+                self._put(state, key, moments[key][index], mix(seed, number))
+
+    def _moment(self, state: dict[str, Any], key: str, like: Tensor) -> Tensor:
+        """Return a moment in the dtype and shape of `like`; itself where it is kept so."""
+        return _widened(state[key])
+
+    def _put(self, state: dict[str, Any], key: str, value: Tensor, seed: int) -> None:
+        """Keep an updated moment."""
+        self._keep(state[key], value, seed, at_random=True)
 
     @staticmethod
     def _keep(target: Tensor, value: Tensor, seed: int, *, at_random: bool) -> None:
@@ -120,13 +131,17 @@ class AdamW(Optimizer):
         if "exp_avg" not in state:
             held = _local(parameter.detach())
             dtype = torch.promote_types(parameter.dtype, torch.float32)
-            kept = torch.bfloat16 if self._narrow else dtype
             state["step"] = torch.zeros((), dtype=torch.float32, device=held.device)
-            state["exp_avg"] = torch.zeros_like(held, dtype=kept, memory_format=torch.contiguous_format)
-            state["exp_avg_sq"] = torch.zeros_like(state["exp_avg"])
+            state |= self._zeros(held, dtype)
             if dtype != parameter.dtype and self._rounding == "master":
                 state["master"] = held.to(dtype, copy=True)
         return state
+
+    def _zeros(self, held: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return both moments of a parameter as they begin. dtype: what updates are computed in."""
+        kept = torch.bfloat16 if self._narrow else dtype
+        first = torch.zeros_like(held, dtype=kept, memory_format=torch.contiguous_format)
+        return {"exp_avg": first, "exp_avg_sq": torch.zeros_like(first)}
 
 
 def _local(tensor: Tensor) -> Tensor:
