@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import threading
 import weakref
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,10 +37,12 @@ class TokenCache:
         """Open or make the file. Raises ConfigError where that cannot be."""
         self.path, self._writes = path, writes
         self._pending: dict[int, str] = {}
+        # Validation reads while a thread makes batches ahead.
+        self._lock = threading.RLock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._base = sqlite3.connect(path, timeout=60, check_same_thread=False)
-            weakref.finalize(self, self._base.close)
+            weakref.finalize(self, _close, self._base, self._pending)
             with self._base:
                 self._base.execute("CREATE TABLE IF NOT EXISTS rows (number INTEGER PRIMARY KEY, examples TEXT)")
         except (OSError, sqlite3.Error) as error:
@@ -48,12 +52,13 @@ class TokenCache:
 
     def get(self, index: int) -> list[Example] | None:
         """Return the examples of a row, None where they are not known."""
-        text = self._pending.get(index)
-        if text is None:
-            found = self._base.execute("SELECT examples FROM rows WHERE number = ?", (index,)).fetchone()
-            if found is None:
-                return None
-            (text,) = found
+        with self._lock:
+            text = self._pending.get(index)
+            if text is None:
+                found = self._base.execute("SELECT examples FROM rows WHERE number = ?", (index,)).fetchone()
+                if found is None:
+                    return None
+                (text,) = found
         return [tuple(_row(row) for row in example) for example in json.loads(text)]
 
     def put(self, index: int, examples: Iterable[Example]) -> None:
@@ -61,20 +66,22 @@ class TokenCache:
         if not self._writes:
             return
         try:
-            self._pending[index] = json.dumps([[_plain(row) for row in example] for example in examples])
+            text = json.dumps([[_plain(row) for row in example] for example in examples])
         except TypeError:
             return
-        if len(self._pending) >= PENDING:
-            self.flush()
+        with self._lock:
+            self._pending[index] = text
+            if len(self._pending) >= PENDING:
+                self.flush()
 
     def flush(self) -> None:
         """Write what is held back. A disk that takes nothing more costs time, not the run."""
-        try:
-            with self._base:
-                self._base.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?)", self._pending.items())
-        except sqlite3.Error:
-            self._writes = False
-        self._pending.clear()
+        with self._lock:
+            try:
+                _write(self._base, self._pending)
+            except sqlite3.Error:
+                self._writes = False
+                self._pending.clear()
 
 
 def cache_path(folder: str, source: Source, choice: Mapping[str, Any], tokenizer: Tokenizer) -> Path | None:
@@ -88,6 +95,19 @@ def cache_path(folder: str, source: Source, choice: Mapping[str, Any], tokenizer
     files = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(tokenizer.files().items())}
     decides = json.dumps([VERSION, content, choice, files], sort_keys=True)
     return Path(folder).expanduser() / f"{hashlib.sha256(decides.encode()).hexdigest()[:32]}.sqlite"
+
+
+def _write(base: sqlite3.Connection, pending: dict[int, str]) -> None:
+    if pending:
+        with base:
+            base.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?)", pending.items())
+        pending.clear()
+
+
+def _close(base: sqlite3.Connection, pending: dict[int, str]) -> None:
+    with suppress(sqlite3.Error):
+        _write(base, pending)
+    base.close()
 
 
 def _plain(row: Row) -> dict[str, Any]:

@@ -123,6 +123,7 @@ class BatchSection(Section):
     overlong: Literal["truncate", "drop", "error"] = Field(
         default="truncate", description="what becomes of longer examples"
     )
+    ahead: int = Field(default=2, ge=0, description="batches that a thread makes before they are asked for")
 
 
 class ValidationSection(Section):
@@ -218,4 +219,5 @@ class TrainConfig(Section):
         data = self.data.model_dump(mode="json", exclude=outside)
         found = self.model_dump(mode="json", include=shared)
         found["batch"]["accumulate"] *= ranks
+        del found["batch"]["ahead"]
         return {**found, "data": data}

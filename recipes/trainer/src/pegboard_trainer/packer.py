@@ -8,7 +8,7 @@ from typing import Any
 
 from pegboard.types import Batch, Example
 from pegboard_trainer.collate import collate
-from pegboard_trainer.examples import Examples, Key
+from pegboard_trainer.examples import Counts, Examples, Key
 
 
 @dataclass(slots=True)
@@ -112,6 +112,19 @@ class Batches:
         if last is None:
             raise StopIteration
         return last
+
+    def at(self, key: Key) -> Example:
+        """Return one example again."""
+        return self.examples.at(key)
+
+    def describe(self, key: Key) -> str:
+        """Return where an example stands in its file."""
+        return self.examples.describe(key)
+
+    @property
+    def counts(self) -> Counts:
+        """What became of the examples so far."""
+        return self.examples.counts
 
     def state(self) -> dict[str, Any]:
         """Return the position as JSON values: the next row and the keys of the examples in open batches."""

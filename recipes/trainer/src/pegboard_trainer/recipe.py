@@ -16,6 +16,7 @@ from pegboard.interfaces.logger import RunInfo
 from pegboard.interfaces.objective import Objective
 from pegboard.interfaces.recipe import Recipe
 from pegboard.plugins.doors import import_object
+from pegboard_trainer.ahead import Ahead
 from pegboard_trainer.callbacks import Callbacks, SourceMetrics, Stages
 from pegboard_trainer.checkpoint import Trained, check_same, load_step
 from pegboard_trainer.config import TrainConfig
@@ -152,7 +153,8 @@ def _source(spec: RecipeSpec, setting: Setting) -> BatchSource:
     if spec.batches:
         made: BatchSource = import_object(spec.batches)(setting)
         return made
-    return Packed(setting.data.train, setting.world.rank, setting.world.size)
+    train, ahead = setting.data.train, setting.config.batch.ahead
+    return Packed(Ahead(train, ahead) if ahead else train, setting.world.rank, setting.world.size)
 
 
 def _drive(run: Run, trainer: Trainer, tokenizer: Tokenizer, *, validate_first: bool) -> None:

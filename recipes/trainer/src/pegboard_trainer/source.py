@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from pegboard.types import Batch, Row
+from pegboard_trainer.ahead import Ahead
 from pegboard_trainer.examples import Key
 from pegboard_trainer.packer import Batches
 
@@ -60,7 +61,7 @@ class Packed:
     position. Where the last round is not full, a rank without a batch gets one with no keys, which counts for nothing.
     """
 
-    def __init__(self, batches: Batches, rank: int = 0, size: int = 1) -> None:
+    def __init__(self, batches: Batches | Ahead, rank: int = 0, size: int = 1) -> None:
         self._batches, self._rank, self._size = batches, rank, size
 
     def __iter__(self) -> Packed:
@@ -94,12 +95,12 @@ class Packed:
 
     def at(self, key: Key) -> Sequence[Row]:
         """Return one example again."""
-        return self._batches.examples.at(key)
+        return self._batches.at(key)
 
     def describe(self, key: Key) -> str:
         """Return where an example stands in its file."""
-        return self._batches.examples.describe(key)
+        return self._batches.describe(key)
 
     def summary(self) -> str:
         """Return how many examples were used, cut and left out."""
-        return f"data: {self._batches.examples.counts.line()}"
+        return f"data: {self._batches.counts.line()}"

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import gc
+import json
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pegboard.errors import DataError
+from pegboard_trainer.ahead import Ahead
+from pegboard_trainer.packer import Batches, Bin, Packer
+
+Make = Callable[..., Batches]
+
+
+def all_of(batches: Ahead | Batches) -> Iterator[Bin]:
+    try:
+        while True:
+            yield batches.next_bin()
+    except StopIteration:
+        return
+
+
+def makers() -> int:
+    return sum(thread.name == "batches" for thread in threading.enumerate())
+
+
+@given(st.lists(st.integers(2, 12), min_size=1, max_size=20), st.integers(0, 12), st.integers(1, 4))
+@settings(max_examples=25)
+def test_batches_and_positions_are_those_of_making_them_when_asked(
+    batches: Make, lengths: list[int], taken: int, depth: int
+) -> None:
+    def fresh() -> Batches:
+        return batches([[length] for length in lengths], Packer(24, window=2), epochs=2)
+
+    plain, ahead = fresh(), Ahead(fresh(), depth)
+    whole = list(all_of(fresh()))
+    taken = min(taken, len(whole))
+    for expected in whole[:taken]:
+        assert ahead.next_bin().keys == plain.next_bin().keys == expected.keys
+        assert ahead.state() == plain.state()
+        assert ahead.counts == plain.counts
+    state = json.loads(json.dumps(ahead.state()))
+    rest = list(all_of(ahead))
+    assert [bin.keys for bin in rest] == [bin.keys for bin in whole[taken:]]
+    # Both a new one and the one that ran to its end continue from there.
+    for again in (Ahead(fresh(), depth), ahead):
+        again.restore(state)
+        assert again.state() == state
+        assert [bin.keys for bin in all_of(again)] == [bin.keys for bin in whole[taken:]]
+    assert ahead.at(whole[0].keys[0]) == whole[0].examples[0]
+    assert ahead.describe((0, 0, 0)) == plain.describe((0, 0, 0))
+
+
+def test_what_went_wrong_is_raised_in_its_turn(batches: Make) -> None:
+    ahead = Ahead(batches([[5], [5], [-1]], Packer(5, window=1), shuffle=False), depth=3)
+    assert [ahead.next_bin().keys for _ in range(2)] == [[(0, 0, 0)], [(0, 1, 0)]]
+    for _ in range(2):
+        with pytest.raises(DataError, match="row 2: a negative length"):
+            ahead.next_bin()
+
+
+def test_the_thread_ends_with_its_owner(batches: Make) -> None:
+    ahead = Ahead(batches([[5]] * 100, Packer(5, window=1)))
+    ahead.next_bin()
+    assert makers() == 1
+    ahead.restore(ahead.state())
+    assert makers() == 0
+    ahead.next_bin()
+    del ahead
+    gc.collect()
+    assert makers() == 0
