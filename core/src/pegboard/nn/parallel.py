@@ -174,21 +174,14 @@ def own_rows(x: Tensor, group: Any) -> Tensor:
 class Region:
     """Where layers that are split over a group begin and end. The model of one rank has none.
 
-    group: a process group of torch.distributed. sequence: between regions each rank keeps its share of the rows (tokens) only.
+    group: a process group of torch.distributed. rank, world: this process's number in it, and its size.
+    sequence: between regions each rank keeps its share of the rows (tokens) only.
     """
 
     group: Any
+    rank: int
+    world: int
     sequence: bool = False
-
-    @property
-    def rank(self) -> int:
-        """This process's number in the group."""
-        return dist.get_rank(self.group)
-
-    @property
-    def world(self) -> int:
-        """Processes of the group."""
-        return dist.get_world_size(self.group)
 
     def enter(self, x: Tensor, total: int) -> Tensor:
         """[rows between regions, H] -> [total, H], before layers that are split by columns."""

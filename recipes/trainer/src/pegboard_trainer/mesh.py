@@ -75,7 +75,8 @@ class Placer:
         """The group that computes each layer together; None where each process computes whole layers."""
         if self.world.mesh is None or self.mesh.tensor == 1:
             return None
-        return Region(self.world.mesh.get_group("tensor"), self.mesh.sequence)
+        mesh = self.world.mesh["tensor"]
+        return Region(mesh.get_group(), mesh.get_local_rank(), mesh.size(), self.mesh.sequence)
 
     @property
     def index(self) -> int:
@@ -98,7 +99,9 @@ class Placer:
         options = {
             "mesh": mesh,
             "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32 if half else None),
-            "offload_policy": CPUOffloadPolicy() if self.mesh.offload else OffloadPolicy(),
+            "offload_policy": CPUOffloadPolicy(pin_memory=built.device.type != "cpu")
+            if self.mesh.offload
+            else OffloadPolicy(),
         }
         for layer in model.model.layers:
             fully_shard(layer, reshard_after_forward=self.mesh.reshard, **options)  # type: ignore[call-overload]
@@ -107,6 +110,7 @@ class Placer:
             if isinstance(module, FSDPModule):
                 # Losses are divided by the count over all ranks, so that gradients are summed.
                 module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
 
     def placement(self, roles: Mapping[str, ModelRole]) -> Placement:
         """Return where the parameters of the roles are, by the names that they have in the run."""

@@ -1,0 +1,187 @@
+"""However the work is divided over processes, a run is the run of one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pegboard.weights import read_folder, read_safetensors
+
+Arguments = Callable[..., list[str]]
+Losses = Callable[[Path], dict[int, float]]
+
+EXACT = ["model.dtype=float64", "adapter.dtype=float64", "checkpoint.every=2", "steps=4", "data.validation=7"]
+FULL = ["model.dtype=float64", "checkpoint.every=2", "steps=4", "data.validation=7", "optimizer.eps=1e-6"]
+
+
+def group(processes: int, runs: Sequence[Sequence[str]]) -> None:
+    """Run `peg` several times in a group of processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, str(Path(__file__).parent / "ranks.py"), json.dumps([list(run) for run in runs])]
+    children = [
+        subprocess.Popen(
+            command,
+            env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    said = [child.communicate(timeout=300)[1] for child in children]
+    assert [child.returncode for child in children] == [0] * processes, "\n".join(said)[-4000:]
+
+
+def numbers(run: Path) -> list[dict[str, float]]:
+    """What each logged line measures of the model."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kept = ("step", "loss", "grad_norm", "tokens", "trained_tokens", "validation/loss")
+    return [{key: value for key, value in line.items() if key in kept} for line in lines]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    file = run / "final" / "adapter_model.safetensors"
+    found: Any = read_safetensors(file) if file.exists() else read_folder(run / "final")
+    return {name: tensor.load() for name, tensor in found.items()}
+
+
+def assert_same(run: Path, expected: Path, rel: float = 1e-10, atol: float = 1e-9) -> None:
+    assert [line["step"] for line in numbers(run)] == [line["step"] for line in numbers(expected)]
+    for one, other in zip(numbers(run), numbers(expected), strict=True):
+        assert one == pytest.approx(other, rel=rel)
+    ours, theirs = weights(run), weights(expected)
+    assert list(ours) == list(theirs)
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=atol)
+
+
+def after(run: Path, step: int, copy: Path) -> Path:
+    """A copy of a run as it was after a step."""
+    shutil.copytree(run, copy, symlinks=True)
+    for folder in copy.glob("step-*"):
+        if int(folder.name[5:]) > step:
+            shutil.rmtree(folder)
+    return copy
+
+
+def test_two_processes_are_one(tmp_path: Path, arguments: Arguments, train: Callable[..., Path]) -> None:
+    """Replicated, sharded and split; the step folder of two continued by one. The last round of the validation is not full."""
+    one = train(tmp_path / "one", *FULL, "batch.accumulate=2")
+    meshes = {"replicate": 1, "shard": 1, "tensor": 2}
+    group(
+        2,
+        [
+            arguments(tmp_path / name, *FULL, f"batch.accumulate={accumulate}", f"mesh.{name}=2")
+            for name, accumulate in meshes.items()
+        ],
+    )
+    for name in meshes:
+        assert_same(tmp_path / name, one)
+    for name in ("shard", "tensor"):
+        resumed = train(after(tmp_path / name, 2, tmp_path / f"{name}-1"), *FULL, "batch.accumulate=2", "resume=auto")
+        assert_same(resumed, one)
+
+
+@pytest.fixture(scope="module")
+def wide_model(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Path:
+    """The toy model with layers wide enough for blocks of 64 weights to be split."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("wide") / "model"
+    shutil.copytree(toy_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    old = {"hidden_size": config["hidden_size"], "intermediate_size": config["intermediate_size"]}
+    new = {"hidden_size": 128, "intermediate_size": 256}
+    (folder / "config.json").write_text(json.dumps({**config, **new}))
+    sizes = {old[key]: new[key] for key in old} | {old["hidden_size"] // 2: 64}
+    generator = torch.Generator().manual_seed(3)
+    tensors = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        shape = [sizes.get(size, size) for size in tensor.shape]
+        tensors[name] = torch.randn(shape, generator=generator) * 0.1 if len(shape) > 1 else torch.ones(shape)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["full", "lora", "qlora"])
+def test_four_processes_are_one_too(
+    tmp_path: Path, arguments: Arguments, train: Callable[..., Path], config: str, wide_model: Path
+) -> None:
+    more = [*(FULL if config == "full" else EXACT), f"model={wide_model}", "batch.size=1"]
+    one = train(tmp_path / "one", *more, "batch.accumulate=4", config=config)
+    meshes = {
+        "replicate-4": (1, ["mesh.replicate=4"]),
+        "shard-4": (1, ["mesh.shard=4"]),
+        "replicate-2-shard-2": (1, ["mesh.replicate=2", "mesh.shard=2"]),
+        "replicate-2-tensor-2": (2, ["mesh.replicate=2", "mesh.tensor=2", "mesh.sequence=false"]),
+        "shard-2-tensor-2": (2, ["mesh.shard=2", "mesh.tensor=2"]),
+    }
+    group(
+        4,
+        [
+            arguments(tmp_path / name, *more, f"batch.accumulate={accumulate}", *mesh, config=config)
+            for name, (accumulate, mesh) in meshes.items()
+        ],
+    )
+    for name in meshes:
+        assert_same(tmp_path / name, one)
+    saved = tmp_path / "shard-2-tensor-2"
+    by_one = train(after(saved, 2, tmp_path / "by-one"), *more, "batch.accumulate=4", "resume=auto", config=config)
+    assert_same(by_one, one)
+    by_two = after(saved, 2, tmp_path / "by-two")
+    group(2, [arguments(by_two, *more, "batch.accumulate=2", "mesh.shard=2", "resume=auto", config=config)])
+    assert_same(by_two, one)
+
+
+@pytest.mark.slow
+def test_in_float32_losses_agree_to_its_precision(
+    tmp_path: Path, arguments: Arguments, train: Callable[..., Path], losses: Losses
+) -> None:
+    more = ["model.dtype=float32", "optimizer.eps=1e-3", "batch.size=1"]
+    one = train(tmp_path / "one", *more, "batch.accumulate=4")
+    runs = {"shard": ["mesh.shard=2", "mesh.tensor=2", "batch.accumulate=2"], "replicate": ["mesh.replicate=4"]}
+    group(4, [arguments(tmp_path / name, *more, *mesh) for name, mesh in runs.items()])
+    for name in runs:
+        assert losses(tmp_path / name) == pytest.approx(losses(one), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_half_precision_over_shards_keeps_masters(tmp_path: Path, arguments: Arguments, losses: Losses) -> None:
+    more = ["model.dtype=bfloat16", "mesh.shard=2", "steps=8"]
+    group(2, [arguments(tmp_path / "run", *more), arguments(tmp_path / "off", *more, "mesh.offload=true")])
+    for name in ("run", "off"):
+        found = losses(tmp_path / name)
+        assert found[8] < 0.9 * found[1]
+    held = read_safetensors(tmp_path / "run" / "final" / ".." / "trainer" / "optimizer-00001.safetensors")
+    assert {str(t.dtype) for name, t in held.items() if name.endswith("/master")} == {"torch.float32"}
+
+
+@pytest.mark.slow
+def test_a_run_is_started_in_several_processes(tmp_path: Path, arguments: Arguments, start: Any) -> None:
+    """`peg run --nproc`: one speaks, a signal stops all, a mistake is told once."""
+    command = arguments(tmp_path / "run", "mesh.replicate=2", "steps=3")
+    child = start([command[0], "--nproc", "2", *command[1:]])
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == 0, err
+    assert (tmp_path / "run" / "step-00000003" / "trainer" / "weights-00000.safetensors").is_file()
+
+    child = start([command[0], "--nproc", "2", *arguments(tmp_path / "bad", "steps=3")[1:]])
+    out, err = child.communicate(timeout=120)
+    assert child.returncode in (1, 2)
+    assert err.count("error:") == 1
+    assert "there are 2" in err
+    assert "Traceback" not in err
