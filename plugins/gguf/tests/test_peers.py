@@ -165,3 +165,50 @@ def test_sentencepiece_ids_equal_sentencepiece(gguf_bytes: Callable[..., bytes],
             continue
         assert ours.encode(sample).ids == [oracle.bos_id(), *oracle.encode(sample)], sample
         assert ours.decode(ours.encode(sample).ids) == sample
+
+
+@pytest.mark.filterwarnings("default")
+def test_user_defined_tokens_are_never_cut(gguf_bytes: Callable[..., bytes]) -> None:
+    """As in Gemma: marks of turns, runs of line breaks and of spaces, which converters write with plain spaces."""
+    spm = pytest.importorskip("sentencepiece")
+    tokenizers = pytest.importorskip("tokenizers")
+    marks = ["<start_of_turn>", "<end_of_turn>"]
+    runs = [mark * count for mark, most in (("\n", 5), ("\u2581", 8), ("\t", 2)) for count in range(1, most + 1)]
+    trained = io.BytesIO()
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(Path(__file__).read_text().splitlines()),
+        model_writer=trained,
+        model_type="bpe",
+        vocab_size=600,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        user_defined_symbols=[*marks, *(run for run in runs if run != "\u2581")],
+        minloglevel=2,
+    )
+    oracle = spm.SentencePieceProcessor(model_proto=trained.getvalue())
+    own = {*marks, *runs} - {"\u2581"}
+    tokens, kinds, scores = [], [], []
+    for index in range(oracle.vocab_size()):
+        piece, byte, control = oracle.id_to_piece(index), oracle.is_byte(index), oracle.is_control(index)
+        kinds.append(4 if piece in own else 2 if oracle.is_unknown(index) else 3 if control else 6 if byte else 1)
+        tokens.append(piece.replace("\u2581", " ") if piece in own else piece)
+        scores.append(-1000.0 if piece in own else oracle.get_score(index))
+    pairs = [
+        ("general.architecture", 8, "gemma2"),
+        ("tokenizer.ggml.model", 8, "llama"),
+        ("tokenizer.ggml.tokens", 9, (8, tokens)),
+        ("tokenizer.ggml.scores", 9, (6, scores)),
+        ("tokenizer.ggml.token_type", 9, (5, kinds)),
+        ("tokenizer.ggml.add_space_prefix", 7, 0),
+        ("tokenizer.ggml.bos_token_id", 4, oracle.bos_id()),
+        ("tokenizer.ggml.eos_token_id", 4, oracle.eos_id()),
+    ]
+    files = tokenizer_files(parse(gguf_bytes(pairs, [])))
+    ours = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
+    chat = "<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n"
+    code = "def f(x):\n        return x\n\n\n\t\ty" + " " * 20 + "z" + "\n" * 7
+    for sample in (chat, code, "a  b", "   x", *(s for s in CORPUS if "\x00" not in s and s)):
+        assert ours.encode(sample).ids == [oracle.bos_id(), *oracle.encode(sample)], sample
+        assert ours.decode(ours.encode(sample).ids) == sample
