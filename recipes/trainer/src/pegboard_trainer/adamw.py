@@ -34,7 +34,11 @@ class AdamWFactory(OptimizerFactory):
             {"params": matrices, "weight_decay": options.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ]
-        return AdamW([g for g in groups if g["params"]], options)
+        return self.make([g for g in groups if g["params"]])
+
+    def make(self, groups: list[dict[str, Any]]) -> AdamW:
+        """Return the optimizer of the groups."""
+        return AdamW(groups, self._options)
 
     def options(self) -> dict[str, Any]:
         """Return the options for people to read."""
