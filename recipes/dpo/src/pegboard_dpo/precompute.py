@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pegboard.build import load_tokenizer
 from pegboard.errors import ConfigError, DataError
 from pegboard.interfaces.source import Source
-from pegboard.opened import OpenedModel, open_any
+from pegboard.opened import open_any
 from pegboard.types import Example, Row
 from pegboard_dpo.answers import answer_logps
 from pegboard_dpo.config import ReferenceConfig
@@ -37,13 +36,15 @@ def write_reference(config: ReferenceConfig, registry: Registry) -> int:
     Sequences are cut to `batch.length` as in the run that will read them, which must have the same length, model and format. The
     file appears when it is whole. Raises ConfigError when it exists, DataError for rows that hold no pair.
     """
+    if config.data.mix:
+        raise ConfigError("data.mix has several sources", fix="complete them one by one, each with data.path=…")
     output = Path(config.output).expanduser()
     if output.exists():
         raise ConfigError(f"the output file {output} exists", fix="choose another output")
     if not output.parent.is_dir():
         raise ConfigError(f"there is no folder {output.parent} for the output", fix="make it, or choose another output")
-    opened, role = _reference(config, registry)
-    tokenizer = load_tokenizer(registry, opened.files)
+    role = _reference(config, registry)
+    tokenizer = open_any(registry, config.model.path, config.model.revision).tokenizer(registry)
     source: Source = registry.create("source", config.data.source())
     transform: Transform = registry.create("transform", config.data.format)
     columns = {part: str(config.data.format.get(f"reference_{part}") or f"reference_{part}_logps") for part in PARTS}
@@ -63,12 +64,11 @@ def write_reference(config: ReferenceConfig, registry: Registry) -> int:
     return pairs
 
 
-def _reference(config: ReferenceConfig, registry: Registry) -> tuple[OpenedModel, ModelRole]:
+def _reference(config: ReferenceConfig, registry: Registry) -> ModelRole:
     """Return the reference: the model of the section `reference`, or the policy before it is trained."""
     section = config.model if config.reference is None else config.reference.complete(config.model)
     quantizer = config.quantizer if config.reference is None else config.reference.quantizer
-    opened = open_any(registry, section.path, section.revision)
-    built = opened.build(
+    built = open_any(registry, section.path, section.revision).build(
         registry,
         platform=section.platform,
         device=section.device,
@@ -80,7 +80,7 @@ def _reference(config: ReferenceConfig, registry: Registry) -> tuple[OpenedModel
     if "OMP_NUM_THREADS" not in os.environ:  # the user's own choice of threads counts
         built.platform.configure()
     built.model.eval().requires_grad_(False)
-    return opened, ModelRole(built, trained=False)
+    return ModelRole(built, trained=False)
 
 
 def _pairs(source: Source, transform: Transform, tokenizer: Tokenizer, limits: Limits) -> Iterator[Answered]:
