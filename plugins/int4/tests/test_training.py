@@ -146,3 +146,8 @@ def test_rounding_begins_after_its_step() -> None:
         for layer in layers if step is not None else []:
             layer.at_step(step)  # type: ignore[arg-type]
         torch.testing.assert_close(logits(late, IDS), logits(same, IDS), rtol=1e-12, atol=1e-12)
+    made = quantizer(start_step=1)
+    heard = random_model(quantizer=made)
+    for step, same in ((1, plain), (2, rounded)):
+        made.begin_step(step)
+        torch.testing.assert_close(logits(heard, IDS), logits(same, IDS), rtol=1e-12, atol=1e-12)

@@ -54,9 +54,12 @@ class Quantizer(ABC):
         - `part(style, index, count)`, for a tensor-parallel group: a module on the same device that holds part `index` of `count`, split
           by "column" (of its outputs) or "row" (of its inputs), and computes exactly what the whole does with it. Raises ConfigError
           naming the layer that does not divide evenly;
-        - `check_split(name, style, count)`, of one that is a Linear and is split as any, which raises that error;
-        - `at_step(step)`, of one that changes during training, which hears each optimizer step (from 1) begin.
+        - `check_split(name, style, count)`, of one that is a Linear and is split as any, which raises that error.
         """
+
+    def begin_step(self, step: int) -> None:
+        """Hear that optimizer step `step` (from 1) begins: swapped modules that change during training change now."""
+        return
 
     @classmethod
     def stored(cls, settings: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> Quantizer:

@@ -89,7 +89,7 @@ class Int4Linear(Layer):
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
         """[T, in_features] -> [T, out_features]."""
-        out: Tensor = _Product.apply(x, self, self.kernels.linear)  # type: ignore[no-untyped-call]
+        out: Tensor = _Product.apply(x, self, self.kernels.linear)
         return out if self.bias is None else out + self.bias
 
     def plain(self) -> Linear:

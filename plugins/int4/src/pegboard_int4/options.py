@@ -8,8 +8,10 @@ class Int4Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    group: int = Field(32, ge=8, multiple_of=8, description="weights of a row that share a scale")
-    activations: bool = Field(True, description="round the inputs of each layer to 8 bits, with a range for each token")
+    group: int = Field(default=32, ge=8, multiple_of=8, description="weights of a row that share a scale")
+    activations: bool = Field(
+        default=True, description="round the inputs of each layer to 8 bits, with a range for each token"
+    )
     skip: list[str] = Field(
         default_factory=list, description="names, or ends of names, of linear layers that stay as they are"
     )
@@ -18,4 +20,6 @@ class Int4Options(BaseModel):
 class Int4TrainingOptions(Int4Options):
     """Options of the `int4_qat` quantizer."""
 
-    start_step: int = Field(0, ge=0, description="steps that are trained in full precision before rounding begins")
+    start_step: int = Field(
+        default=0, ge=0, description="steps that are trained in full precision before rounding begins"
+    )

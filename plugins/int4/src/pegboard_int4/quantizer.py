@@ -99,7 +99,17 @@ class Int4TrainingQuantizer(Int4Quantizer):
 
     def __init__(self, options: Int4TrainingOptions | None = None) -> None:
         super().__init__(options or Int4TrainingOptions())
+        self._layers: list[RoundedLinear] = []
+
+    def begin_step(self, step: int) -> None:
+        """Let the layers round, or not yet."""
+        for layer in self._layers:
+            layer.at_step(step)
 
     def _made(self, name: str, plain: Any, model: nn.Module) -> nn.Module:
         options = self.options
-        return RoundedLinear(plain, group=options.group, activations=options.activations, start_step=options.start_step)
+        layer = RoundedLinear(
+            plain, group=options.group, activations=options.activations, start_step=options.start_step
+        )
+        self._layers.append(layer)
+        return layer

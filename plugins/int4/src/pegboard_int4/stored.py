@@ -37,7 +37,7 @@ class StoredWeight:
         if missing:
             raise ModelError(f"{name} is quantised, and {', '.join(missing)} of it are missing", fix=_FIX)
         rows, words = (*parts["weight_packed"].shape, 0, 0)[:2]
-        self.shape = (rows, words * PER_WORD)
+        self.shape: tuple[int, ...] = (rows, words * PER_WORD)
         self.dtype = parts["weight_scale"].dtype
 
     def load(self) -> Tensor:

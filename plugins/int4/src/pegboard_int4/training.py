@@ -117,7 +117,7 @@ class RoundedLinear(Linear):
 
     def _rounded(self, x: Tensor, down: Tensor | None, up: Tensor | None, scaling: float) -> Tensor:
         settings = (scaling, self.group, self.activations, self.kernels.linear)
-        out: Tensor = _RoundedProduct.apply(x, self.weight, down, up, *settings)  # type: ignore[no-untyped-call]
+        out: Tensor = _RoundedProduct.apply(x, self.weight, down, up, *settings)
         return out if self.bias is None or self.late_bias else out + self.bias
 
     def extra_repr(self) -> str:

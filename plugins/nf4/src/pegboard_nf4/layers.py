@@ -13,15 +13,14 @@ from pegboard.errors import ConfigError, ModelError
 from pegboard.nn import Linear, LinearGroup
 from pegboard.nn.layer import Layer
 from pegboard.ops import KernelTable, kernel_table
+from pegboard_nf4 import ops
 from pegboard_nf4.matrix import BLOCK, Nf4Matrix, Nf4Stack, quantise
-from pegboard_nf4.ops import nf4_linear
 from pegboard_nf4.stored import matrix_of
 
 if TYPE_CHECKING:
     from pegboard.types import ForwardContext
 
-assert nf4_linear  # imported for its registration, which the table needs
-_TABLE = kernel_table()
+_TABLE = kernel_table({"nf4_linear": ops.nf4_linear})
 
 
 class Nf4Linear(Layer):
@@ -51,7 +50,7 @@ class Nf4Linear(Layer):
         self.name = name
         self.in_features = in_features
         self.out_features = out_features
-        self.double = double
+        self._quantised_twice = double
         # The tuple hides the model, which is no part of this module.
         self._model = (model,)
         count = in_features * out_features
@@ -72,7 +71,7 @@ class Nf4Linear(Layer):
             with torch.no_grad():
                 getattr(self, leaf).copy_(tensor)
             return
-        self._hold(finite_matrix(self.name, tensor.to(self._device()), double=self.double))
+        self._hold(finite_matrix(self.name, tensor.to(self._device()), double=self._quantised_twice))
 
     def load_parts(self, leaf: str, parts: Mapping[str, Tensor]) -> None:
         """Take a weight as a checkpoint holds it quantised; nothing is rounded again."""
@@ -127,7 +126,7 @@ class Nf4Linear(Layer):
         return own
 
     def extra_repr(self) -> str:
-        return f"{self.in_features} -> {self.out_features}, nf4, double={self.double}, bias={self.bias is not None}"
+        return f"{self.in_features} -> {self.out_features}, nf4, double={self._quantised_twice}, bias={self.bias is not None}"
 
     def _hold(self, matrix: Nf4Matrix) -> None:
         """Take a matrix; its codes go to the storage of a group, where there is one."""
@@ -172,7 +171,7 @@ class Nf4Group(LinearGroup):
         shape = (sum(base.out_features for base in bases), bases[0].in_features)
         matrix = Nf4Stack(shape, weight, weight, members=tuple(base.matrix for base in bases))
         biases = [base.bias for base in bases if base.bias is not None]
-        bias = torch.cat(biases) if biases else None
+        bias = torch.cat(tuple(biases)) if biases else None
         out: Tensor = self.kernels.nf4_linear(x, matrix, bias, self.kernels.linear)
         return out
 

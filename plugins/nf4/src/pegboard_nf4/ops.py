@@ -39,7 +39,7 @@ class _Product(torch.autograd.Function):
 def nf4_linear(x: Tensor, weight: Nf4Matrix, bias: Tensor | None, linear: Callable[..., Tensor]) -> Tensor:
     """x @ dequantised(weight).T + bias in x's dtype, a piece of the weight at a time. Differentiable in x and bias."""
     if torch.is_grad_enabled() and x.requires_grad:
-        out: Tensor = _Product.apply(x, weight, linear)  # type: ignore[no-untyped-call]
+        out: Tensor = _Product.apply(x, weight, linear)
     else:
         out = _forward(x, weight, linear)
     return out if bias is None else out + bias

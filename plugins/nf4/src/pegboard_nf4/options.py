@@ -9,7 +9,7 @@ class Nf4Options(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     double: bool = Field(
-        True, description="hold the scales themselves in 8 bits: 4.13 bits a weight in the place of 4.5"
+        default=True, description="hold the scales themselves in 8 bits: 4.13 bits a weight in the place of 4.5"
     )
     skip: list[str] = Field(
         default_factory=list, description="names, or ends of names, of linear layers that stay as they are"
