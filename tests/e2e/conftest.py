@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pegboard.cli import run_cli
-from pegboard.weights import write_model
+from pegboard_sdk.toys.folder import SMALL, write_folder
 
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -24,78 +22,29 @@ TEMPLATE = (
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-5,
+    **SMALL,
     "rope_theta": 10000.0,
-    "hidden_act": "silu",
-    "tie_word_embeddings": True,
     "attention_bias": False,
     "mlp_bias": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
 }
-
-
-def _tokenizer() -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["what is two and three? five, the sum of them " * 9], trainer)
-    return tokenizer
-
-
-def _shapes(vocabulary: int) -> dict[str, tuple[int, ...]]:
-    hidden, inner = CONFIG["hidden_size"], CONFIG["intermediate_size"]
-    keys = hidden // CONFIG["num_attention_heads"] * CONFIG["num_key_value_heads"]
-    layer: dict[str, tuple[int, ...]] = {
-        "self_attn.q_proj": (hidden, hidden),
-        "self_attn.k_proj": (keys, hidden),
-        "self_attn.v_proj": (keys, hidden),
-        "self_attn.o_proj": (hidden, hidden),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.down_proj": (hidden, inner),
-        "input_layernorm": (hidden,),
-        "post_attention_layernorm": (hidden,),
-    }
-    found: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (vocabulary, hidden),
-        "model.norm.weight": (hidden,),
-    }
-    for index in range(CONFIG["num_hidden_layers"]):
-        found |= {f"model.layers.{index}.{name}.weight": shape for name, shape in layer.items()}
-    return found
 
 
 @pytest.fixture(scope="session")
 def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder, with random float32 weights."""
-    folder = tmp_path_factory.mktemp("toy") / "model"
-    tokenizer = _tokenizer()
-    generator = torch.Generator().manual_seed(11)
-    vocabulary = tokenizer.get_vocab_size()
-    tensors = {
-        name: torch.randn(shape, generator=generator) * 0.3 if len(shape) > 1 else torch.ones(shape)
-        for name, shape in _shapes(vocabulary).items()
-    }
-    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    special = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-    files = {
-        "tokenizer.json": tokenizer.to_str().encode(),
-        "tokenizer_config.json": json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **special}).encode(),
-        "chat_template.jinja": TEMPLATE.encode(),
-    }
-    write_model(folder, {**CONFIG, **ids, "vocab_size": vocabulary, "dtype": "float32"}, tensors.items(), files)
-    return folder
+    return write_folder(
+        tmp_path_factory.mktemp("toy") / "model",
+        CONFIG,
+        text="what is two and three? five, the sum of them " * 9,
+        vocab_size=300,
+        special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+        names={"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+        template=TEMPLATE,
+        norm_spread=0,
+    )
 
 
 @pytest.fixture(scope="session")

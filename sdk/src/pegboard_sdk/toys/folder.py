@@ -48,22 +48,26 @@ def write_folder(
     special: Sequence[str] = MARKERS,
     names: Mapping[str, str] = MappingProxyType({"eos_token": MARKERS[0]}),
     template: str = TEMPLATE,
+    norm_spread: float = 0.3,
     seed: int = 11,
 ) -> Path:
     """Write the files of a model and return `path`, which must not exist.
 
     config: of an installed family; vocab_size and dtype are filled in. special: the first ids. text, vocab_size: as of
-    `byte_tokenizer`. names: of special tokens, for tokenizer_config.json. Weights are float32, norms about 1.
+    `byte_tokenizer`. names: of special tokens, for tokenizer_config.json. Weights are float32, those of norms 1 with this
+    standard deviation, all others 0 with 0.3.
     """
     tokenizer = byte_tokenizer(text, vocab_size, special)
     config = {**config, "vocab_size": len(tokenizer["model"]["vocab"]), "dtype": "float32"}
     with torch.device("meta"):
         model = find_family(Registry.discover(), config).build(config)
     generator = torch.Generator().manual_seed(seed)
-    weights = [
-        (name, torch.randn(parameter.shape, generator=generator) * 0.3 + name.endswith("norm.weight"))
-        for name, parameter in model.named_parameters()
-    ]
+    weights = []
+    for name, parameter in model.named_parameters():
+        norm = name.endswith("norm.weight")
+        spread = norm_spread if norm else 0.3
+        noise = torch.randn(parameter.shape, generator=generator) if spread else torch.zeros(parameter.shape)
+        weights.append((name, noise * spread + norm))
     files = {
         "tokenizer.json": json.dumps(tokenizer).encode(),
         "tokenizer_config.json": json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names}).encode(),
