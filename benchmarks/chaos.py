@@ -1,11 +1,11 @@
 """A server abused: requests of every kind, good and bad, clients that go away, a cache that is too small, workers that are killed.
 
-    python benchmarks/chaos.py MODEL [--requests 2000 | --minutes 10] [--clients 48] [--kill] [--seed 0]
+    python benchmarks/chaos.py MODEL [--requests 2000 | --minutes 10] [--clients 48] [--kill [SECONDS]] [--seed 0]
 
 Starts `peg serve MODEL` as a process of its own, and at the end wants: every request answered or failed as OpenAI's clients expect it;
 no page, request or connection held; memory that stopped growing; a server that still serves, and ends with status 0 when it is told to.
-With --kill the model runs in a worker process, which is killed now and then: what runs then may fail, and nothing else. Needs Linux,
-and aiohttp beside pegboard-server.
+With --kill the model runs in a worker process, which is killed now and then: what runs then may fail with 503, and nothing else.
+Needs Linux, and aiohttp beside pegboard-server.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,14 @@ SETTLE = 60.0
 
 @dataclass(slots=True)
 class Report:
-    """What happened. outcomes: by kind of request and how it ended. problems: what should not have been. rss: MB, over time."""
+    """What happened. outcomes: by kind of request and how it ended. problems: what should not have been. rss: MB of the
+    server's own process over time; workers: of its workers.
+    """
 
     outcomes: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     rss: list[float] = field(default_factory=list)
+    workers: list[float] = field(default_factory=list)
     kills: int = 0
     seconds: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
@@ -217,13 +220,9 @@ class Server:
                     found.append(int(stat.parent.name))
         return found
 
-    def rss(self) -> float:
-        """Return the memory of the server and its workers, MB."""
-        total = 0
-        for pid in (self.process.pid, *self.workers()):
-            with contextlib.suppress(OSError):
-                total += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        return total * os.sysconf("SC_PAGESIZE") / 1e6
+    def rss(self) -> tuple[float, float]:
+        """Return the memory of the server's own process and that of its workers, MB."""
+        return resident([self.process.pid]), resident(self.workers())
 
     def stop(self, seconds: float = 60) -> int:
         """Tell it to stop and return its status."""
@@ -236,10 +235,29 @@ class Server:
             return -9
 
 
+def resident(pids: Iterable[int]) -> float:
+    """Return the memory that processes hold, MB."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return total * os.sysconf("SC_PAGESIZE") / 1e6
+
+
 async def chaos(
-    server: Server, *, requests: int | None, seconds: float | None, clients: int, longest: int, seed: int, kill: bool
+    server: Server,
+    *,
+    requests: int | None,
+    seconds: float | None,
+    clients: int,
+    longest: int,
+    seed: int,
+    kill: float | None,
 ) -> Report:
-    """Abuse a server with so many requests, or for so long, and return what happened."""
+    """Abuse a server with so many requests, or for so long, and return what happened.
+
+    kill: seconds between two deaths of a worker, in the mean; None for none.
+    """
     report, source = Report(), random.Random(seed)
     endless, sent, began = cases(source, longest), 0, time.monotonic()
     connector = aiohttp.TCPConnector(limit=0, force_close=False)
@@ -259,13 +277,14 @@ async def chaos(
 
         async def watch() -> None:
             while True:
-                report.rss.append(server.rss())
+                for samples, now in zip((report.rss, report.workers), server.rss(), strict=True):
+                    samples.append(now)
                 await asyncio.sleep(0.5)
 
         async def killer() -> None:
             steps = -1.0
-            while kill:
-                await asyncio.sleep(source.uniform(1, 3))
+            while kill is not None:
+                await asyncio.sleep(source.uniform(0.5 * kill, 1.5 * kill))
                 # One that is killed before it has done anything says nothing about those that work.
                 now = (await server.metrics(session))["engine_steps_total"]
                 if now > steps + 20 and (workers := server.workers()):
@@ -314,6 +333,11 @@ def server_options(*, kill: bool, memory: str) -> list[str]:
     return [*options, "--set", "executor=multiproc"] if kill else options
 
 
+def span(samples: Sequence[float]) -> str:
+    """Return the least and the greatest of some MB."""
+    return f"{min(samples):.0f} to {max(samples):.0f} MB"
+
+
 def main() -> int:
     """Run it and print what happened; 1 when something was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -323,13 +347,15 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=48)
     parser.add_argument("--context", type=int, default=256, help="tokens of the context")
     parser.add_argument("--kv-memory", default="1MB")
-    parser.add_argument("--kill", action="store_true")
+    parser.add_argument(
+        "--kill", type=float, nargs="?", const=2.0, metavar="SECONDS", help="kill a worker about so often"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", type=Path, default=Path("chaos.log"), help="what the server prints")
     args = parser.parse_args()
     if args.requests is None and args.minutes is None:
         args.requests = 2000
-    options = server_options(kill=args.kill, memory=args.kv_memory)
+    options = server_options(kill=args.kill is not None, memory=args.kv_memory)
     server = Server(args.model, [*options, "--max-model-len", str(args.context)], args.log)
     try:
         report = asyncio.run(
@@ -351,9 +377,9 @@ def main() -> int:
         print(f"{count:7,} {outcome}")
     told = {name: int(report.metrics[name]) for name in ("engine_steps_total", "preemptions_total", "kv_pages_held")}
     print(f"{report.requests:,} requests in {report.seconds:.0f} s, {report.kills} workers killed; {told}")
-    print(
-        f"memory {min(report.rss):.0f} to {max(report.rss):.0f} MB, grown by {report.growth:+.1f} MB in its second half"
-    )
+    print(f"memory of the server {span(report.rss)}, grown by {report.growth:+.1f} MB in its second half")
+    if args.kill is not None:
+        print(f"memory of its worker {span(report.workers)}")
     print("\n".join(report.problems[:40]) or "nothing was wrong")
     return 1 if report.problems else 0
 

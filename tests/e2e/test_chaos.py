@@ -30,7 +30,7 @@ def serving(model: Path, log: Path, *, kill: bool) -> Iterator[Server]:
     assert status == 0, log.read_text()[-2000:]
 
 
-def abused(server: Server, requests: int, *, kill: bool) -> Report:
+def abused(server: Server, requests: int, *, kill: float | None = None) -> Report:
     """Return what happened, of which nothing may be a problem."""
     report = asyncio.run(chaos(server, requests=requests, seconds=None, clients=48, longest=CONTEXT, seed=1, kill=kill))
     assert not report.problems, "\n".join(report.problems[:20])
@@ -41,7 +41,7 @@ def abused(server: Server, requests: int, *, kill: bool) -> Report:
 
 def test_two_thousand_requests(toy_model: Path, tmp_path: Path) -> None:
     with serving(toy_model, tmp_path / "log", kill=False) as server:
-        report = abused(server, 2000, kill=False)
+        report = abused(server, 2000)
     endings = {outcome.rpartition(": ")[2] for outcome in report.outcomes}
     assert {"200", "400", "left"} <= endings
     assert report.metrics["preemptions_total"] > 0
@@ -51,6 +51,6 @@ def test_two_thousand_requests(toy_model: Path, tmp_path: Path) -> None:
 
 def test_workers_that_are_killed(toy_model: Path, tmp_path: Path) -> None:
     with serving(toy_model, tmp_path / "log", kill=True) as server:
-        report = abused(server, 400, kill=True)
+        report = abused(server, 400, kill=2)
     assert report.kills > 0
     assert "whole: 200" in report.outcomes
