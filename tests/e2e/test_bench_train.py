@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +35,41 @@ def test_what_a_run_says_when_it_fails_is_told(peg: Any, toy_model: Path) -> Non
     assert "adapter.rank" in said.err and "ended with status 2" in said.err
     said = peg("bench", "train", "sft", "--config", "lora", "output=x")
     assert "leave output=… out" in said.err
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes cannot be listed on this system")
+def test_a_run_ends_with_the_command_that_started_it(toy_model: Path, tmp_path: Path, start: Any) -> None:
+    marked = f"name=marked-{tmp_path.name}-{os.getpid()}"
+    given = [
+        "--config",
+        "lora",
+        f"model={toy_model}",
+        "model.dtype=float32",
+        "--steps",
+        "100000",
+        "--length",
+        "32",
+        marked,
+    ]
+    process = start(["bench", "train", "sft", *given])
+    deadline = time.monotonic() + 60
+
+    def runs() -> list[int]:
+        found = []
+        for file in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                words = file.read_bytes().split(b"\0")
+                if marked.encode() in words and b"run" in words:
+                    found.append(int(file.parent.name))
+        return found
+
+    try:
+        while not runs():
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        process.communicate(timeout=60)
+        assert process.returncode == 143
+        assert not runs()
+    finally:
+        process.kill()

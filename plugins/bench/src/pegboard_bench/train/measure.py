@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,8 @@ def measure(plan: Plan, config: str) -> dict[str, Any]:
         output = Path(folder) / "run"
         command = [sys.executable, "-m", "pegboard", *plan.arguments(config, output)]
         began = time.perf_counter()
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        with _ending_with_us():
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         seconds = time.perf_counter() - began
         if done.returncode != 0:
             words = "\n".join((done.stderr or done.stdout).rstrip().splitlines()[-TOLD:])
@@ -71,6 +74,16 @@ def measure(plan: Plan, config: str) -> dict[str, Any]:
         environment = json.loads((output / "env.json").read_text(encoding="utf-8"))
     steps = [line for line in lines if "tokens_per_second" in line]
     return {"config": config, **figures(steps, plan.warmup), "seconds": round(seconds, 2), "environment": environment}
+
+
+@contextmanager
+def _ending_with_us() -> Iterator[None]:
+    """A context in which SIGTERM is an exception, so that `subprocess.run` ends its process before ours ends."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def figures(steps: Sequence[dict[str, Any]], warmup: int) -> dict[str, Any]:
