@@ -31,12 +31,16 @@ def step_folders(run: Path) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a step folder keeps for resuming. named: the trained parameters. random: the states of generators; None for those of now."""
+    """What a step folder keeps for resuming. named: the trained parameters. random: the states of generators; None for those of
+    now. averages: beside
+    the parameters, by name.
+    """
 
     named: Sequence[tuple[str, Parameter]]
     optimizer: Optimizer
     placement: Placement = field(default_factory=Placement)
     random: Mapping[str, Tensor] | None = None
+    averages: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def write_trainer(
@@ -51,6 +55,10 @@ def write_trainer(
     weights = ((n, local(p.detach()), trained.placement.piece(n, p)) for n, p in trained.named)
     write_pieces(trainer, "weights", weights, world)
     write_pieces(trainer, "optimizer", _states(trained), world)
+    if trained.averages:
+        named = ((n, p) for n, p in trained.named if n in trained.averages)
+        averages = ((n, local(trained.averages[n]), trained.placement.piece(n, p)) for n, p in named)
+        write_pieces(trainer, "averages", averages, world)
     write_pieces(trainer, "random", ((n, t, None) for n, t in numbers.items()), world)
     if tensors:
         write_pieces(trainer, "batches", ((n, t, None) for n, t in tensors.items()), world)
@@ -94,6 +102,10 @@ def load_step(folder: Path, trained: Trained) -> tuple[dict[str, Any], dict[str,
         for name, parameter in trained.named:
             part = placement.local(parameter)
             part.copy_(weights.load(name, placement.piece(name, parameter), tuple(part.shape)))
+    averages = Pieces(trainer, "averages", world)
+    for name, value in trained.averages.items():
+        part = placement.local(value)
+        part.copy_(averages.load(name, placement.piece(name, parameters[name]), tuple(part.shape)))
     states = Pieces(trainer, "optimizer", world)
     for key in states.names:
         name, _, entry = key.rpartition("/")
@@ -152,7 +164,8 @@ def snapshot(trained: Trained) -> Trained:
     groups = [{k: v for k, v in g.items() if k != "params"} for g in trained.optimizer.param_groups]
     named: Any = [(n, copy) for n, _, copy in copies]
     held: Any = _Held(states, groups)
-    return Trained(named, held, trained.placement, random_state(trained.named))
+    averages = {name: host_copy(value) for name, value in trained.averages.items()}
+    return Trained(named, held, trained.placement, random_state(trained.named), averages)
 
 
 def host_copy(tensor: Tensor) -> Tensor:

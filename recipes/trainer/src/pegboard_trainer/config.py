@@ -174,6 +174,36 @@ class MeshSection(Section):
         return self.replicate * self.shard * self.tensor
 
 
+class MemorySection(Section):
+    """What is computed twice, or kept elsewhere, to take less memory. Values stay the same."""
+
+    recompute: Literal["all", "cheap"] | None = Field(
+        default=None,
+        description="activations of layers are computed again in the backward pass: `all`, or all but matrix products (`cheap`)",
+    )
+    every: int = Field(default=1, ge=1, description="of how many layers one is recomputed")
+    offload: bool = Field(default=False, description="activations that are kept wait on the host")
+    update_in_backward: bool = Field(
+        default=False, description="weights are updated while gradients come, which never are there together"
+    )
+    compile: bool = Field(default=False, description="each layer is compiled by torch.compile")
+
+
+class AverageSection(Section):
+    """A moving average of the weights, written as `average/` beside `model/` and measured in its place."""
+
+    decay: float = Field(default=0.999, gt=0, lt=1)
+    host: bool = Field(default=False, description="it is kept on the host")
+
+
+class ProfileSection(Section):
+    """Steps that are recorded into `profile/`; SIGUSR1 asks for more at any time."""
+
+    first: int | None = Field(default=None, ge=1, description="the first step recorded")
+    steps: int = Field(default=1, ge=1)
+    memory: bool = Field(default=False, description="the device's memory too")
+
+
 class TrainConfig(Section):
     """A training run."""
 
@@ -199,6 +229,14 @@ class TrainConfig(Section):
     data: DataSection
     batch: BatchSection = Field(default_factory=BatchSection)
     mesh: MeshSection = Field(default_factory=MeshSection)
+    memory: MemorySection = Field(default_factory=MemorySection)
+    freeze: list[str] = Field(
+        default_factory=list, description="patterns of parameters that are not trained, such as model.embed_tokens.*"
+    )
+    noise: float | None = Field(default=None, gt=0, description="NEFTune's alpha: noise on the embeddings")
+    average: AverageSection | None = None
+    profile: ProfileSection = Field(default_factory=ProfileSection)
+    deterministic: bool = Field(default=False, description="only operations that always give the same")
     optimizer: Annotated[Choice, PluginSection("optimizer")]
     schedule: Annotated[Choice, PluginSection("schedule")] = Field(
         default="constant",

@@ -31,7 +31,7 @@ class StepCost:
 
     @classmethod
     def of(cls, model: CausalLM) -> StepCost:
-        """Count a model's layers, of split ones the part that is here. An adapter's own matrices count beside those of the layer that they adapt."""
+        """Count a model's layers, or their parts that are here. An adapter's matrices count beside those of the layer that they adapt."""
         matrices = trained = 0
         attention = []
         for module in model.modules():

@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
 from torch.nn import Parameter
 
 from pegboard.build import open_model, prepare_model
 from pegboard.config import Choice
-from pegboard.errors import ConfigError
+from pegboard.errors import ConfigError, nearest
 from pegboard.interfaces.objective import Objective
 from pegboard.opened import open_any
 from pegboard_trainer.config import ModelSection, RoleSection, TrainConfig
+from pegboard_trainer.memory import save_memory
 from pegboard_trainer.mesh import Placer
 from pegboard_trainer.model_folder import portable_base
+from pegboard_trainer.noise import EmbeddingNoise
 from pegboard_trainer.roles import ModelRole, reference_of
 
 if TYPE_CHECKING:
@@ -66,12 +70,12 @@ def build_roles(
             roles[role.name] = reference_of(roles[spec.roles[0].name])
             continue
         opened = files if not roles else None
-        roles[role.name] = _build(role, chosen, config.seed, registry, opened, placer)
+        roles[role.name] = _build(role, chosen, config, registry, opened, placer)
     return roles
 
 
 def _build(
-    role: RoleSpec, chosen: Sections, seed: int, registry: Registry, files: ModelFiles | None, placer: Placer
+    role: RoleSpec, chosen: Sections, config: TrainConfig, registry: Registry, files: ModelFiles | None, placer: Placer
 ) -> ModelRole:
     section = chosen.model
     head: HeadKind = "scalar" if role.head == "scalar" else "lm"
@@ -92,7 +96,7 @@ def _build(
     else:
         files = files or open_model(registry, section.path, section.revision)
         quantizer = None if chosen.quantizer is None else registry.create("quantizer", chosen.quantizer)
-        built = prepare_model(registry, files, adapter=adapter, quantizer=quantizer, seed=seed, **options)
+        built = prepare_model(registry, files, adapter=adapter, quantizer=quantizer, seed=config.seed, **options)
     if role.trained and adapter is None and built.quantizer is not None and not built.quantizer.trains:
         raise ConfigError(
             f"the {role.name}'s weights are quantised, by {type(built.quantizer).__name__}, and cannot be trained",
@@ -104,10 +108,34 @@ def _build(
     built.model.train(role.trained)
     if not role.trained:
         built.model.requires_grad_(False)
+    if role.trained:
+        freeze(built.model, config.freeze)
+        save_memory(built, config.memory)
+        if config.noise is not None:
+            EmbeddingNoise(built.model, config.noise)
     placer.shard(built)
     registry.hooks.call("model_built", role=role.name, model=built.model)
     base = portable_base(built.files) if adapter is not None else ""
     return ModelRole(built, trained=role.trained, adapter=adapter, base=base)
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Train none of the parameters whose names match a pattern.
+
+    Raises ConfigError for a pattern that matches nothing, and when nothing is left to train.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(
+                f"freeze: no parameter matches {pattern!r}{nearest(pattern, names)}",
+                fix="patterns are compared with whole names: model.layers.0.*, say",
+            )
+    for name, parameter in model.named_parameters():
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("freeze: nothing is left to train", fix="freeze less")
 
 
 def trained_parameters(roles: Mapping[str, ModelRole], objective: Objective) -> list[tuple[str, Parameter]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch.nn import Parameter
 
 from pegboard.build import BuiltModel, choose_platform, load_tokenizer, open_model
 from pegboard.errors import PegboardError
@@ -17,17 +19,23 @@ from pegboard.interfaces.objective import Objective
 from pegboard.interfaces.recipe import Recipe
 from pegboard.plugins.doors import import_object
 from pegboard_trainer.ahead import Ahead
+from pegboard_trainer.averages import Averages
 from pegboard_trainer.callbacks import Callbacks, SourceMetrics, Stages
 from pegboard_trainer.checkpoint import Trained, check_same, load_step
 from pegboard_trainer.config import TrainConfig
 from pegboard_trainer.data import open_data
+from pegboard_trainer.determinism import deterministic
 from pegboard_trainer.evaluation import evaluation
 from pegboard_trainer.flops import StepCost, measured_flops
+from pegboard_trainer.in_backward import PerParameter, UpdateInBackward, check_in_backward
 from pegboard_trainer.loop import NotFinite, Trainer, train
 from pegboard_trainer.mesh import Placer, join
 from pegboard_trainer.model_folder import ModelWriter
 from pegboard_trainer.models import build_roles, trained_parameters, trained_roles
 from pegboard_trainer.patience import Patience
+from pegboard_trainer.placement import Placement
+from pegboard_trainer.profile import Profile
+from pegboard_trainer.roles import ModelRole
 from pegboard_trainer.run import Run, save_rows
 from pegboard_trainer.run_folder import claim, make, nothing_left
 from pegboard_trainer.saver import Saver
@@ -57,10 +65,11 @@ class Train(Recipe):
         schema = import_object(spec.schema or "pegboard_trainer.config:TrainConfig")
         typed = cast(TrainConfig, schema.model_validate({k: v for k, v in config.items() if k != "plugins"}))
         world = join(typed.mesh, choose_platform(registry, typed.model.platform)[1])
-        try:
-            return _run(spec, typed, config, registry, world)
-        finally:
-            world.close()
+        with deterministic() if typed.deterministic else nullcontext():
+            try:
+                return _run(spec, typed, config, registry, world)
+            finally:
+                world.close()
 
 
 def _run(spec: RecipeSpec, typed: TrainConfig, config: Mapping[str, Any], registry: Registry, world: World) -> Path:
@@ -77,19 +86,25 @@ def _run(spec: RecipeSpec, typed: TrainConfig, config: Mapping[str, Any], regist
     objective: Objective = registry.create("objective", config.get("objective") or spec.objective)
     objective.prepare(roles, policy.device)
     named = trained_parameters(roles, objective)
-    optimizer = registry.create("optimizer", typed.optimizer).build(named)
     placement = placer.placement(roles)
+    update = _update(typed, registry, named, placement)
+    average = None if typed.average is None else Averages(named, typed.average.decay, host=typed.average.host)
     source = _source(spec, Setting(typed, registry, tokenizer, roles, objective, data, world, policy.device))
     trainer = Trainer(
         objective=objective,
         roles=roles,
-        update=Update(named, optimizer, typed.clip, placement),
+        update=update,
         schedule=registry.create("schedule", typed.schedule),
         source=source,
         device=policy.device,
         reducer=world,
         callbacks=Callbacks(
-            [Stages(m for r in roles.values() for m in r.built.model.modules()), SourceMetrics(source)]
+            [
+                Stages(module for role in roles.values() for module in role.built.model.modules()),
+                SourceMetrics(source),
+                *([] if average is None else [average]),
+                Profile(folder, policy.device, world.process, typed.profile),
+            ]
         ),
         accumulate=typed.batch.accumulate,
         cost=None if typed.peak_tflops is None else StepCost.of(policy.model),
@@ -97,7 +112,7 @@ def _run(spec: RecipeSpec, typed: TrainConfig, config: Mapping[str, Any], regist
     )
     section = typed.validation
     patience = Patience(section.metric, section.greater, section.patience, section.margin)
-    trained = Trained(named, optimizer, placement)
+    trained = Trained(named, update.optimizer, placement, averages={} if average is None else average.values)
     identity = {**typed.identity(ranks=world.size), "rows": data.train.examples.rows}
     first = 0
     if resumed is not None:
@@ -106,12 +121,17 @@ def _run(spec: RecipeSpec, typed: TrainConfig, config: Mapping[str, Any], regist
         source.restore(saved["data"], tensors)
         objective.restore(saved["objective"])
         patience.restore(saved["patience"])
+        if average is not None:
+            average.steps = saved["averaged"]
         first = int(saved["step"])
         if first >= data.total_steps:
             return nothing_left(folder, resumed, first, data.total_steps, first=world.first)
 
     def gather() -> tuple[dict[str, Any], Mapping[str, torch.Tensor]]:
-        return {"identity": identity, "data": source.state(), "objective": objective.state()}, source.tensors()
+        state = {"identity": identity, "data": source.state(), "objective": objective.state()}
+        if average is not None:
+            state["averaged"] = average.steps
+        return state, source.tensors()
 
     world.together(lambda: make(folder, config, policy) if world.first else None)
     with StopRequest() as stop:
@@ -122,10 +142,7 @@ def _run(spec: RecipeSpec, typed: TrainConfig, config: Mapping[str, Any], regist
             stop=stop,
             saver=Saver(
                 folder,
-                [
-                    (name, ModelWriter(role, tokenizer, placement, "" if name == "model" else f"{name}."))
-                    for name, role in trained_roles(roles)
-                ],
+                _writers(roles, tokenizer, placement, average),
                 trained,
                 gather,
                 number=world.share(os.getpid()),
@@ -133,7 +150,9 @@ def _run(spec: RecipeSpec, typed: TrainConfig, config: Mapping[str, Any], regist
                 keep_best=typed.checkpoint.keep_best,
                 background=typed.checkpoint.background,
             ),
-            evaluate=evaluation(trainer, roles, data, world, section.batches),
+            evaluate=evaluation(
+                trainer, roles, data, world, section.batches, nullcontext if average is None else average.swapped
+            ),
             patience=patience,
             log_every=typed.log_every,
             validate_every=section.every,
@@ -146,6 +165,32 @@ def _run(spec: RecipeSpec, typed: TrainConfig, config: Mapping[str, Any], regist
     if run.interrupted:
         raise SystemExit(128 + (stop.number or 0))
     return folder
+
+
+def _update(
+    config: TrainConfig, registry: Registry, named: Sequence[tuple[str, Parameter]], placement: Placement
+) -> Update:
+    """Return what takes the optimizer's steps."""
+    factory = registry.create("optimizer", config.optimizer)
+    if config.memory.update_in_backward:
+        check_in_backward(config)
+        return UpdateInBackward(named, PerParameter(factory, named))
+    return Update(named, factory.build(named), config.clip, placement)
+
+
+def _writers(
+    roles: Mapping[str, ModelRole], tokenizer: Tokenizer, placement: Placement, average: Averages | None
+) -> list[tuple[str, ModelWriter]]:
+    """Return the name of each folder of a step, and what writes it: `model` and, of further trained roles, their names; the averages of the
+    first role in `average`.
+    """
+    found = []
+    others = [f"{name}." for name in list(roles)[1:]] + ["objective."]
+    for name, role in trained_roles(roles):
+        found.append((name, ModelWriter(role, tokenizer, placement, "" if name == "model" else f"{name}.")))
+        if name == "model" and average is not None:
+            found.append(("average", ModelWriter(role, tokenizer, placement, "", lambda: average.of("", others))))
+    return found
 
 
 def _source(spec: RecipeSpec, setting: Setting) -> BatchSource:
