@@ -26,3 +26,11 @@ def test_every_config_is_valid_once_its_paths_are_given(recipe: str) -> None:
         assert config.objective["use"] == recipe
         assert (config.adapter is None) == (name in ("default", "full"))
         assert (config.quantizer or {}).get("use") == ("nf4" if name == "qlora" else None)
+
+
+@pytest.mark.parametrize("recipe", ["dpo", "kto"])
+def test_the_reference_is_a_frozen_copy_or_the_policy_without_its_adapter(recipe: str) -> None:
+    registry = Registry.discover()
+    for name in CONFIGS[recipe]:
+        config = load_config(registry, recipe, name, GIVEN)
+        assert (config["reference"] is None) == (config["adapter"] is not None)
