@@ -327,6 +327,7 @@ def test_failures(client: TestClient, stream: bool) -> None:
         ("!fail", 500, "server_error"),
         ("!reject", 400, "invalid_request_error"),
         ("!late", 503, ""),
+        ("!lose", 503, "server_error"),
     ):
         response = client.post(URL, json=user(word, stream=stream))
         assert response.status_code == status

@@ -1,8 +1,8 @@
 """An engine that computes nothing: what it says, how fast, and how it fails stands in the prompt.
 
 `say:TEXT` up to the end of a line is the answer, else the prompt's own letters are. Words of a prompt: `!long` goes on until max_tokens,
-`!fail`, `!reject` and `!late` end the request with an error, a mistake of its own, and its deadline; `!raise` makes the step raise;
-`!die` every step from then on; `!wait` never comes to its turn; `!stuck` cannot be ended.
+`!fail`, `!reject`, `!lose` and `!late` end the request with an error, a mistake of its own, the loss of what computed it, and its
+deadline; `!raise` makes the step raise, `!die` every step from then on; `!wait` never comes to its turn; `!stuck` cannot be ended.
 """
 
 import json
@@ -17,6 +17,12 @@ from pegboard.interfaces.engine import Engine, EngineStats, RequestOptions, Requ
 from pegboard.types import SamplingParams
 
 EOS = 257
+ENDINGS: dict[str, dict[str, Any]] = {
+    "!fail": {"finish_reason": "error"},
+    "!reject": {"finish_reason": "error", "rejected": True},
+    "!lose": {"finish_reason": "error", "lost": True},
+    "!late": {"finish_reason": "timeout"},
+}
 
 
 class EchoOptions(BaseModel):
@@ -142,14 +148,11 @@ class EchoEngine(Engine):
                     request_id, request, 0, finish_reason="stop", embedding=[total, float(len(request.ids)), 1.0]
                 )
             ]
-        for word, reason, told in (("!fail", "error", False), ("!reject", "error", True), ("!late", "timeout", False)):
+        for word, ending in ENDINGS.items():
             if word in words:
                 del self.requests[request_id]
-                text = "the grammar does not compile" if told else "secret: the device fell off"
-                return [
-                    self._output(request_id, request, i, finish_reason=reason, error=text, rejected=told)
-                    for i in request.done
-                ]
+                text = "the grammar does not compile" if "rejected" in ending else "secret: the device fell off"
+                return [self._output(request_id, request, i, error=text, **ending) for i in request.done]
         return [self._token(request_id, request, index) for index in list(request.done)]
 
     def _token(self, request_id: str, request: Answering, index: int) -> RequestOutput:
