@@ -51,7 +51,7 @@ def test_turns_of_sharegpt(tiny_tokenizer: Any) -> None:
     [
         ([{"from": "humn", "value": "x"}], r"messages\[0\]\.from is 'humn' \(did you mean 'human'\?\)"),
         ([{"from": "human", "text": "x"}], r"messages\[0\]\.value must be text, found nothing"),
-        ([{"role": "user", "content": None}], r"messages\[0\]\.content must be text, found NoneType"),
+        ([{"role": "user", "content": None}], r"messages\[0\]\.content must be text, found null"),
         (
             [{"role": "user", "content": [{"type": "image_url"}]}],
             r"messages\[0\]\.content\[0\] must be a part of type text, found image_url",

@@ -8,6 +8,7 @@ from typing import Any
 
 from pegboard.errors import DataError, nearest
 from pegboard.types import Message
+from pegboard_datasets.fields import kind
 
 SHAREGPT_ROLES = {
     "human": "user",
@@ -36,7 +37,7 @@ def read_messages(value: object, where: str, option: str) -> list[Message]:
     Content is text, a list of parts of type text, or null beside tool calls. Raises DataError naming what is wrong `where`.
     """
     if not isinstance(value, list) or not value:
-        found = "an empty list" if value == [] else type(value).__name__
+        found = "an empty list" if value == [] else kind(value)
         raise DataError(
             f"field {where!r} must be a list of messages, found {found}",
             fix=f'write [{{"role": …, "content": …}}, …] or set {option}',
@@ -74,7 +75,7 @@ def shared_turns(first: Sequence[Message], second: Sequence[Message]) -> int:
 
 def _message(item: object, where: str) -> Message:
     if not isinstance(item, Mapping):
-        raise DataError(f"{where} must be an object, found {type(item).__name__}", fix=_LAYOUT)
+        raise DataError(f"{where} must be an object, found {kind(item)}", fix=_LAYOUT)
     if "role" not in item and "from" in item:
         who = _text(item, "from", where)
         if who not in SHAREGPT_ROLES:
@@ -98,13 +99,13 @@ def _content(item: Mapping[str, Any], where: str) -> str:
 
 def _part(part: object, where: str) -> str:
     if not isinstance(part, Mapping) or part.get("type") != "text":
-        found = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        found = part.get("type") if isinstance(part, Mapping) else kind(part)
         raise DataError(f"{where} must be a part of type text, found {found}", fix="leave out what is no text")
     return _text(part, "text", where)
 
 
 def _text(item: Mapping[str, Any], key: str, where: str) -> str:
     if not isinstance(item.get(key), str):
-        found = type(item[key]).__name__ if key in item else "nothing" + nearest(key, map(str, item))
+        found = kind(item[key]) if key in item else "nothing" + nearest(key, map(str, item))
         raise DataError(f"{where}.{key} must be text, found {found}", fix=_LAYOUT)
     return str(item[key])

@@ -53,10 +53,15 @@ def chosen_columns(row: Mapping[str, Any], names: Sequence[str], option: str) ->
     return {name: field(row, name, option) for name in names}
 
 
+def kind(value: object) -> str:
+    """Return what a value is called in an error."""
+    return "null" if value is None else type(value).__name__
+
+
 def wrong(name: str, expected: str, value: object, option: str) -> DataError:
     """Return the error of a field that holds something else."""
     shown = f" {value!r}" if isinstance(value, str | int | float) and len(repr(value)) <= 40 else ""
     return DataError(
-        f"field {name!r} must be {expected}, found {type(value).__name__}{shown}",
+        f"field {name!r} must be {expected}, found {kind(value)}{shown}",
         fix=f"correct the row or set {option}",
     )
