@@ -16,21 +16,11 @@ from pegboard.plugins.load import Registry
 from pegboard.types import SamplingParams
 from pegboard_engine import EngineOptions, PagedEngine
 from pegboard_lora import LoraAdapter, open_adapter
+from pegboard_sdk.toys.model import UNEVEN
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("default")]
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
+SIZES: dict[str, Any] = {**UNEVEN, "bos_token_id": None, "eos_token_id": None}
 CHOICES: dict[str, dict[str, Any]] = {
     "attention": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},
     "everything": {"r": 8, "lora_alpha": 5, "target_modules": "all-linear", "use_rslora": True},

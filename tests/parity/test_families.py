@@ -15,19 +15,11 @@ from pegboard.interfaces.format import ModelFiles
 from pegboard.nn.loss import cross_entropy_sum
 from pegboard.plugins.load import Registry
 from pegboard.types import AttentionInputs, ForwardContext, KVCache
+from pegboard_sdk.toys.model import UNEVEN
 
 pytestmark = pytest.mark.peers
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-}
+SIZES: dict[str, Any] = dict(UNEVEN)
 THETA = {"rope_theta": 10000.0}
 LLAMA3 = {
     "rope_type": "llama3",

@@ -14,21 +14,11 @@ from pegboard.plugins.load import Registry
 from pegboard.types import SamplingParams
 from pegboard_engine import EngineOptions, PagedEngine
 from pegboard_engine.memory import plan_memory
+from pegboard_sdk.toys.model import UNEVEN
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("default")]
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
+SIZES: dict[str, Any] = {**UNEVEN, "bos_token_id": None, "eos_token_id": None}
 # Of four prompts and their answers one stays below the pretrained length, one is beyond it, two grow over it.
 LONGROPE = {
     "rope_type": "longrope",

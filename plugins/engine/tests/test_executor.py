@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from pegboard.plugins.load import Registry
 from pegboard.types import CachePlan, StepPlan
 from pegboard_engine.executor import UniprocExecutor
 from pegboard_sdk.toys.model import logits
+from pegboard_sdk.toys.plans import prompt_plan
 
 IDS = [3, 1, 4, 1, 5]
 
@@ -26,22 +28,7 @@ def executor(built: BuiltModel) -> Iterator[UniprocExecutor]:
     loaded.close()
 
 
-def plan(rows: list[int]) -> StepPlan:
-    """One prompt in page 1; a greedy token for each of `rows`."""
-    count = len(IDS)
-    return StepPlan(
-        step=1,
-        input_ids=np.array(IDS),
-        positions=np.arange(count),
-        slots=np.array([1], dtype=np.int32),
-        query_lens=np.array([count], dtype=np.int32),
-        seq_lens=np.array([count], dtype=np.int32),
-        slot_mapping=np.arange(8, 8 + count),
-        num_decodes=0,
-        table=(np.array([1]), np.array([0]), np.array([1])),
-        logits_indices=np.array(rows, dtype=np.int64),
-        logits_slots=np.array([1] * len(rows), dtype=np.int32),
-    )
+plan = partial(prompt_plan, IDS)
 
 
 @pytest.mark.parametrize("rows", [[4], [0, 1, 2, 3, 4], [1, 3], []], ids=str)

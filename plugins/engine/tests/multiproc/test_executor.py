@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from pegboard_engine.multiproc.values import pack
 from pegboard_engine.sampling.batch import SamplingBatch
 from pegboard_sdk.site import Site
 from pegboard_sdk.toys.model import random_model
+from pegboard_sdk.toys.plans import prompt_plan
 
 IDS = [3, 1, 4, 1, 5]
 SLEEPER = """
@@ -75,23 +77,7 @@ def expected(folder: Path) -> Iterator[UniprocExecutor]:
     made.close()
 
 
-def plan(rows: list[int], **changes: Any) -> StepPlan:
-    """One prompt in page 1; a token for each of `rows`."""
-    count = len(IDS)
-    made = StepPlan(
-        step=1,
-        input_ids=np.array(IDS),
-        positions=np.arange(count),
-        slots=np.array([1], dtype=np.int32),
-        query_lens=np.array([count], dtype=np.int32),
-        seq_lens=np.array([count], dtype=np.int32),
-        slot_mapping=np.arange(8, 8 + count),
-        num_decodes=0,
-        table=(np.array([1]), np.array([0]), np.array([1])),
-        logits_indices=np.array(rows, dtype=np.int64),
-        logits_slots=np.array([1] * len(rows), dtype=np.int32),
-    )
-    return replace(made, **changes)
+plan = partial(prompt_plan, IDS)
 
 
 def ids(executor: Any, asked: StepPlan) -> list[int]:

@@ -35,6 +35,20 @@ TINY: Mapping[str, Any] = MappingProxyType(
 )
 """The config of the tiny model; its vocabulary is that of the tiny tokenizer."""
 
+UNEVEN: Mapping[str, Any] = MappingProxyType(
+    {
+        "vocab_size": 97,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "pad_token_id": 0,
+    }
+)
+"""Sizes of a config.json that differ from one another, so that what mixes them up fails: for comparisons with other projects."""
+
 _PLATFORM = PluginSpec(kind="platform", target="pegboard_sdk.toys.platform:HostPlatform")
 _ATTENTION = PluginSpec(kind="attention", target="pegboard_sdk.toys.attention:ReferenceAttention")
 _FAMILY = PluginSpec(
