@@ -84,6 +84,16 @@ def test_sequences_of_an_example_are_kept_or_left_out_together() -> None:
         fit(pair(2, 2), Limits(6, sequences=1), counts)
 
 
+def test_prompts_have_nothing_to_learn_and_are_never_cut() -> None:
+    counts = Counts()
+    short, long = (Row([1] * n, [False] * n, {}, "prompt") for n in (6, 7))
+    assert fit((short,), Limits(6), counts) == (short,)
+    assert fit((long,), Limits(6), counts) is None
+    with pytest.raises(DataError, match="7 tokens"):
+        fit((long,), Limits(6, "error"), counts)
+    assert (counts.examples, counts.truncated, counts.dropped) == (1, 0, 1)
+
+
 def test_data_of_which_nothing_can_be_used_is_an_error(examples: Make) -> None:
     with pytest.raises(DataError, match=r"no row of the data can be used: 0 examples.* 2 left out"):
         list(examples([[1], [1]]))

@@ -130,7 +130,8 @@ def fit(example: Example, limits: Limits, counts: Counts) -> Example | None:
                 f"{longest} tokens, batch.length is {limits.length}",
                 fix="raise batch.length, or set batch.overlong to truncate or drop",
             )
-        if limits.overlong == "drop":
+        # A prompt without its end asks for something else.
+        if limits.overlong == "drop" or any(row.part == "prompt" for row in example):
             counts.dropped += 1
             return None
         example = tuple(_cut(row, limits.length) for row in example)
