@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pegboard_engine.pages import PagePool
-from pegboard_engine.prefix import Chain, PrefixCache
+from pegboard_engine.prefix import Chain, Found, PrefixCache
 
 SIZE = 4
 
@@ -115,3 +117,83 @@ def test_reset_and_off_find_nothing(enabled: bool) -> None:
     prefixes.reset()
     assert prefixes.find(digests) == []
     assert len(prefixes) == pool.num_kept == 0
+
+
+class Counted(dict[bytes, int]):
+    """Counts who looks into it."""
+
+    looks = 0
+
+    def get(self, *args: Any) -> Any:
+        self.looks += 1
+        return super().get(*args)
+
+
+def test_what_was_found_is_not_looked_for_again() -> None:
+    pool, prefixes = cache(40)
+    digests = Chain()
+    prefixes.extend(digests, b"root", list(range(80)))
+    pages = pool.allocate(10)
+    prefixes.publish(digests.after(0)[:10], pages)
+    prefixes._page_of = counted = Counted(prefixes._page_of)
+    found = prefixes.find_more(digests, None)
+    assert (found.pages, counted.looks) == (pages, 11)
+    for _ in range(5):
+        assert prefixes.find_more(digests, found) is found
+    assert counted.looks == 16  # the next page alone, once each time
+    more = pool.allocate(1)
+    prefixes.publish(digests.after(10)[:1], more)
+    assert prefixes.find_more(digests, found).pages == pages + more
+    other = pool.allocate(1)
+    prefixes.publish([b"of somebody else"], other)
+    pool.free(other)
+    pool.allocate(pool.num_free)  # which loses that page, and none of these
+    assert prefixes.find_more(digests, found) is found
+    pool.free(more)
+    pool.allocate(1)
+    again = prefixes.find_more(digests, found)
+    assert (again is found, again.pages) == (False, pages)
+
+
+ACTIONS = st.lists(st.tuples(st.sampled_from(["publish", "free", "take", "reset"]), st.integers(0, 7)), max_size=40)
+
+
+@given(actions=ACTIONS)
+def test_looking_further_finds_what_looking_anew_does(actions: list[tuple[str, int]]) -> None:
+    pool, prefixes = cache(10)
+    chains = [Chain(), Chain()]
+    for chain_, tokens in zip(chains, (range(32), [*range(16), *range(50, 66)]), strict=True):
+        prefixes.extend(chain_, b"root", list(tokens))
+    found: list[Found | None] = [None, None]
+    held: list[int] = []
+    for action, number in actions:
+        if action == "publish" and pool.num_free:
+            held += pool.allocate(1)
+            prefixes.publish([chains[number % 2][number]], held[-1:])
+        elif action == "free" and held:
+            pool.free([held.pop(number % len(held))])
+        elif action == "take":
+            pool.free(pool.allocate(min(number, pool.num_free)))
+        elif action == "reset":
+            prefixes.reset()
+        for index, digests in enumerate(chains):
+            found[index] = now = prefixes.find_more(digests, found[index])
+            assert now.pages == prefixes.find(digests)
+
+
+def test_a_page_behind_the_next_one_has_no_digest() -> None:
+    prefixes = cache()[1]
+    with pytest.raises(IndexError, match="page 1 does not follow the 0 that are known"):
+        prefixes.next_digests([Chain()], [b"root"], [1], np.zeros((1, SIZE), dtype=np.int32))
+
+
+@given(tokens=TOKENS)
+def test_page_by_page_is_as_all_at_once(tokens: list[int]) -> None:
+    prefixes = cache()[1]
+    digests, pages = Chain(), len(tokens) // SIZE
+    for index in range(pages):
+        part = np.array([tokens[index * SIZE : (index + 1) * SIZE]] * 2, dtype=np.int32)
+        # The second time it is known.
+        one, two = prefixes.next_digests([digests, digests], [b"root"] * 2, [index] * 2, part)
+        assert one == two
+    assert digests.after(0) == chain(prefixes, tokens)

@@ -14,7 +14,7 @@ from pegboard.types import SamplingParams, StepPlan
 from pegboard_engine.inputs import build_plan
 from pegboard_engine.pages import PagePool
 from pegboard_engine.policy import POLICIES
-from pegboard_engine.prefix import PrefixCache
+from pegboard_engine.prefix import Chain, PrefixCache
 from pegboard_engine.request import Request, State
 from pegboard_engine.scheduler import Schedule, Scheduler
 from pegboard_engine.table import Table
@@ -322,6 +322,27 @@ def test_tenants_share_nothing() -> None:
     bench.run()
     bench.add([1] * 12, 2, salt="b")
     assert bench.step()[1] == [12]
+
+
+def test_what_runs_goes_on_under_the_root_of_new_weights() -> None:
+    bench = Bench(100)
+    one = bench.add(list(range(9)), 20)
+    for _ in range(4):
+        bench.step()
+    old, kept = one.root, bench.prefixes.find(one.digests)
+    bench.chosen.renew(one, bench.prefixes.root("new"))
+    for _ in range(9):
+        bench.step()
+    assert one.root != old
+    count = int(bench.table.published[one.slot])
+    assert count > len(kept) == 3
+    expected = Chain()
+    bench.prefixes.extend(expected, one.root, bench.table.tokens[one.slot, : count * SIZE])
+    assert one.digests.after(0) == expected.after(0)
+    # Nobody else begins so: the first pages are of the old weights, which this root does not lead to.
+    assert bench.prefixes.find(one.digests) == []
+    bench.run()
+    bench.check(one)
 
 
 def test_an_illegal_end_raises_and_frees_nothing_twice() -> None:
