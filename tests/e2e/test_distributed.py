@@ -180,8 +180,59 @@ def test_a_run_is_started_in_several_processes(tmp_path: Path, arguments: Argume
     assert (tmp_path / "run" / "step-00000003" / "trainer" / "weights-00000.safetensors").is_file()
 
     child = start([command[0], "--nproc", "2", *arguments(tmp_path / "bad", "steps=3")[1:]])
-    out, err = child.communicate(timeout=120)
+    _out, err = child.communicate(timeout=120)
     assert child.returncode in (1, 2)
     assert err.count("error:") == 1
     assert "there are 2" in err
     assert "Traceback" not in err
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gemma2": {
+        "architectures": ["Gemma2ForCausalLM"],
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 8,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 4.0,
+    },
+    "gemma3": {"architectures": ["Gemma3ForCausalLM"], "head_dim": 16, "sliding_window": 8},
+    "phi3": {"architectures": ["Phi3ForCausalLM"], "partial_rotary_factor": 0.5, "tie_word_embeddings": False},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families_are_split_too(
+    tmp_path: Path, arguments: Arguments, train: Callable[..., Path], toy_model: Path, family: str
+) -> None:
+    """Norms after a half, soft caps, parameters of several parts."""
+    from pegboard.build import find_family
+    from pegboard.plugins.load import Registry
+    from pegboard.weights import write_model
+
+    config = json.loads((toy_model / "config.json").read_text()) | FAMILIES[family] | {"model_type": family}
+    with torch.device("meta"):
+        model = find_family(Registry.discover(), config).build(config)
+    generator = torch.Generator().manual_seed(3)
+    tensors = {n: torch.randn(p.shape, generator=generator) * 0.2 for n, p in model.named_parameters()}
+    names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    folder = tmp_path / "model"
+    write_model(folder, config, tensors.items(), {name: (toy_model / name).read_bytes() for name in names})
+    more = [*FULL, f"model={folder}"]
+    one = train(tmp_path / "one", *more, "batch.accumulate=2")
+    meshes = {"tensor": (2, "mesh.tensor=2"), "shard": (1, "mesh.shard=2")}
+    group(
+        2,
+        [
+            arguments(tmp_path / name, *more, f"batch.accumulate={accumulate}", mesh)
+            for name, (accumulate, mesh) in meshes.items()
+        ],
+    )
+    for name in meshes:
+        assert_same(tmp_path / name, one)
+    again = [*more, "batch.accumulate=2", "resume=auto"]
+    assert_same(train(after(tmp_path / "tensor", 2, tmp_path / "by-one"), *again), one)
+    by_two = after(one, 2, tmp_path / "by-two")
+    group(2, [arguments(by_two, *again, "mesh.tensor=2")])
+    assert_same(by_two, one)
