@@ -18,7 +18,7 @@ from pegboard.interfaces.engine import Engine, EngineStats, FinishReason, Reques
 from pegboard.interfaces.executor import ExecutorDied
 from pegboard.types import CachePlan, SamplingParams
 from pegboard_engine.adapters import LoadedAdapters, adapter_bytes
-from pegboard_engine.grammars import Grammars
+from pegboard_engine.grammars import Grammars, allowed_ids
 from pegboard_engine.inputs import build_plan
 from pegboard_engine.intake import Intake
 from pegboard_engine.memory import MemoryPlan, plan_memory
@@ -327,36 +327,16 @@ class PagedEngine(Engine):
         request = self._table.request(slot)
         if not request.entered:
             request.entered = self._clock()
-        if request.embeds:
-            return
-        tokens = request.tokens
-        self._columns.set(
-            slot,
-            request.params,
-            seed=request.seed,
-            answer=request.index,
-            end_ids=request.end_ids,
-            bad_words=self._intake.bad_words(request.params),
-            prompt_ids=tokens[: request.num_prompt],
-            output_ids=tokens[request.num_prompt :],
-        )
+        if not request.embeds:
+            self._intake.enter(self._columns, slot, request)
 
     def _masks(self, slots: np.ndarray) -> dict[int, np.ndarray] | None:
-        """Return which ids the grammars allow next, by row."""
+        """Return which ids the grammars allow next, by row. A grammar that raises ends its request."""
         if not self._table.num_sync:
             return None
-        masks = {}
-        for row in np.flatnonzero(self._table.sync[slots]).tolist():
-            request = self._table.request(slots[row])
-            if request.matcher is None:
-                continue
-            masks[row] = np.empty(-(-self.vocab_size // 32), dtype=np.int32)
-            try:
-                request.matcher.fill(masks[row])
-            except Exception as error:
-                # Its row stays in the step, whose result nobody will read.
-                del masks[row]
-                self._outputs.append(self.blame(request, "its grammar", error))
+        masks, failed = allowed_ids(self._table, slots, self.vocab_size)
+        for request, error in failed:
+            self._outputs.append(self.blame(request, "its grammar", error))
         return masks or None
 
     def _admit_grammars(self) -> None:

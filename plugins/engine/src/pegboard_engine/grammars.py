@@ -7,8 +7,11 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pegboard.errors import ConfigError, PegboardError
 from pegboard_engine.request import Request
+from pegboard_engine.table import Table
 
 if TYPE_CHECKING:
     from pegboard.interfaces.grammar import CompiledGrammar, GrammarBackend
@@ -17,6 +20,29 @@ if TYPE_CHECKING:
     from pegboard.types import GrammarSpec
 
 _WORKERS = 2
+
+
+def allowed_ids(
+    table: Table, slots: np.ndarray, vocab_size: int
+) -> tuple[dict[int, np.ndarray], list[tuple[Request, Exception]]]:
+    """Return which ids the grammars of `slots` [M] allow next, by row: [ceil(V / 32)] int32; and the requests whose grammar raised.
+
+    A row of those stays in the step, and nobody will read its result.
+    """
+    masks: dict[int, np.ndarray] = {}
+    failed: list[tuple[Request, Exception]] = []
+    for row in np.flatnonzero(table.sync[slots]).tolist():
+        request = table.request(slots[row])
+        if request.matcher is None:
+            continue
+        mask = np.empty(-(-vocab_size // 32), dtype=np.int32)
+        try:
+            request.matcher.fill(mask)
+        except Exception as error:
+            failed.append((request, error))
+        else:
+            masks[row] = mask
+    return masks, failed
 
 
 class Grammars:

@@ -11,6 +11,7 @@ from pegboard.errors import ConfigError
 from pegboard.interfaces.engine import RequestOptions
 from pegboard.types import SamplingParams
 from pegboard_engine.request import Request
+from pegboard_engine.sampling.columns import SamplingColumns
 from pegboard_engine.sampling.params import check_params, check_processors
 from pegboard_engine.text import OutputText
 
@@ -99,6 +100,19 @@ class Intake:
             stream = tokenizer.stream(skip_special=params.skip_special)
             request.text = OutputText(stream, params.stop, include_stop=params.include_stop)
         return request
+
+    def enter(self, columns: SamplingColumns, slot: int, request: Request) -> None:
+        """Tell the sampler of a request that got a slot."""
+        columns.set(
+            slot,
+            request.params,
+            seed=request.seed,
+            answer=request.index,
+            end_ids=request.end_ids,
+            bad_words=self.bad_words(request.params),
+            prompt_ids=request.tokens[: request.num_prompt],
+            output_ids=request.tokens[request.num_prompt :],
+        )
 
     def bad_words(self, params: SamplingParams) -> list[list[int]]:
         """Return the id sequences of `bad_words`: as they begin a text, and as they follow another word."""

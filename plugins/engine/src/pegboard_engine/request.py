@@ -69,7 +69,8 @@ class Request:
     end it. digests: of its full pages, as far as they are known; root: what their chain starts from. found: pages of its beginning
     that were in the cache when it was looked at last, while it waits. slot: its row of the table, -1 unless it runs. created,
     entered, first_token: when it came, first ran and had its first token, by the engine's clock; 0 for not yet. sync: its next token
-    cannot be drawn before the last one is known. long: its keys are those of a sequence beyond the model's `rope_limit`. matcher: of its grammar. piece, logprobs: of one that is told as a whole, so far.
+    cannot be drawn before the last one is known. long: its keys are those of a sequence beyond the model's `rope_limit`. matcher: of
+    its grammar. piece, logprobs: of one that is told as a whole, so far.
     """
 
     __slots__ = (
