@@ -40,13 +40,14 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A page of a context of its own. said: what its console was told, and what nobody caught."""
+    """A page of a context of its own. said: what its console was told, what nobody caught, and what it alerts."""
     context = browser.new_context()
     made = context.new_page()
     made.set_default_timeout(20_000)
     said: list[str] = []
     made.on("console", lambda message: said.append(message.text))
     made.on("pageerror", lambda error: said.append(str(error)))
+    made.on("dialog", lambda dialog: (said.append(f"a dialog: {dialog.message}"), dialog.dismiss()))
     made.said = said  # type: ignore[attr-defined]
     yield made
     context.close()
@@ -160,7 +161,6 @@ def test_pieces_come_while_it_answers_and_it_can_be_stopped(start: Start, listen
 def test_what_a_model_says_is_text(start: Start, listen: Listen, page: Page) -> None:
     attack = "<img src=x onerror=alert(1)><script>document.title='owned'</script><b>bold</b>"
     with listen(start({"max_model_len": 1024})) as url:
-        page.on("dialog", lambda dialog: pytest.fail(f"a dialog opened: {dialog.message}"))
         page.goto(url)
         for text in (attack, f"`{attack}`", "[click](javascript:alert(1))"):
             send(page, "say:" + text)
