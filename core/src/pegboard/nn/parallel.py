@@ -46,6 +46,16 @@ class Split:
         """Where this rank's part begins in the whole; None where it lies in several places."""
         return span(self.blocks[0], self.index, self.count)[0] if len(self.blocks) == 1 else None
 
+    @property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """(start in the whole, size) of what this rank has, one for each block."""
+        found, first = [], 0
+        for block in self.blocks:
+            start, size = span(block, self.index, self.count)
+            found.append((first + start, size))
+            first += block
+        return tuple(found)
+
     def of(self, tensor: Tensor) -> Tensor:
         """Return this rank's part of a whole tensor."""
         parts = []

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ def write_pieces(folder: Path, stem: str, held: Iterable[tuple[str, Tensor, Piec
         elif not piece.own:
             continue
         else:
-            places[name] = [list(piece.start), list(piece.whole)]
+            places[name] = [list(piece.start), list(piece.whole), *([piece.rows] if piece.rows else [])]
         tensors.append((name, tensor))
     metadata = {"format": "pt"}
     if world.processes > 1:
@@ -44,8 +45,16 @@ def _path(folder: Path, stem: str, world: World) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
+    """Rows first … first + count - 1 of a stored tensor, which lie at `start` in the whole. whole: whether these are all its rows."""
+
     tensor: SafetensorsTensor
     start: tuple[int, ...]
+    first: int
+    count: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.count, *self.tensor.shape[1:]) if self.tensor.shape else ()
 
 
 class Pieces:
@@ -59,7 +68,7 @@ class Pieces:
         paths = [p for p in sorted(folder.glob(f"{stem}*.safetensors")) if p.stem == stem or p.stem[len(stem)] == "-"]
         for path in paths:
             metadata = read_metadata(path)
-            places: Mapping[str, list[list[int]]] = json.loads(metadata.get("pieces", "{}"))
+            places: Mapping[str, list[Any]] = json.loads(metadata.get("pieces", "{}"))
             private = set(json.loads(metadata.get("private", "[]")))
             same = metadata.get("processes", "1") == str(world.processes)
             self._foreign = self._foreign or not same
@@ -68,8 +77,13 @@ class Pieces:
                     if same and path == _path(folder, stem, world):
                         self._private[name] = tensor
                     continue
-                start, whole = places.get(name, [[0] * len(tensor.shape), list(tensor.shape)])
-                self._parts.setdefault(name, []).append(_Part(tensor, tuple(start)))
+                start, whole, *rows = places.get(name, [[0] * len(tensor.shape), list(tensor.shape)])
+                first, count = 0, tensor.shape[0] if tensor.shape else 1
+                for place, size in rows[0] if rows else ((start[0] if start else 0, count),):
+                    self._parts.setdefault(name, []).append(
+                        _Part(tensor, (place, *start[1:])[: len(start)], first, size)
+                    )
+                    first += size
                 self.shapes[name] = tuple(whole)
 
     @property
@@ -86,12 +100,15 @@ class Pieces:
                 fix="resume with the model of that run",
             )
         for part in found:
-            if part.start == piece.start and part.tensor.shape == size:
+            if not piece.rows and part.start == piece.start and part.shape == part.tensor.shape == size:
                 return part.tensor.load()
         out = torch.empty(size, dtype=found[0].tensor.dtype)
-        filled = 0
-        for part in found:
-            filled += _copy_overlap(out, piece.start, part)
+        first = filled = 0
+        for place, count in piece.rows or ((piece.start[0] if size else 0, size[0] if size else 1),):
+            target = out.narrow(0, first, count) if size else out
+            first += count
+            for part in found:
+                filled += _copy_overlap(target, (place, *piece.start[1:])[: len(size)], part)
         if filled != out.numel():
             raise ModelError(f"{self._folder} lacks a part of {name}", fix="resume from another step")
         return out
@@ -115,7 +132,7 @@ class Pieces:
 
 def _copy_overlap(out: Tensor, start: tuple[int, ...], part: _Part) -> int:
     """Copy what a part and `out` (which starts at `start` in the whole) have in common; return how many values that are."""
-    shape = part.tensor.shape
+    shape = part.shape
     if not shape:
         out.copy_(part.tensor.load())
         return 1
@@ -123,7 +140,8 @@ def _copy_overlap(out: Tensor, start: tuple[int, ...], part: _Part) -> int:
     high = [min(a + n, b + m) for a, n, b, m in zip(start, out.shape, part.start, shape, strict=True)]
     if any(h <= lo for lo, h in zip(low, high, strict=True)):
         return 0
-    rows = part.tensor.rows(low[0] - part.start[0], high[0] - part.start[0])
+    before = part.first - part.start[0]
+    rows = part.tensor.rows(before + low[0], before + high[0])
     source = rows[
         (slice(None), *(slice(lo - p, h - p) for lo, h, p in zip(low[1:], high[1:], part.start[1:], strict=True)))
     ]

@@ -21,11 +21,15 @@ BUCKET = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The part of a tensor that this process has: where it starts in the whole, and whether it is this process's to write."""
+    """The part of a tensor that this process has: where it starts in the whole, and whether it is this process's to write.
+
+    rows: where its rows lie in several places, (start in the whole, size) of each run of them; empty for one.
+    """
 
     start: tuple[int, ...]
     whole: tuple[int, ...]
     own: bool
+    rows: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +108,26 @@ class Placement:
         split = self.splits.get(name)
         if split is None:
             own = own and mesh.get_local_rank("tensor") == 0
+        elif split.start is None:
+            # Rows of a fused layer's parts: `start` counts in what the tensor group gave this rank.
+            rows = _within(split.runs, start[0], self.local(parameter).shape[0])
+            whole[0] = split.whole
+            return Piece((rows[0][0] if rows else 0, *start[1:]), tuple(whole), own, rows)
         else:
             start[split.dim] += split.start
             whole[split.dim] = split.whole
         return Piece(tuple(start), tuple(whole), own)
+
+
+def _within(runs: Sequence[tuple[int, int]], first: int, count: int) -> tuple[tuple[int, int], ...]:
+    """Return what rows first … first + count - 1 of runs, which follow one another, are: (start in the whole, size) again."""
+    found, at = [], 0
+    for start, size in runs:
+        low, high = max(first, at), min(first + count, at + size)
+        if low < high:
+            found.append((start + low - at, high - low))
+        at += size
+    return tuple(found)
 
 
 def _sum_all(tensors: Iterable[Tensor], group: Any) -> None:
