@@ -125,6 +125,7 @@ def test_it_asks_for_the_key_and_sends_it(start: Start, listen: Listen, page: Pa
             page.press("#key", "Enter")
         assert request.value.headers["authorization"] == f"Bearer {KEY}"
         assert answered(page) == "hello"
+        page.wait_for_selector("#model option", state="attached")
         page.reload()
         page.wait_for_selector("#model option", state="attached")
         assert not page.locator("#ask").is_visible()

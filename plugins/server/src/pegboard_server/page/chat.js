@@ -55,7 +55,6 @@ async function reason(response) {
 async function loadModels() {
   const cards = (await (await call("v1/models")).json()).data;
   $("model").replaceChildren(...cards.map((card) => new Option(card.id, card.id)));
-  $("status").textContent = "";
 }
 
 function element(kind, name, text = "") {
@@ -166,6 +165,7 @@ async function ask(question) {
   }
   running = null;
   setBusy(false);
+  if (!error && !$("model").options.length) begin(); // nobody had a key when the page was opened
 }
 
 function setBusy(busy) {
@@ -206,7 +206,9 @@ function begin() {
 }
 
 $("change-key").addEventListener("click", async () => {
-  if (await askForKey(false)) begin();
+  if (!(await askForKey(false))) return;
+  $("status").textContent = "";
+  begin();
 });
 
 begin();
