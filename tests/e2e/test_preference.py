@@ -17,7 +17,7 @@ from pegboard.plugins.load import Registry
 from pegboard.weights import read_folder
 
 SMALL = ["model.platform=cpu", "loggers=[jsonl]", "batch.size=4", "batch.length=64"]
-TOY = ["model.dtype=float32", "steps=10", "validation.every=5", "data.validation=6", "checkpoint.keep=1"]
+TOY = ["model.dtype=float32", "steps=8", "validation.every=4", "data.validation=6", "checkpoint.keep=1"]
 RATES = {"dpo": 3e-3, "kto": 3e-3, "orpo": 1e-2, "simpo": 3e-3, "reward": 5e-3, "distill": 1e-2}
 
 
@@ -79,9 +79,8 @@ def test_the_loss_falls_and_rewards_come_apart(
     assert ("adapter_model.safetensors" if config == "lora" else "model.safetensors") in final
 
 
-@pytest.mark.parametrize("config", ["ipo", "robust"])
-def test_dpos_other_losses(tmp_path: Path, toy_model: Path, pairs: Path, config: str) -> None:
-    lines = run("dpo", config, toy_model, pairs, tmp_path / "run", *TOY, "optimizer.lr=0.003")
+def test_another_loss_of_dpo(tmp_path: Path, toy_model: Path, pairs: Path) -> None:
+    lines = run("dpo", "ipo", toy_model, pairs, tmp_path / "run", *TOY, "optimizer.lr=0.003")
     held_out = column(lines, "validation/loss")
     assert held_out[-1] < held_out[0]
     assert column(lines, "validation/rewards/accuracy")[-1] > 0.8
@@ -143,12 +142,16 @@ def test_a_reward_model_is_a_complete_classifier(tmp_path: Path, toy_model: Path
     assert built.model.head(states).shape == (3, 1)
 
 
+@pytest.fixture(scope="module")
+def teacher(train: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy after it has learned the sums."""
+    return train(tmp_path_factory.mktemp("teacher") / "run", "steps=20", "optimizer.lr=0.02") / "final"
+
+
 @pytest.mark.parametrize("config", ["full", "lora"])
 def test_a_student_comes_closer_to_its_teacher(
-    tmp_path: Path, toy_model: Path, chats: Path, train: Callable[..., Path], config: str
+    tmp_path: Path, toy_model: Path, chats: Path, teacher: Path, config: str
 ) -> None:
-    """The teacher was trained on the same sums."""
-    teacher = train(tmp_path / "teacher", "steps=20", "optimizer.lr=0.02") / "final"
     more = [f"teacher={teacher}", "data.format=instruct", "optimizer.lr=0.01"]
     lines = run("distill", config, toy_model, chats, tmp_path / "run", *TOY, *more)
     for name in ("loss", "divergence", "cross_entropy"):

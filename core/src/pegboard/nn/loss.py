@@ -125,7 +125,7 @@ class _TokenLogps(torch.autograd.Function):
         (grad,) = grads
         if ctx.at_once:
             (d_rows,) = ctx.saved_tensors
-            return d_rows * grad[:, None].to(d_rows.dtype), None, None, None, None, None, None
+            return (d_rows * grad[:, None]).to(d_rows.dtype), None, None, None, None, None, None
         hidden, weight, targets = ctx.saved_tensors
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
