@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from pegboard.errors import ConfigError, ModelError
-from pegboard_trainer.disk import point
+from pegboard_trainer.disk import UNFINISHED, point
 from pegboard_trainer.pieces import Pieces, write_pieces
 from pegboard_trainer.placement import Piece, Placement
 
@@ -198,7 +198,10 @@ def prune(run: Path, keep: int | None, best: int | None = None) -> None:
     """Remove all but the newest `keep` step folders, and that of the step `best`."""
     for folder in step_folders(run)[: -keep if keep else 0]:
         if best is None or folder.name != f"step-{best:08d}":
-            shutil.rmtree(folder)
+            # By another name first: a folder that is half removed must not look like a whole one.
+            leaving = folder.with_name(f"{UNFINISHED}{folder.name}-old")
+            folder.rename(leaving)
+            shutil.rmtree(leaving)
 
 
 def mark_final(run: Path, step: int) -> None:
