@@ -29,6 +29,8 @@ SUITES = {
     "objective": conformance.ObjectiveSuite,
     "parser": conformance.ParserSuite,
     "platform": conformance.PlatformSuite,
+    "source": conformance.SourceSuite,
+    "transform": conformance.TransformSuite,
 }
 
 SOUND = "TestSound"

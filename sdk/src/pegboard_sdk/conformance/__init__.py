@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from pegboard_sdk.conformance.objective import ObjectiveSuite
     from pegboard_sdk.conformance.parser import ParserSuite
     from pegboard_sdk.conformance.platform import PlatformSuite
+    from pegboard_sdk.conformance.source import SourceSuite
     from pegboard_sdk.conformance.suite import PluginSuite
+    from pegboard_sdk.conformance.transform import TransformSuite
 
 __all__ = [
     "AdapterSuite",
@@ -30,6 +32,8 @@ __all__ = [
     "ParserSuite",
     "PlatformSuite",
     "PluginSuite",
+    "SourceSuite",
+    "TransformSuite",
 ]
 
 _HOMES = {name: name.removesuffix("Suite").lower() for name in __all__}

@@ -10,7 +10,19 @@ from importlib.util import find_spec
 from pegboard.errors import ConfigError, nearest
 from pegboard.plugins.index import normalise, scan
 
-KINDS = ("adapter", "attention", "grammar", "logger", "logits_processor", "model", "objective", "parser", "platform")
+KINDS = (
+    "adapter",
+    "attention",
+    "grammar",
+    "logger",
+    "logits_processor",
+    "model",
+    "objective",
+    "parser",
+    "platform",
+    "source",
+    "transform",
+)
 """Kinds that there is a template for."""
 
 _SUFFIX = {"attention": "Attention", "logits_processor": "Processor", "model": "Family"}
