@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -281,3 +283,44 @@ def test_reward_model(tmp_path: Path, folders: tuple[Path, Path], center: float 
     )
     roles = {"reward": ModelRole(ours(tmp_path / "classifier"), trained=True)}
     compare(objective("reward", center=center or 0.0), roles, mine, model, loss)
+
+
+@pytest.mark.parametrize("config", ["full", "lora"])
+def test_a_trained_reward_model_loads_and_scores_the_same(
+    tmp_path: Path, folders: tuple[Path, Path], config: str
+) -> None:
+    """What `peg run reward` leaves, in transformers and PEFT and opened again here."""
+    from transformers import AutoModelForSequenceClassification
+
+    from pegboard.cli import run_cli
+
+    base = tmp_path / "base"
+    shutil.copytree(folders[0], base)
+    tokenizer().save_pretrained(base)
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs()))
+    paths = [f"model={base}", f"data.path={data}", f"output={tmp_path / 'run'}"]
+    small = [
+        "steps=3",
+        "batch.length=32",
+        "model.dtype=float32",
+        "model.platform=cpu",
+        "loggers=[]",
+        "data.format.chat=false",
+    ]
+    assert run_cli(["run", "reward", "--config", config, *paths, *small, "optimizer.lr=0.01"]) == 0
+    final = tmp_path / "run" / "final"
+    if config == "lora":
+        from peft import PeftModel
+
+        bare = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
+        model: Any = PeftModel.from_pretrained(bare, final)
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(final, dtype=torch.float32)
+    model.eval()
+    built = ours(final)
+    for length in (3, 9):
+        ids = torch.randint(2, 97, (length,), generator=torch.Generator().manual_seed(length))
+        states = built.model(ids, built.context([length], torch.arange(length)))
+        mine = built.model.head(states)[-1, 0]
+        torch.testing.assert_close(mine, model(input_ids=ids[None]).logits[0, 0], rtol=1e-4, atol=1e-5)
