@@ -66,36 +66,16 @@ def open_data(
         held = [opener.part(section.source(held_out), section.format)]
     feed = make_feed(parts, config.seed, shuffle=section.shuffle)
 
-    def training(epochs: float | None) -> Batches:
-        return Batches(opener.examples(feed, epochs), packer_of(config.batch))
-
     def held_out_batches(parts: Sequence[Part]) -> Batches:
         fresh = make_feed([replace(part, weight=None) for part in parts], 0, shuffle=False)
-        return Batches(opener.examples(fresh, 1), packer_of(config.batch))
+        return opener.batches(fresh, 1)
 
     fresh = None if held is None else (lambda: held_out_batches(held))
-    epochs = None if config.steps is not None else config.epochs or 1.0
-    group = config.batch.accumulate * ranks
-    if epochs is None:
-        steps = config.steps or 0
-    elif feed.rows is None:
-        raise ConfigError(
-            "the data can only be read in order: how many steps an epoch has is not known before its end",
-            fix="set steps",
-        )
-    elif section.count == "exact" or feed.rows * epochs <= COUNTED:
-        steps = math.ceil(count_batches(training(epochs)) / group)
-    else:
-        estimate = estimate_batches(opener.examples(feed, None), packer_of(config.batch), SAMPLE) * epochs
-        steps = max(math.ceil(estimate / group), 1)
-        log.info(
-            "data: %s rows, about %s steps by a sample (data.count=exact reads all)", f"{feed.rows:,}", f"{steps:,}"
-        )
-        epochs = None
+    steps, epochs = _length(opener, feed, config.batch.accumulate * ranks)
     # A row that cannot be used is told before the run folder is made, as far as the first batches show it.
-    for batches in ([training(epochs)] if epochs is None else []) + ([fresh()] if fresh is not None else []):
+    for batches in ([opener.batches(feed, None)] if epochs is None else []) + ([fresh()] if fresh is not None else []):
         next(iter(batches), None)
-    return Data(training(epochs), steps, fresh)
+    return Data(opener.batches(feed, epochs), steps, fresh)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +112,33 @@ class Opener:
         batch = self.config.batch
         return Examples(feed, self.tokenizer, Limits(batch.length, batch.overlong, batch.size), epochs)
 
+    def batches(self, feed: Feed, epochs: float | None) -> Batches:
+        """Return the same, packed."""
+        return Batches(self.examples(feed, epochs), packer_of(self.config.batch))
+
     def _cache(self, source: Source, form: Choice) -> TokenCache | None:
         folder = self.config.data.cache
         path = None if folder is None else cache_path(folder, source, form, self.tokenizer)
         return None if path is None else TokenCache(path, writes=self.writes)
+
+
+def _length(opener: Opener, feed: Feed, group: int) -> tuple[int, float | None]:
+    """Return the steps of a run, each of `group` batches, and the epochs after which its data end: None where steps end the run."""
+    config = opener.config
+    if config.steps is not None:
+        return config.steps, None
+    epochs = config.epochs or 1.0
+    if feed.rows is None:
+        raise ConfigError(
+            "the data can only be read in order: how many steps an epoch has is not known before its end",
+            fix="set steps",
+        )
+    if config.data.count == "exact" or feed.rows * epochs <= COUNTED:
+        return math.ceil(count_batches(opener.batches(feed, epochs)) / group), epochs
+    batches = epochs * estimate_batches(opener.examples(feed, None), packer_of(config.batch), SAMPLE)
+    steps = max(math.ceil(batches / group), 1)
+    log.info("data: %s rows, about %s steps by a sample (data.count=exact reads all)", f"{feed.rows:,}", f"{steps:,}")
+    return steps, None
 
 
 def packer_of(batch: BatchSection) -> Packer:
