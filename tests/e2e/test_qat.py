@@ -107,8 +107,9 @@ def test_converting_and_merging_quantised_folders(tmp_path: Path, toy_model: Pat
     assert run_cli(["merge", str(run / "final"), str(tmp_path / "merged"), "--dtype", "float32"]) == 0
     assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
     torch.testing.assert_close(logits(tmp_path / "merged"), logits(run / "final"), rtol=1e-5, atol=1e-5)
-    for arguments in (["--to", "gguf"], ["--to", "hf"]):
-        assert run_cli(["convert", str(four), str(tmp_path / "no"), *arguments, "--quantizer", "nf4"]) != 0
+    for source, target, quantizer in ((four, "gguf", "nf4"), (four, "hf", "nf4"), (toy_model, "hf", "int8")):
+        given = ["convert", str(source), str(tmp_path / "no"), "--to", target, "--quantizer", quantizer]
+        assert run_cli(given) == 2 and not (tmp_path / "no").exists()
 
 
 @pytest.fixture(scope="module")

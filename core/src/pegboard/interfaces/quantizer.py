@@ -79,20 +79,20 @@ class Quantizer(ABC):
         return tensors
 
     def chosen(self, model: nn.Module) -> list[str]:
-        """Return the names of the modules that `swap` would replace and whose weights `store` takes."""
-        from pegboard.errors import ConfigError
-
-        raise ConfigError(f"{type(self).__name__} has no form on disk", fix="quantise when the model is loaded")
+        """Return the names of the modules that `swap` would replace and whose weights `store` takes. Raises ConfigError where there is no
+        form on disk.
+        """
+        raise _unwritten(self)
 
     def store(self, name: str, weight: Tensor, dtype: torch.dtype) -> Mapping[str, Tensor]:
         """Return what is written for the weight of module `name`, under full tensor names. dtype: what the rest of the model is written
         in, and readers compute in. Raises ModelError where the weight is not finite. Called for `chosen` modules only.
         """
-        raise NotImplementedError
+        raise _unwritten(self)
 
     def settings(self, kept: Sequence[str], dtype: torch.dtype) -> Mapping[str, Any]:
         """Return the `quantization_config` for config.json. kept: names of linear layers that are written in full precision."""
-        raise NotImplementedError
+        raise _unwritten(self)
 
     def restore(self, model: nn.Module) -> None:
         """Put plain modules with dequantised weights in the place of the swapped ones, in the dtype of the model."""
@@ -102,3 +102,11 @@ class Quantizer(ABC):
             f"{type(self).__name__} cannot give full-precision weights back",
             fix="build the model without the quantizer",
         )
+
+
+def _unwritten(quantizer: Quantizer) -> Exception:
+    from pegboard.errors import ConfigError
+
+    return ConfigError(
+        f"{type(quantizer).__name__} has no form on disk", fix="choose another, or quantise when the model is loaded"
+    )
