@@ -62,6 +62,7 @@ def test_a_value_may_be_long(tmp_path: Path) -> None:
         (b"\xff,b\n1,2\n3,4\n", "line 1: byte 1 is not UTF-8"),
         ("a,b\n", "the data set is empty"),
         ("", "the data set is empty"),
+        ("\ufeff", "the data set is empty"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, content: str | bytes, said: str) -> None:

@@ -73,3 +73,13 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         source_of(tmp_path / "rows.csv")
     assert caught.value.fix == "set data.use=csv"
+
+
+def test_a_value_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    _, offsets, data = pa.array([b"good", b"b\xffd"]).buffers()
+    pq.write_table(pa.table({"text": pa.StringArray.from_buffers(2, offsets, data)}), path)
+    source = source_of(path)
+    assert source.row(0) == {"text": "good"}
+    with pytest.raises(DataError, match=r"rows\.parquet, row 2: "):
+        source.row(1)

@@ -86,7 +86,8 @@ class _Records(FileRows):
         # Only a line feed ends a line here, as when the file was scanned; a text has further characters that could.
         lines = io.StringIO(text, newline="\n")
         try:
-            return next(csv.reader(lines, delimiter=self._delimiter, strict=True))
+            # Nothing is left of a line that is a byte-order mark alone.
+            return next(csv.reader(lines, delimiter=self._delimiter, strict=True), [])
         except csv.Error as error:
             raise _refused(where, error) from None
 

@@ -40,7 +40,7 @@ class _Table:
         self._path = path
         try:
             copy = _copied(path, columns)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
             raise DataError(f"{path} is not a Parquet file that can be read: {error}", fix="copy it again") from error
         weakref.finalize(self, copy.unlink, missing_ok=True)
         # The mapping outlives the name in the file system, which Windows alone refuses to remove before.
@@ -55,7 +55,10 @@ class _Table:
         """Return row `index` as Python values."""
         number = bisect_right(self._ends, index)
         inside = index - (self._ends[number - 1] if number else 0)
-        (row,) = self._batches[number].slice(inside, 1).to_pylist()
+        try:
+            (row,) = self._batches[number].slice(inside, 1).to_pylist()
+        except (pa.ArrowException, ValueError) as error:  # such as a text that is no UTF-8
+            raise DataError(f"{self.describe(index)}: {error}", fix="correct the row") from error
         return dict(row)
 
     def describe(self, index: int) -> str:
