@@ -378,6 +378,7 @@ class SamplingParams:
     stop: texts that end the output (part of it only with include_stop); stop_ids: ids that end it, beside the tokenizer's own unless
     ignore_eos.
     logprobs, prompt_logprobs: for each token of output or prompt its log-probability and that many most probable ids; None for none.
+    prompt_logprobs_start: place of the first prompt token that they are told for; what lies before may be found in the cache.
     logprob_ids: ids whose log-probabilities are told as well. They are those of the model's own logits, before any of the above.
     grammar: what the output must match. processors: (plugin of kind logits_processor, its options), in order.
     skip_special: leave special tokens out of the text. detokenize: False where no text is wanted.
@@ -409,6 +410,7 @@ class SamplingParams:
     processors: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     skip_special: bool = True
     detokenize: bool = True
+    prompt_logprobs_start: int = 0
 
 
 @dataclass(slots=True)

@@ -90,6 +90,30 @@ def test_logprobs_are_those_of_the_model(start: Start, built: BuiltModel, option
     assert all(output.prompt_logprobs is None for output in outputs[1:])
 
 
+@pytest.mark.parametrize("options", [{}, {"max_num_tokens": 3, "max_num_seqs": 2}], ids=str)
+@pytest.mark.parametrize("start_at", [0, 1, 2, 5, 8, 9, 10, 11, 50])
+def test_logprobs_of_a_prompts_end_leave_its_beginning_to_the_cache(
+    start: Start, built: BuiltModel, options: dict[str, int], start_at: int
+) -> None:
+    engine = start(page_size=4, **options)
+    engine.add_request("before", PROMPT, SamplingParams(max_tokens=1, ignore_eos=True))
+    run(engine)
+    params = SamplingParams(
+        max_tokens=2, temperature=0, prompt_logprobs=0, prompt_logprobs_start=start_at, ignore_eos=True
+    )
+    engine.add_request("x", PROMPT, params)
+    (told,) = [output for output in run(engine) if output.prompt_logprobs is not None]
+    expected = logits(built, torch.tensor(PROMPT)).log_softmax(-1)
+    assert [entry is None for entry in told.prompt_logprobs] == [p < max(start_at, 1) for p in range(len(PROMPT))]
+    for place, entry in enumerate(told.prompt_logprobs):
+        if entry is not None:
+            assert entry.token_id == PROMPT[place]
+            assert entry.logprob == pytest.approx(float(expected[place - 1, PROMPT[place]]), abs=1e-5)
+    # Whole pages before the first row that tells something; the last token is computed in any case.
+    assert told.num_cached_tokens == min(max(start_at - 1, 0), len(PROMPT) - 1) // 4 * 4
+    assert engine.num_held_pages == 0
+
+
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 @pytest.mark.parametrize(
     "options", [{}, {"max_num_tokens": 4, "max_num_seqs": 3}, {"max_num_tokens": 5, "max_num_seqs": 1}], ids=str

@@ -82,7 +82,8 @@ def _extras(step: Schedule, table: Table, ends_at: np.ndarray) -> dict[str, Any]
                 pool_rows.append(first_row + rows)
                 offset += len(rows)
         elif places := told_places(request, begin, count):
-            prompt_rows.append(np.arange(first_row, first_row + len(places)))
+            skipped = places.start - begin
+            prompt_rows.append(np.arange(first_row + skipped, first_row + skipped + len(places)))
             targets.append(table.tokens[slot, places.start + 1 : places.stop + 1])
             most = max(most, request.params.prompt_logprobs or 0)
     extras: dict[str, Any] = {}

@@ -132,12 +132,12 @@ class PrefixCache:
             found.append(page)
         return found
 
-    def find_more(self, digests: Chain, before: Found | None) -> Found:
-        """As `find`, going on from what was found before, as long as none of it was lost."""
+    def find_more(self, digests: Chain, before: Found | None, most: int | None = None) -> Found:
+        """As `find`, at most `most` pages, going on from what was found before, as long as none of it was lost."""
         if before is None or before.losses != self._losses:
             before = Found([], self._losses)
         pages = before.pages
-        for index in range(len(pages), len(digests)):
+        for index in range(len(pages), len(digests) if most is None else most):
             page = self._page_of.get(digests[index])
             if page is None:
                 break

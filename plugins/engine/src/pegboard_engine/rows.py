@@ -22,8 +22,10 @@ def spread(slots: np.ndarray, firsts: np.ndarray, drafts: np.ndarray) -> tuple[n
 
 def told_places(request: Request, begin: int, count: int) -> range:
     """Return those of the tokens begin … begin + count - 1 whose logits tell the log-probability of a prompt token, the next one."""
-    stop = begin + count if request.prompt_logprobs is not None else begin
-    return range(begin, max(begin, min(stop, request.num_prompt - 1)))
+    if request.prompt_logprobs is None:
+        return range(begin, begin)
+    first = max(begin, request.params.prompt_logprobs_start - 1)
+    return range(first, max(first, min(begin + count, request.num_prompt - 1)))
 
 
 def pooled_rows(request: Request, begin: int, count: int) -> np.ndarray:

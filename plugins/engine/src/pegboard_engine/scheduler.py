@@ -324,17 +324,25 @@ class Scheduler:
                     break
         return admitted
 
+    def _readable(self, request: Request) -> int:
+        """Return how many pages may be found: what a token is to tell of the next one is in no cache of keys."""
+        if request.embeds and request.options.pooling == "mean":
+            return 0
+        if request.params.prompt_logprobs is None:
+            return len(request.digests)
+        told = max(request.params.prompt_logprobs_start - 1, 0)
+        return min(told // self.table.page_size, len(request.digests))
+
     def _place(self, request: Request) -> int | Literal["no room", "held"]:
         """Give a waiting request its slot and the pages of all its tokens. "held": somebody is computing its prefix just now."""
         pages, prefixes, size = self.pages, self.prefixes, self.table.page_size
         count = len(request.tokens)
         prefixes.extend(request.digests, request.root, request.tokens)
-        # What every token of the prompt is to tell cannot be found in a cache of keys.
-        reads = request.params.prompt_logprobs is None and not (request.embeds and request.options.pooling == "mean")
+        readable = self._readable(request)
         # A request that does not fit looks again with every step, for what has been added since.
-        request.found = prefixes.find_more(request.digests, request.found) if reads else None
+        request.found = prefixes.find_more(request.digests, request.found, readable) if readable else None
         found = request.found.pages if request.found is not None else []
-        if reads and len(found) < len(request.digests) and prefixes.claimed(request.digests[len(found)]):
+        if len(found) < readable and prefixes.claimed(request.digests[len(found)]):
             return "held"
         running = len(self.table)
         spare = 0 if not running else max(self._watermark, running if self._crowded else 0)

@@ -116,6 +116,8 @@ def _longer(
                 logprobs=0,
                 logprob_ids=(tokens[-1],),
                 prompt_logprobs=0,
+                # What lies before is computed once for all continuations of a context.
+                prompt_logprobs_start=max(len(tokens) - len(continuation), 1),
                 ignore_eos=True,
                 detokenize=False,
             )

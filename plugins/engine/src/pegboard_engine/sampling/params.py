@@ -77,6 +77,8 @@ def _checks(p: SamplingParams, vocab: int, most: int, whole: bool) -> Iterator[C
     for name in ("logprobs", "prompt_logprobs"):
         value = getattr(p, name)
         yield name, value, value is None or _int(value, 0, most) or (whole and value == -1), expected
+    start = p.prompt_logprobs_start
+    yield "prompt_logprobs_start", start, _int(start, 0), "an integer of at least 0"
     yield "grammar", p.grammar, p.grammar is None or isinstance(p.grammar, GrammarSpec), "None or a GrammarSpec"
     legal = isinstance(p.processors, (tuple, list)) and all(_processor(item) for item in p.processors)
     yield "processors", p.processors, legal, "pairs of the name of a logits processor and a mapping of its options"
