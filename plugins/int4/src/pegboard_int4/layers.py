@@ -102,7 +102,7 @@ class Int4Linear(Layer):
         return linear
 
     def part(self, style: Literal["column", "row"], index: int, count: int) -> Int4Linear:
-        """Return a layer that holds part `index` of `count`: of its outputs by "column", with their bias, of its inputs by "row", without it.
+        """Return a layer that holds part `index` of `count`: of its outputs and bias by "column", of its inputs by "row".
 
         Raises ConfigError where a group would be cut, or where rounded inputs would be split: their range is that of the whole token.
         """

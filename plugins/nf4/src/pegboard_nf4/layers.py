@@ -93,7 +93,7 @@ class Nf4Linear(Layer):
         return linear
 
     def part(self, style: Literal["column", "row"], index: int, count: int) -> Nf4Linear:
-        """Return a layer that holds part `index` of `count`: of its outputs by "column", with their bias, of its inputs by "row", without it.
+        """Return a layer that holds part `index` of `count`: of its outputs and bias by "column", of its inputs by "row".
 
         Scales become float32, as quantising those of a part would round them anew. Raises ConfigError where a block would be cut.
         """

@@ -81,7 +81,7 @@ def join(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 def read_state(name: str, tensor: Tensor) -> dict[str, Any]:
     """Return the settings of one weight. Raises ModelError naming the one that is damaged or not supported."""
     try:
-        state = json.loads(bytes(tensor.cpu().numpy().tobytes()).decode())
+        state = json.loads(bytes(tensor.tolist()).decode())
     except (ValueError, RecursionError):
         raise ModelError(f"the quant_state of {name} is not JSON", fix=_FIX) from None
     shape = state.get("shape") if isinstance(state, dict) else None
