@@ -101,7 +101,7 @@ def _linear(model: CausalLM, name: str, module: Any, rule: ParallelRule, divisio
     else:
         module.in_features = split.size
         module.late_bias = module.bias is not None
-    module.divided = split
+    module.divided = split  # type: ignore[assignment]
 
 
 def _regions(model: CausalLM, division: Division) -> None:
@@ -110,7 +110,7 @@ def _regions(model: CausalLM, division: Division) -> None:
     for name, module in model.named_modules():
         children = [child for child in module.children() if getattr(child, "divided", None) is not None]
         if children and not isinstance(module, nn.ModuleList):
-            module.region = region  # type: ignore[assignment]
+            module.region = region
             if isinstance(module, Attention):
                 spec = module.spec
                 heads, keys = spec.num_heads // region.world, spec.num_kv_heads // region.world

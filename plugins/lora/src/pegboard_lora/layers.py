@@ -13,6 +13,7 @@ from pegboard.ops import linear as reference_linear
 from pegboard_lora.low_rank import add_low_rank
 
 if TYPE_CHECKING:
+    from pegboard.nn.parallel import Split
     from pegboard.types import ForwardContext
 
 # Rows of the base weight that are widened to float32 at a time.
@@ -99,8 +100,10 @@ class LoraLinear(nn.Module):
 
         Values are drawn on the host, for the whole layer where a part of it is here: every device, and every group of them, gets the same.
         """
-        split = getattr(self.base, "divided", None)
-        columns = self.in_features if split is None or split.dim == 0 else split.whole
+        split: Split | None = getattr(self.base, "divided", None)
+        if split is not None and split.dim == 0:
+            split = None  # A is whole on every rank
+        columns = self.in_features if split is None else split.whole
         down = torch.empty(self.rank, columns)
         if init == "gaussian":
             down.normal_(0.0, 1.0 / self.rank, generator=generator)
@@ -108,7 +111,7 @@ class LoraLinear(nn.Module):
             # Kaiming's uniform rule with a = sqrt(5).
             bound = columns**-0.5
             down.uniform_(-bound, bound, generator=generator)
-        if columns != self.in_features:
+        if split is not None:
             down = split.of(down).contiguous()
         self.lora_a = nn.Parameter(down.to(device=device, dtype=self.lora_a.dtype))
         self.lora_b = nn.Parameter(torch.zeros(self.out_features, self.rank, device=device, dtype=self.lora_b.dtype))

@@ -23,9 +23,9 @@ def save_memory(built: BuiltModel, section: MemorySection) -> None:
             layer.compile(dynamic=True)
         if section.recompute is not None and index % section.every == 0:
             contexts = _keep_products if section.recompute == "cheap" else None
-            layer.forward = _recomputed(layer.forward, contexts)  # type: ignore[method-assign]
+            layer.forward = _recomputed(layer.forward, contexts)
         if section.offload:
-            layer.forward = _offloaded(layer.forward, pinned=built.device.type != "cpu")  # type: ignore[method-assign]
+            layer.forward = _offloaded(layer.forward, pinned=built.device.type != "cpu")
 
 
 def _recomputed(forward: Callable[..., Any], contexts: Callable[[], Any] | None) -> Callable[..., Any]:

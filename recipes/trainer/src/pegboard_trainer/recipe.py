@@ -128,7 +128,7 @@ def _run(spec: RecipeSpec, typed: TrainConfig, config: Mapping[str, Any], regist
             return nothing_left(folder, resumed, first, data.total_steps, first=world.first)
 
     def gather() -> tuple[dict[str, Any], Mapping[str, torch.Tensor]]:
-        state = {"identity": identity, "data": source.state(), "objective": objective.state()}
+        state: dict[str, Any] = {"identity": identity, "data": source.state(), "objective": objective.state()}
         if average is not None:
             state["averaged"] = average.steps
         return state, source.tensors()
