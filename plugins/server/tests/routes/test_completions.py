@@ -126,7 +126,7 @@ def test_one_request_that_costs_too_much(client: TestClient) -> None:
 
 
 def test_one_failure_fails_the_batch_and_ends_the_rest(client: TestClient) -> None:
-    response = client.post(URL, json={"prompt": ["!long", "!fail"], "max_tokens": 200})
+    response = client.post(URL, json={"prompt": ["!wait", "!fail"], "max_tokens": 200})
     assert response.status_code == 500
     assert client.post(URL, json={"prompt": "say:a"}).json()["choices"][0]["text"] == "a"
     engine = client.served.loop._engine  # type: ignore[attr-defined]
