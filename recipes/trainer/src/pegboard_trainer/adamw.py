@@ -58,6 +58,7 @@ class AdamW(Optimizer):
         super().__init__(groups, {"lr": options.lr, "betas": tuple(options.betas), "eps": options.eps, "updates": 0})
         self._rounding = options.rounding
         self._narrow = options.states == "bfloat16"
+        self.state_device = torch.device("cpu") if options.offload else None
         self._seed = options.seed
         self._places = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
 
@@ -81,7 +82,9 @@ class AdamW(Optimizer):
         wide = [s.get("master", _widened(h)) for h, s in zip(held, states, strict=True)]
         # The fused kernel reads gradients as they lie in memory.
         gradients = [
-            _local(p.grad).to(w.dtype).contiguous() for p, w in zip(parameters, wide, strict=True) if p.grad is not None
+            _local(p.grad).to(device=w.device, dtype=w.dtype).contiguous()
+            for p, w in zip(parameters, wide, strict=True)
+            if p.grad is not None
         ]
         moments = {
             key: [self._moment(s, key, w) for s, w in zip(states, wide, strict=True)]
@@ -95,7 +98,7 @@ class AdamW(Optimizer):
             [],
             [s["step"] for s in states],
             foreach=False,
-            fused=device.type in FUSED,
+            fused=wide[0].device.type in FUSED,
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
@@ -133,11 +136,13 @@ class AdamW(Optimizer):
         """Return the state of a parameter, made when it is first updated."""
         state: dict[str, Any] = self.state[parameter]
         if "exp_avg" not in state:
-            held = _local(parameter.detach())
+            here = _local(parameter.detach())
+            # States on the host come with the weights that are updated there.
+            held = here if self.state_device is None else here.to(self.state_device)
             dtype = torch.promote_types(parameter.dtype, torch.float32)
             state["step"] = torch.zeros((), dtype=torch.float32, device=held.device)
             state |= self._zeros(held, dtype)
-            if dtype != parameter.dtype and self._rounding == "master":
+            if held.device != here.device or (dtype != parameter.dtype and self._rounding == "master"):
                 state["master"] = held.to(dtype, copy=True)
         return state
 

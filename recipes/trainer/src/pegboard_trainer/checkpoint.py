@@ -125,7 +125,8 @@ def load_step(folder: Path, trained: Trained) -> tuple[dict[str, Any], dict[str,
 
 def _state(states: Pieces, key: str, name: str, parameter: Parameter, trained: Trained) -> Tensor:
     """Return one tensor of the optimizer's, as the optimizer keeps it: beside a DTensor it is one too, if not all there is here."""
-    placement, device = trained.placement, placement_device(parameter)
+    placement = trained.placement
+    device = getattr(trained.optimizer, "state_device", None) or placement.local(parameter).device
     if key not in states.shapes:
         return states.own(key).to(device)
     if not states.shapes[key] and parameter.dim():
@@ -139,11 +140,6 @@ def _state(states: Pieces, key: str, name: str, parameter: Parameter, trained: T
             part, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
         )
     return part
-
-
-def placement_device(parameter: Tensor) -> torch.device:
-    """Return where the part of a parameter that is here lies."""
-    return Placement.local(parameter).device
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from pegboard.interfaces.objective import Objective, Role
 from pegboard.types import Batch
@@ -70,6 +71,10 @@ def evaluation(
         try:
             with weights():
                 metrics = measured()
+                for model in models:
+                    # What was gathered to measure must not be what the next step computes with.
+                    if isinstance(model, FSDPModule):
+                        model.reshard()
         finally:
             for model in models:
                 model.train()

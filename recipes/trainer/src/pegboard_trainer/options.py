@@ -33,6 +33,9 @@ class AdamWOptions(Options):
         default="float32",
         description="the two moments; in bfloat16 they take half the memory and are rounded at random",
     )
+    offload: bool = Field(
+        default=False, description="moments and master weights are kept on the host, which takes the steps"
+    )
     seed: int = Field(default=0, description="of stochastic rounding")
 
 
