@@ -109,6 +109,7 @@ CHECKS = ["checkpoint.every=1", "checkpoint.keep=1", "checkpoint.keep_best=true"
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # what the compiler itself imports warns
 def test_compiled_layers_learn_the_same(tmp_path: Path, train: Train, losses: Losses) -> None:
     plain = train(tmp_path / "plain", "steps=3")
     run = train(tmp_path / "run", "steps=3", "memory.compile=true")
