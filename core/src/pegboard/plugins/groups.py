@@ -44,6 +44,7 @@ GROUPS: dict[str, Group] = {
         _group("transform", "Transform", "training rows to token ids and loss masks"),
         _group("optimizer", "OptimizerFactory", "parameter updates"),
         _group("schedule", "Schedule", "learning rate over steps"),
+        _group("reward", "Reward", "how good an answer of the trained model is"),
         _group("recipe", "Recipe", "a training run"),
         _group("launcher", "Launcher", "one run in several processes"),
         _group("logger", "Logger", "where metrics of a run go"),

@@ -1,0 +1,1 @@
+"""Rewards that are computed from an answer: whether it is right, and whether it has the wanted form."""
