@@ -114,3 +114,18 @@ def test_compiled_layers_learn_the_same(tmp_path: Path, train: Train, losses: Lo
     plain = train(tmp_path / "plain", "steps=3")
     run = train(tmp_path / "run", "steps=3", "memory.compile=true")
     assert losses(run) == pytest.approx(losses(plain), rel=1e-5)
+
+
+def test_an_adapter_is_merged_before_all_weights_are_trained(
+    tmp_path: Path, train: Train, arguments: Any, losses: Losses, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = train(tmp_path / "adapter", "steps=8", "data.validation=6", config="lora")
+    run = train(tmp_path / "run", f"model={adapter / 'final'}", "steps=1", "data.validation=6")
+    lines = [
+        json.loads((folder / "metrics.jsonl").read_text().splitlines()[index])
+        for folder, index in ((adapter, -1), (run, 0))
+    ]
+    assert lines[0]["validation/loss"] == pytest.approx(lines[1]["validation/loss"], rel=1e-5)
+    assert "model.embed_tokens.weight" in weights(run)
+    assert run_cli(arguments(tmp_path / "other", f"model={adapter / 'final'}", config="lora")) != 0
+    assert "is an adapter already" in capsys.readouterr().err

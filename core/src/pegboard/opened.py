@@ -92,6 +92,7 @@ class OpenedModel:
         phase: Phase = "decode",
         head: HeadKind = "auto",
         region: Region | None = None,
+        seed: int = 0,
     ) -> BuiltModel:
         """Return the model without weights; `load()` brings them and merges the adapter in.
 
@@ -112,6 +113,7 @@ class OpenedModel:
             phase=phase,
             head="scalar" if head == "auto" and self.adapted is not None and SCORE in self.adapted.whole else head,
             region=region,
+            seed=seed,
         )
         if self.adapted is not None:
             built.pending.append(partial(_merge, built, self.adapted))

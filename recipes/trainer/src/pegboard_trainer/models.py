@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.nn import Parameter
 
-from pegboard.build import open_model, prepare_model
+from pegboard.build import prepare_model
+from pegboard.classifier import SCORE
 from pegboard.config import Choice
 from pegboard.errors import ConfigError, nearest
 from pegboard.interfaces.objective import Objective
-from pegboard.opened import open_any
+from pegboard.opened import OpenedModel, open_any
 from pegboard_trainer.config import ModelSection, RoleSection, TrainConfig
 from pegboard_trainer.memory import save_memory
 from pegboard_trainer.mesh import Placer
@@ -25,7 +26,6 @@ from pegboard_trainer.roles import ModelRole, reference_of
 
 if TYPE_CHECKING:
     from pegboard.classifier import HeadKind
-    from pegboard.interfaces.format import ModelFiles
     from pegboard.plugins.load import Registry
     from pegboard.plugins.spec import RecipeSpec, RoleSpec
 
@@ -57,9 +57,9 @@ def sections_of(spec: RecipeSpec, config: TrainConfig) -> dict[str, Sections | N
 
 
 def build_roles(
-    spec: RecipeSpec, config: TrainConfig, registry: Registry, files: ModelFiles, placer: Placer
+    spec: RecipeSpec, config: TrainConfig, registry: Registry, opened: OpenedModel, placer: Placer
 ) -> dict[str, ModelRole]:
-    """Build the model of every role. files: of the first role, opened already."""
+    """Build the model of every role. opened: that of the first role."""
     roles: dict[str, ModelRole] = {}
     sections = sections_of(spec, config)
     for role in spec.roles:
@@ -69,13 +69,14 @@ def build_roles(
         if chosen is None:
             roles[role.name] = reference_of(roles[spec.roles[0].name])
             continue
-        opened = files if not roles else None
+        if roles:
+            opened = open_any(registry, chosen.model.path, chosen.model.revision)
         roles[role.name] = _build(role, chosen, config, registry, opened, placer)
     return roles
 
 
 def _build(
-    role: RoleSpec, chosen: Sections, config: TrainConfig, registry: Registry, files: ModelFiles | None, placer: Placer
+    role: RoleSpec, chosen: Sections, config: TrainConfig, registry: Registry, opened: OpenedModel, placer: Placer
 ) -> ModelRole:
     section = chosen.model
     head: HeadKind = "scalar" if role.head == "scalar" else "lm"
@@ -89,14 +90,12 @@ def _build(
         "region": placer.region,
     }
     adapter = None if chosen.adapter is None else registry.create("adapter", chosen.adapter)
-    if files is None and adapter is None and not role.trained:
-        # Frozen models may be adapter folders, a trained reward say: they are merged.
-        opened = open_any(registry, section.path, section.revision)
-        built = opened.prepare(registry, quantizer=chosen.quantizer, **options)
+    _check(role, chosen, opened)
+    if adapter is None:  # a folder of an adapter is merged into its base
+        built = opened.prepare(registry, quantizer=chosen.quantizer, seed=config.seed, **options)
     else:
-        files = files or open_model(registry, section.path, section.revision)
         quantizer = None if chosen.quantizer is None else registry.create("quantizer", chosen.quantizer)
-        built = prepare_model(registry, files, adapter=adapter, quantizer=quantizer, seed=config.seed, **options)
+        built = prepare_model(registry, opened.files, adapter=adapter, quantizer=quantizer, seed=config.seed, **options)
     if role.trained and adapter is None and built.quantizer is not None and not built.quantizer.trains:
         raise ConfigError(
             f"the {role.name}'s weights are quantised, by {type(built.quantizer).__name__}, and cannot be trained",
@@ -106,8 +105,8 @@ def _build(
     if "OMP_NUM_THREADS" not in os.environ:  # the user's own choice of threads counts
         built.platform.configure()
     built.model.train(role.trained)
-    if not role.trained:
-        built.model.requires_grad_(False)
+    if not role.trained or adapter is None:
+        built.model.requires_grad_(role.trained)
     if role.trained:
         freeze(built.model, config.freeze)
         save_memory(built, config.memory)
@@ -117,6 +116,22 @@ def _build(
     registry.hooks.call("model_built", role=role.name, model=built.model)
     base = portable_base(built.files) if adapter is not None else ""
     return ModelRole(built, trained=role.trained, adapter=adapter, base=base)
+
+
+def _check(role: RoleSpec, chosen: Sections, opened: OpenedModel) -> None:
+    """Raise ConfigError for what would be built and is not what anybody wants."""
+    path, adapted = chosen.model.path, opened.adapted
+    if adapted is not None and chosen.adapter is not None:
+        raise ConfigError(
+            f"{path} is an adapter already, and another one is to be trained on it",
+            fix="merge it first (peg merge), or drop `adapter` to train the merged weights",
+        )
+    scored = SCORE in opened.files.tensors or (adapted is not None and SCORE in adapted.whole)
+    if role.head == "scalar" and not role.trained and not scored:
+        raise ConfigError(
+            f"the {role.name} gives scores, and {path} has none: it is no sequence classifier",
+            fix=f"name a trained one as {role.name}.path (peg run reward makes one)",
+        )
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:

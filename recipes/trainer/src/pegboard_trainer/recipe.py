@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch.nn import Parameter
 
-from pegboard.build import BuiltModel, choose_platform, load_tokenizer, open_model
+from pegboard.build import BuiltModel, choose_platform
 from pegboard.errors import PegboardError
 from pegboard.interfaces.logger import RunInfo
 from pegboard.interfaces.objective import Objective
 from pegboard.interfaces.recipe import Recipe
+from pegboard.opened import open_any
 from pegboard.plugins.doors import import_object
 from pegboard_trainer.ahead import Ahead
 from pegboard_trainer.averages import Averages
@@ -77,11 +78,11 @@ def _run(spec: RecipeSpec, typed: TrainConfig, config: Mapping[str, Any], regist
     resumed = claim(folder, typed)
     registry.hooks.call("configure", config=config)
     torch.manual_seed(typed.seed + world.rank)
-    files = open_model(registry, typed.model.path, typed.model.revision)
-    tokenizer = load_tokenizer(registry, files)
+    opened = open_any(registry, typed.model.path, typed.model.revision)
+    tokenizer = opened.tokenizer(registry)
     data = open_data(typed, registry, tokenizer, ranks=world.size, writes=world.first)
     placer = Placer(world, typed.mesh)
-    roles = build_roles(spec, typed, registry, files, placer)
+    roles = build_roles(spec, typed, registry, opened, placer)
     policy = roles[spec.roles[0].name].built
     objective: Objective = registry.create("objective", config.get("objective") or spec.objective)
     objective.prepare(roles, policy.device)
