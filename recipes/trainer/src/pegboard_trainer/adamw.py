@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,9 @@ from pegboard.interfaces.optimizer import OptimizerFactory
 from pegboard_trainer.options import AdamWOptions
 
 FUSED = ("cpu", "cuda", "xpu", "mps")
+TOGETHER = 1 << 23
+"""Numbers that one fused call updates: enough that its start does not show, few enough that their float32 copies do not either."""
+
 _WORD = 2**64 - 1
 
 
@@ -69,13 +72,11 @@ class AdamW(Optimizer):
             group["updates"] += 1
             for device in {p.device for p in group["params"]}:
                 ready = [p for p in group["params"] if p.grad is not None and p.device == device]
-                # Narrow moments are widened for the update: one parameter at a time, so that they never all are.
-                for some in [[p] for p in ready] if self._narrow else [ready]:
+                # Gradients, and narrow moments, are widened for the update: some at a time, so that they never all are.
+                for some in _parts(ready):
                     self._update(group, some, device)
 
     def _update(self, group: dict[str, Any], parameters: list[Parameter], device: torch.device) -> None:
-        if not parameters:
-            return
         states = [self._state(p) for p in parameters]
         held = [_local(p.data) for p in parameters]
         # The moments are wide; so must be the weights and gradients beside them in one fused call.
@@ -151,6 +152,21 @@ class AdamW(Optimizer):
         kept = torch.bfloat16 if self._narrow else dtype
         first = torch.zeros_like(held, dtype=kept, memory_format=torch.contiguous_format)
         return {"exp_avg": first, "exp_avg_sq": torch.zeros_like(first)}
+
+
+def _parts(parameters: Sequence[Parameter]) -> Iterator[list[Parameter]]:
+    """Yield the parameters in order, together as long as they are small."""
+    part: list[Parameter] = []
+    count = 0
+    for parameter in parameters:
+        size = _local(parameter).numel()
+        if part and count + size > TOGETHER:
+            yield part
+            part, count = [], 0
+        part.append(parameter)
+        count += size
+    if part:
+        yield part
 
 
 def _local(tensor: Tensor) -> Tensor:
