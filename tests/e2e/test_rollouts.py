@@ -1,8 +1,9 @@
-"""`peg run grpo` on a toy whose reward is easy to raise: the share of the letter "e" in an answer."""
+"""`peg run grpo` and `peg run ppo` on a toy whose reward is easy to raise: the share of the letter "e" in an answer."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -74,18 +75,14 @@ def weights(folder: str) -> dict[str, torch.Tensor]:
     return {name: tensor.load() for name, tensor in read_folder(Path(folder, "final")).items()}
 
 
-def test_a_run_resumed_inside_a_rollout_is_the_run_that_went_on(place: Path, toy_model: Path) -> None:
-    more = [
-        "rollout.epochs=2",
-        "batch.size=8",
-        "optimizer.lr=0.003",
-        "checkpoint.every=3",
-        "reference={}",
-        "objective.beta=0.05",
-    ]
-    assert run("grpo", "full", toy_model, "whole", "steps=11", *more) == 0
-    assert run("grpo", "full", toy_model, "part", "steps=3", *more) == 0
-    assert run("grpo", "full", toy_model, "part", "steps=11", "resume=auto", *more) == 0
+@pytest.mark.parametrize("recipe", ["grpo", "ppo"])
+def test_a_run_resumed_inside_a_rollout_is_the_run_that_went_on(place: Path, toy_model: Path, recipe: str) -> None:
+    more = ["rollout.epochs=2", "rollout.prompts=2", "batch.size=8", "optimizer.lr=0.003", "checkpoint.every=3"]
+    own = {"grpo": "objective.beta=0.05", "ppo": "objective.kl_target=0.01"}[recipe]
+    more += ["reference={}", own]
+    assert run(recipe, "full", toy_model, "whole", "steps=7", *more) == 0
+    assert run(recipe, "full", toy_model, "part", "steps=3", *more) == 0
+    assert run(recipe, "full", toy_model, "part", "steps=7", "resume=auto", *more) == 0
     whole, part = weights("whole"), weights("part")
     assert all(torch.equal(whole[name], part[name]) for name in whole)
     assert [line["loss"] for line in lines("whole")] == [line["loss"] for line in lines("part")]
@@ -120,3 +117,37 @@ def test_mistakes_are_told(
 ) -> None:
     assert run("grpo", "full", toy_model, "run", "steps=1", *more) != 0
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("config", [pytest.param("full", marks=pytest.mark.slow), "lora"])
+def test_the_reward_rises_with_a_value_model(place: Path, toy_model: Path, config: str) -> None:
+    rate = {"full": 0.005, "lora": 0.02}[config]
+    more = ["rollout.epochs=2", "objective.kl=0.01", "checkpoint.keep=1", f"optimizer.lr={rate}"]
+    assert run("ppo", config, toy_model, "run", "steps=50", *more) == 0
+    rewards = [value for value in column("run", "reward") if value is not None][::2]
+    first, last = sum(rewards[:5]) / 5, sum(rewards[-5:]) / 5
+    assert last > max(3 * first, 0.3), rewards
+    assert column("run", "kl")[-1] > 0
+    losses = column("run", "value_loss")
+    assert all(math.isfinite(loss) for loss in losses)
+    value = {path.name for path in next(Path("run").glob("step-*/value")).iterdir()}
+    assert ("adapter_model.safetensors" if config == "lora" else "model.safetensors") in value
+
+
+def test_a_model_gives_rewards(place: Path, toy_model: Path) -> None:
+    pairs = [{"prompt": "what?", "chosen": "e" * (3 + i % 4), "rejected": "no " * (1 + i % 3)} for i in range(16)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    small = ["model.dtype=float32", "model.platform=cpu", "loggers=[jsonl]", "batch.length=64", "steps=6"]
+    judge = ["run", "reward", "--config", "lora", f"model={toy_model}", "data.path=pairs.jsonl", "output=judge"]
+    assert run_cli([*judge, *small, "optimizer.lr=0.01"]) == 0
+    more = [
+        "rewards=[]",
+        "reward=judge/final",
+        "steps=4",
+        "optimizer.lr=0.005",
+        "data.validation=4",
+        "validation.every=4",
+    ]
+    assert run("ppo", "lora", toy_model, "run", *more) == 0
+    assert column("run", "reward/model") == column("run", "reward")
+    assert len(column("run", "validation/reward")) == 2

@@ -21,7 +21,7 @@ class GroupSource(RolloutSource):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        if not len(self.rewards):
+        if not self.judges:
             raise ConfigError("there is no reward", fix="name at least one: rewards=[gsm8k], say")
         self._options = options = cast(GroupRelative, setting.objective).options
         rollout = self.config.rollout

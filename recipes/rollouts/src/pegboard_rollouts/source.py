@@ -58,6 +58,17 @@ class RolloutSource(ABC):
         Samples come prompt by prompt, `rollout.answers` each. Every one has the number "old_logps" already.
         """
 
+    @property
+    def judges(self) -> bool:
+        """Whether anything says what an answer is worth."""
+        return len(self.rewards) > 0
+
+    def judge(
+        self, samples: Sequence[Sample], answered: Sequence[Answered]
+    ) -> tuple[list[float], dict[str, list[float]]]:
+        """Return what each answer is worth, and the parts of that by name. The same answers come in two forms."""
+        return self.rewards(answered)
+
     def __iter__(self) -> RolloutSource:
         return self
 
@@ -148,25 +159,22 @@ class RolloutSource(ABC):
         ]
         found = self._sampler.answers([row.input_ids for _, row in prompts], params)
         pairs = [(prompt, answer) for prompt, answers in zip(prompts, found, strict=True) for answer in answers]
-        self._samples = [
-            Sample([*row.input_ids, *answer.ids], len(row.input_ids), key, answer.finished)
-            for (key, row), answer in pairs
-        ]
-        self._judge(pairs)
+        self._samples = [_sample(prompt, answer) for prompt, answer in pairs]
+        self._judge(self._samples, [self._answered(row, answer) for (_, row), answer in pairs])
         self._compare([answer for _, answer in pairs])
         self.study(self._samples)
 
-    def _judge(self, pairs: Sequence[tuple[Prompt, Answer]]) -> None:
-        count = len(pairs)
-        if len(self.rewards):
-            totals, parts = self.rewards([self._answered(row, answer) for (_, row), answer in pairs])
-            for sample, total in zip(self._samples, totals, strict=True):
+    def _judge(self, samples: Sequence[Sample], answered: Sequence[Answered]) -> None:
+        count = len(samples)
+        if self.judges:
+            totals, parts = self.judge(samples, answered)
+            for sample, total in zip(samples, totals, strict=True):
                 sample.reward = total
             self.note("reward", sum(totals), count)
             for name, values in parts.items():
                 self.note(f"reward/{name}", sum(values), count)
-        self.note("answer_tokens", sum(sample.length for sample in self._samples), count)
-        self.note("finished", sum(sample.finished for sample in self._samples), count)
+        self.note("answer_tokens", sum(sample.length for sample in samples), count)
+        self.note("finished", sum(sample.finished for sample in samples), count)
 
     def _compare(self, answers: Sequence[Answer]) -> None:
         """Take the policy's log-probabilities, and note how far those of the engine are from them."""
@@ -211,18 +219,20 @@ class RolloutSource(ABC):
         held_out, world = self.setting.data.held_out, self.setting.world
         assert held_out is not None
         room = self.config.batch.length - self.config.rollout.max_tokens
-        rows = [example[0] for _, example in held_out().examples if 0 < len(example[0].input_ids) <= room]
+        prompts = [(k, example[0]) for k, example in held_out().examples if 0 < len(example[0].input_ids) <= room]
         limit = self.config.validation.batches
-        rows = rows[: None if limit is None else limit * self.config.batch.size][world.rank :: world.size]
+        prompts = prompts[: None if limit is None else limit * self.config.batch.size][world.rank :: world.size]
         params = SamplingParams(max_tokens=self.config.rollout.max_tokens, temperature=0)
-        found = self._sampler.answers([row.input_ids for row in rows], [params] * len(rows))
-        answered = [self._answered(row, answers[0]) for row, answers in zip(rows, found, strict=True)]
-        totals, _ = self.rewards(answered)
-        lengths = sum(len(answer.token_ids) for answer in answered)
-        sums = world.sum(torch.tensor([sum(totals), lengths, len(rows)], dtype=torch.float64))
+        found = self._sampler.answers([row.input_ids for _, row in prompts], [params] * len(prompts))
+        pairs = [(prompt, answers[0]) for prompt, answers in zip(prompts, found, strict=True)]
+        samples = [_sample(prompt, answer) for prompt, answer in pairs]
+        answered = [self._answered(row, answer) for (_, row), answer in pairs]
+        totals = self.judge(samples, answered)[0] if self.judges else []
+        lengths = sum(sample.length for sample in samples)
+        sums = world.sum(torch.tensor([sum(totals), lengths, len(samples)], dtype=torch.float64))
         count = max(float(sums[2]), 1.0)
         figures = {"answer_tokens": float(sums[1]) / count}
-        return {"reward": float(sums[0]) / count, **figures} if len(self.rewards) else figures
+        return {"reward": float(sums[0]) / count, **figures} if self.judges else figures
 
     def _seed(self, what: str, number: int) -> int:
         text = f"{self.config.seed} {self._rollout} {what} {number}"
@@ -230,6 +240,11 @@ class RolloutSource(ABC):
 
     def _generator(self, what: str, number: int) -> torch.Generator:
         return torch.Generator().manual_seed(self._seed(what, number))
+
+
+def _sample(prompt: Prompt, answer: Answer) -> Sample:
+    key, row = prompt
+    return Sample([*row.input_ids, *answer.ids], len(row.input_ids), key, answer.finished)
 
 
 def _check(config: RolloutConfig, ranks: int) -> None:
