@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from pegboard.cli import run_cli
-from pegboard.weights import read_folder
+from pegboard.weights import read_folder, read_safetensors, write_safetensors
 
 REWARD = """
 def share(answers, letter="e"):
@@ -45,6 +46,21 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sums: list[dict[str, 
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def other_toy(toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the same tokenizer with other weights."""
+    path = tmp_path_factory.mktemp("other") / "model"
+    shutil.copytree(toy_model, path)
+    tensors = {name: tensor.load() for name, tensor in read_folder(toy_model).items()}
+    generator = torch.Generator().manual_seed(5)
+    changed = {
+        name: t + 0.2 * torch.randn(t.shape, generator=generator) if t.dim() == 2 else t for name, t in tensors.items()
+    }
+    (path / "model.safetensors").unlink()
+    write_safetensors(path / "model.safetensors", changed.items())
+    return path
+
+
 def run(recipe: str, config: str, model: Path, output: str, *more: str) -> int:
     paths = [f"model={model}", "data.path=prompts.jsonl", f"output={output}"]
     return run_cli(["run", recipe, "--config", config, *paths, *TOY, 'rewards=[{use: "letters:share"}]', *more])
@@ -71,8 +87,11 @@ def test_the_reward_rises(place: Path, toy_model: Path, config: str) -> None:
     assert ("adapter_model.safetensors" if config == "lora" else "model.safetensors") in final
 
 
-def weights(folder: str) -> dict[str, torch.Tensor]:
-    return {name: tensor.load() for name, tensor in read_folder(Path(folder, "final")).items()}
+def weights(output: str) -> dict[str, torch.Tensor]:
+    final = Path(output, "final")
+    adapter = final / "adapter_model.safetensors"
+    found = read_safetensors(adapter) if adapter.is_file() else read_folder(final)
+    return {name: tensor.load() for name, tensor in found.items()}
 
 
 @pytest.mark.parametrize("recipe", ["grpo", "ppo"])
@@ -107,6 +126,7 @@ def test_the_policy_moves_away_from_its_reference(place: Path, toy_model: Path, 
         (["objective.beta=0.1"], "no reference"),
         (["objective.temperature=0.5"], "rollout.temperature is 1.0"),
         (["mesh.shard=2"], "processes"),
+        (["rollout.engine.executor=multiproc"], "would not see a change"),
         (['rewards=[{use: "letters:broken"}]'], "gave nan"),
         (["data.format=text", "data.format.field=prompt"], "the data are not prompts"),
         (["rollout.max_tokens=60", "objective.max_tokens=60"], "no further prompt has at most 4 tokens"),
@@ -151,3 +171,58 @@ def test_a_model_gives_rewards(place: Path, toy_model: Path) -> None:
     assert run("ppo", "lora", toy_model, "run", *more) == 0
     assert column("run", "reward/model") == column("run", "reward")
     assert len(column("run", "validation/reward")) == 2
+
+
+OWN = ["rollout.max_tokens=12", "batch.pack=false", "batch.size=6", "batch.length=64", "objective.weight=1"]
+
+
+def distill(student: Path, teacher: Path, rows: Path, output: str, *more: str) -> int:
+    paths = [f"model={student}", f"teacher={teacher}", f"data.path={rows}", f"output={output}"]
+    small = [
+        "model.dtype=float32",
+        "model.platform=cpu",
+        "loggers=[jsonl]",
+        "data.format=instruct",
+        "schedule.warmup=0",
+    ]
+    return run_cli(["run", "distill", "--config", "lora", *paths, *small, *OWN, *more])
+
+
+def test_a_student_learns_from_its_own_answers(place: Path, toy_model: Path, other_toy: Path, data: Path) -> None:
+    more = ["objective.divergence=reverse_kl", "optimizer.lr=0.02", "steps=12"]
+    assert distill(toy_model, other_toy, data, "run", *more, "rollout.share=1") == 0
+    divergences = column("run", "divergence")
+    assert divergences[-1] < 0.8 * divergences[0]
+    assert set(column("run", "own_batches")) == {1.0}
+    assert all(1 <= tokens <= 12 for tokens in column("run", "answer_tokens"))
+
+
+def test_on_policy_distillation_resumes_and_mixes(place: Path, toy_model: Path, other_toy: Path, data: Path) -> None:
+    more = ["optimizer.lr=0.01", "rollout.share=0.5", "schedule.use=constant"]
+    assert distill(toy_model, other_toy, data, "whole", "steps=8", *more) == 0
+    assert distill(toy_model, other_toy, data, "part", "steps=3", *more) == 0
+    assert distill(toy_model, other_toy, data, "part", "steps=8", "resume=auto", *more) == 0
+    assert set(column("whole", "own_batches")) == {0.0, 1.0}
+    whole, part = weights("whole"), weights("part")
+    assert all(torch.equal(whole[name], part[name]) for name in whole)
+
+
+def test_own_answers_need_batches_with_room(
+    place: Path, toy_model: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert distill(toy_model, toy_model, data, "run", "steps=1", "rollout.share=1", "batch.pack=true") != 0
+    assert "set batch.pack=false" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["grpo", "ppo"])
+def test_two_processes_share_the_prompts(place: Path, toy_model: Path, recipe: str) -> None:
+    more = ["steps=4", "optimizer.lr=0.01", "rollout.epochs=1"]
+    assert run(recipe, "lora", toy_model, "one", *more, "batch.size=16", "batch.accumulate=2") == 0
+    paths = [f"model={toy_model}", "data.path=prompts.jsonl", "output=two"]
+    rest = [*TOY, 'rewards=[{use: "letters:share"}]', *more, "batch.size=16", "mesh.replicate=2"]
+    with pytest.raises(SystemExit) as stop:
+        run_cli(["run", "--nproc", "2", recipe, "--config", "lora", *paths, *rest])
+    assert not stop.value.code
+    for name in ("reward", "loss", "grad_norm"):
+        assert column("one", name) == pytest.approx(column("two", name), rel=1e-4, abs=1e-6)

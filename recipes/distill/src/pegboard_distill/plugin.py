@@ -7,6 +7,7 @@ SPEC = RecipeSpec(
     schema="pegboard_distill.config:DistillConfig",
     objective="distill",
     roles=(RoleSpec("policy", trained=True), RoleSpec("teacher")),
+    batches="pegboard_distill.batches:make",
 )
 OBJECTIVE = PluginSpec(
     kind="objective",

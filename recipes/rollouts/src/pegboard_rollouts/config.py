@@ -22,7 +22,7 @@ class RolloutSection(Section):
     top_k: int = Field(default=0, ge=0, description="sample among so many most likely tokens; 0 for all")
     top_p: float = Field(default=1.0, gt=0, le=1, description="sample from the most likely tokens of this share")
     epochs: int = Field(default=1, ge=1, description="how often the optimizer sees each answer")
-    engine: Annotated[Choice, PluginSection("engine")] = Field(
+    engine: Annotated[Choice, PluginSection("engine", default="paged")] = Field(
         default="paged",
         validate_default=True,
         description="an engine plugin",

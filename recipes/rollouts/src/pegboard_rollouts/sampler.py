@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from pegboard.build import BuiltModel
 from pegboard.config import Choice
-from pegboard.errors import PegboardError
+from pegboard.errors import ConfigError, PegboardError
 from pegboard.interfaces.engine import Engine, RequestOptions
 from pegboard.types import SamplingParams
+from pegboard_trainer.config import MeshSection
 
 if TYPE_CHECKING:
     from pegboard.interfaces.tokenizer import Tokenizer
@@ -86,3 +87,12 @@ class PolicySampler:
                 self.engine.abort(name)
             raise
         return [[answers[index] for index in sorted(answers)] for answers in found]
+
+
+def check_whole(mesh: MeshSection) -> None:
+    """Raise ConfigError where a process does not hold all weights, so that no engine can compute with them."""
+    if mesh.shard > 1 or mesh.tensor > 1:
+        raise ConfigError(
+            f"rollouts need all weights in each process, mesh.shard is {mesh.shard} and mesh.tensor {mesh.tensor}",
+            fix="use mesh.replicate for several processes",
+        )

@@ -15,7 +15,7 @@ from pegboard.interfaces.reward import Answered
 from pegboard.types import Batch, Example, Row, SamplingParams
 from pegboard_rollouts.config import RolloutConfig
 from pegboard_rollouts.rewards import Rewards
-from pegboard_rollouts.sampler import Answer, PolicySampler
+from pegboard_rollouts.sampler import Answer, PolicySampler, check_whole
 from pegboard_rollouts.samples import Sample, from_tensors, to_tensors
 from pegboard_rollouts.scoring import answer_logps, by_sample, check_temperature
 from pegboard_trainer.collate import collate
@@ -248,13 +248,9 @@ def _sample(prompt: Prompt, answer: Answer) -> Sample:
 
 
 def _check(config: RolloutConfig, ranks: int) -> None:
-    """Raise ConfigError for numbers that do not divide into ranks, batches and steps, and for models in parts."""
-    mesh, rollout, batch = config.mesh, config.rollout, config.batch
-    if mesh.shard > 1 or mesh.tensor > 1:
-        raise ConfigError(
-            f"rollouts need all weights in each process, mesh.shard is {mesh.shard} and mesh.tensor {mesh.tensor}",
-            fix="use mesh.replicate for several processes",
-        )
+    """Raise ConfigError for numbers that do not divide into ranks, batches and steps."""
+    rollout, batch = config.rollout, config.batch
+    check_whole(config.mesh)
     if rollout.prompts % ranks:
         raise ConfigError(
             f"rollout.prompts is {rollout.prompts}, which {ranks} processes cannot share evenly",
