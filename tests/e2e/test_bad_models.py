@@ -86,6 +86,7 @@ def test_a_gguf_file(tmp_path: Path, peg: Callable[..., Said], content: bytes, t
 
 def test_places_that_hold_no_model(tmp_path: Path, peg: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read from there when it was imported
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     refused(peg("generate", tmp_path / "nowhere", "hello"), "there is no file or folder")
     refused(peg("generate", tmp_path, "hello"), "holds no model")

@@ -74,6 +74,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with some files that are no configs; the hub cannot be reached and its cache is empty."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read from there when it was imported
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     Path("ring.yaml").write_text("extends: ring.yaml\n")
     Path("latin.yaml").write_bytes(b"name: \xe9\n")
