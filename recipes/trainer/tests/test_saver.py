@@ -101,6 +101,7 @@ def test_a_kill_at_any_moment_leaves_a_usable_step(tmp_path: Path, background: b
         ready, told = os.pipe()
         child = os.fork()
         if child == 0:
+            torch.set_num_threads(1)  # OpenMP's other threads did not come along
             saver, own = saver_of(tmp_path, background=background, keep=1)
             remove_unfinished(tmp_path)
             for step in range(last + 1, 10**6):
@@ -109,12 +110,12 @@ def test_a_kill_at_any_moment_leaves_a_usable_step(tmp_path: Path, background: b
                 saver.finish()
                 if step == last + 1:
                     os.write(told, b"x")
-        os.read(ready, 1)
+        os.close(told)
+        assert os.read(ready, 1) == b"x"
         time.sleep(moments.uniform(0, 0.15))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         os.close(ready)
-        os.close(told)
         folders = step_folders(tmp_path)
         assert folders
         for folder in folders:
