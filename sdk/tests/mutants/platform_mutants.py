@@ -191,6 +191,34 @@ class TestCapturesWhatItCannot(Mutant):
             return _Nothing()
 
 
+class _Again:
+    def __init__(self, work):
+        self.replay = work
+
+
+class TestSharedMemoryIsOverwritten(Mutant):
+    caught_by = ("test_graphs_share_their_memory",)
+
+    class broken(AcmePlatform):
+        def capabilities(self, index=0):
+            return frozenset({"graphs"})
+
+        def capture(self, work, index=0, memory=None):
+            work()
+            return _Again(work) if memory is None else _Nothing()
+
+        def graph_memory(self, index=0):
+            return object()
+
+
+class TestReservesTooLittle(Mutant):
+    caught_by = ("test_reserve",)
+
+    class broken(AcmePlatform):
+        def reserve(self, num_bytes, index=0):
+            return torch.zeros(num_bytes // 2, dtype=torch.uint8)
+
+
 class TestOtherBackend(Mutant):
     caught_by = ("test_communication_backend",)
 

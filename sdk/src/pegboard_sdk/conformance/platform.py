@@ -179,6 +179,39 @@ class PlatformSuite(PluginSuite):
         platform.synchronize()
         assert total.tolist() == [15.0] * 4
 
+    def test_graphs_share_their_memory(self) -> None:
+        """Two graphs over one `graph_memory` compute right, one after the other, and what they leave behind stays."""
+        platform = self.create()
+        if "graphs" not in platform.capabilities():
+            self.skip("no graphs")
+        memory = platform.graph_memory()
+        x = torch.ones(1000, device=platform.device())
+        left: list[Tensor] = []
+
+        def work() -> None:
+            y = x + 1
+            left.append((y * 2) + y)
+
+        graphs = [platform.capture(work, 0, memory) for _ in range(2)]
+        results = left[len(left) // 2 - 1], left[-1]
+        for turn, (graph, result) in enumerate(zip(graphs * 2, results * 2, strict=True)):
+            x.fill_(float(turn))
+            graph.replay()
+            platform.synchronize()
+            assert bool((result == 3.0 * (turn + 1)).all())
+
+    def test_reserve(self) -> None:
+        """Memory for weights is bytes on the device, as many as asked for, that can be written; or None."""
+        platform = self.create()
+        for size in (0, 1, 4096, 3 << 20):
+            block = platform.reserve(size)
+            if block is None:
+                return
+            assert block.dtype == torch.uint8 and block.shape == (size,) and block.is_contiguous()
+            assert block.device == platform.device()
+            block.fill_(7)
+            assert bool((block == 7).all())
+
     def test_communication_backend(self) -> None:
         """One that torch.distributed knows."""
         if not torch.distributed.is_available():
