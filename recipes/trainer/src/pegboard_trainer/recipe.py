@@ -75,7 +75,8 @@ class Train(Recipe):
 
 def _run(spec: RecipeSpec, typed: TrainConfig, config: Mapping[str, Any], registry: Registry, world: World) -> Path:
     folder = Path(typed.output).expanduser()
-    resumed = claim(folder, typed)
+    # Together: the first process makes the folder later, which one that looks late would take for another run's.
+    resumed = world.together(lambda: claim(folder, typed))
     registry.hooks.call("configure", config=config)
     torch.manual_seed(typed.seed + world.rank)
     opened = open_any(registry, typed.model.path, typed.model.revision)

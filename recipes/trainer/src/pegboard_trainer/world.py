@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from pegboard.errors import PegboardError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +64,17 @@ class World:
         dist.broadcast(table, src=0, group=self.host_group)
         return int(table.item())
 
-    def together(self, work: Callable[[], None]) -> None:
-        """Do `work` in every process and wait for all; when it fails in one, all raise.
+    def together(self, work: Callable[[], T]) -> T:
+        """Do `work` in every process, wait for all, and return what it gave here; when it fails in one, all raise.
 
         Otherwise those that did not fail would wait for the others for ever.
         """
         if self.processes == 1:
-            work()
-            return
+            return work()
+        done: list[T] = []
         error: BaseException | None = None
         try:
-            work()
+            done.append(work())
         except Exception as caught:
             error = caught
         (failed,) = self.any([error is not None])
@@ -80,6 +82,7 @@ class World:
             raise error
         if failed:
             raise PegboardError("another process of the run failed", fix="see its error")
+        return done[0]
 
     def close(self) -> None:
         """Leave the other processes."""
