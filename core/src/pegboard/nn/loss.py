@@ -44,10 +44,7 @@ class _CrossEntropySum(torch.autograd.Function):
             total += (norm - columns.pick(logits, wanted[:, None])).sum()
             if not (needs_hidden or needs_weight):
                 continue
-            slope = None if softcap is None else cap_slope(logits, softcap)
-            grad = logits.sub_(norm).exp_()
-            columns.add(grad, wanted[:, None], -1.0)
-            grad = (grad if slope is None else grad.mul_(slope)).to(hidden.dtype)
+            grad = _d_logits(logits, norm, wanted[:, None], softcap, columns).to(hidden.dtype)
             if d_hidden is not None:
                 d_hidden[start : start + chunk] = linear(grad, weight.t(), None)
             if d_weight is not None:
@@ -125,7 +122,7 @@ class _TokenLogps(torch.autograd.Function):
         (grad,) = grads
         if ctx.at_once:
             (d_rows,) = ctx.saved_tensors
-            return (d_rows * grad[:, None]).to(d_rows.dtype), None, None, None, None, None, None
+            return (d_rows * -grad[:, None]).to(d_rows.dtype), None, None, None, None, None, None
         hidden, weight, targets = ctx.saved_tensors
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
@@ -133,7 +130,7 @@ class _TokenLogps(torch.autograd.Function):
             rows, wanted = hidden[start : start + ctx.chunk], targets[start : start + ctx.chunk, None]
             logits = capped(ctx.linear(rows, weight, None).to(grad.dtype), ctx.softcap)
             d_logits = _d_logits(logits, ctx.columns.logsumexp(logits), wanted, ctx.softcap, ctx.columns)
-            d_logits = d_logits.mul_(grad[start : start + ctx.chunk, None]).to(hidden.dtype)
+            d_logits = d_logits.mul_(-grad[start : start + ctx.chunk, None]).to(hidden.dtype)
             if d_hidden is not None:
                 d_hidden[start : start + ctx.chunk] = ctx.linear(d_logits, weight.t(), None)
             d_weight += ctx.linear(d_logits.t(), rows.t(), None)
@@ -143,13 +140,12 @@ class _TokenLogps(torch.autograd.Function):
 
 
 def _d_logits(logits: Tensor, norm: Tensor, wanted: Tensor, softcap: float | None, columns: Columns) -> Tensor:
-    """Overwrite logits with the derivative of log p(target) by them: one at the target, less the probabilities.
+    """Overwrite logits with the derivative of -log p(target) by them: the probabilities, less one at the target.
 
     With a soft cap: by the product that the capped logits were made from.
     """
     slope = None if softcap is None else cap_slope(logits, softcap)
-    grad = logits.sub_(norm).exp_().neg_()
-    grad = columns.add(grad, wanted, 1.0)
+    grad = columns.add(logits.sub_(norm).exp_(), wanted, -1.0)
     return grad if slope is None else grad.mul_(slope)
 
 
