@@ -2,10 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pegboard.config import list_configs, load_config
-from pegboard.config.resolve import configs_folder
-from pegboard.plugins.doors import import_object
-from pegboard.plugins.load import Registry
+from pegboard_sdk.configs import ready_configs
 
 GIVEN = ["model=m", "teacher=t", "data.path=d.jsonl", "output=o"]
 CONFIGS = {"distill": ["default", "full", "lora", "qlora"]}
@@ -13,11 +10,9 @@ CONFIGS = {"distill": ["default", "full", "lora", "qlora"]}
 
 @pytest.mark.parametrize("recipe", CONFIGS)
 def test_every_config_is_valid_once_its_paths_are_given(recipe: str) -> None:
-    registry = Registry.discover()
-    assert list(list_configs(configs_folder(registry, recipe))) == CONFIGS[recipe]
-    schema = import_object(registry.spec("recipe", recipe).schema or "")
-    for name in CONFIGS[recipe]:
-        config = schema.model_validate(load_config(registry, recipe, name, GIVEN))
+    configs = ready_configs(recipe, GIVEN)
+    assert list(configs) == CONFIGS[recipe]
+    for name, config in configs.items():
         assert config.objective["use"] == recipe
         assert (config.adapter is None) == (name in ("default", "full"))
         assert (config.quantizer or {}).get("use") == ("nf4" if name == "qlora" else None)
