@@ -1,0 +1,1 @@
+"""Kernels in Triton that several kinds of GPU share."""
