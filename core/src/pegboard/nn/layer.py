@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+import pegboard.nn.grouped  # noqa: F401  its ops belong in the table below
 from pegboard.nn.parallel import Region
 from pegboard.ops import KernelTable, kernel_table
 

@@ -68,6 +68,36 @@ def gelu_tanh_mul(gate_up: Tensor) -> Tensor:
     return gate / 2 * (1 + (math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)).tanh()) * up
 
 
+def moe_route(logits: Tensor, k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
+    """[T, E] -> ids [T, k] int64 and weights [T, k]: exp(logit) / sum of all, of the k greatest; of their own sum by `renormalise`."""
+    wide = logits.double()
+    ids = wide.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    weights = (wide - wide.amax(-1, keepdim=True)).exp()
+    chosen = weights.gather(1, ids)
+    return ids, chosen / (chosen if renormalise else weights).sum(-1, keepdim=True)
+
+
+def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """[N, K] x [E, O, K] -> [N, O]: row n times the matrix of the first expert whose end is beyond n."""
+    bounds = ends.tolist()
+    experts = [next(e for e, end in enumerate(bounds) if n < end) for n in range(x.shape[0])]
+    rows = [linear(x[n : n + 1], weight[e])[0] for n, e in enumerate(experts)]
+    return torch.stack(rows) if rows else x.double() @ weight[0].double().t()
+
+
+def moe(x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor, weights: Tensor, activation: str = "silu") -> Tensor:
+    """[T, H] -> [T, H]: row by row and expert by expert, weight * down(activation(gate) * up) (arXiv:2401.04088, section 2.1)."""
+    gated = {"silu": silu_mul, "gelu_tanh": gelu_tanh_mul}[activation]
+    rows = []
+    for t in range(x.shape[0]):
+        total = torch.zeros_like(x[t], dtype=torch.float64)
+        for place, expert in enumerate(ids[t].tolist()):
+            inner = gated(linear(x[t : t + 1], gate_up[expert]))
+            total = total + weights[t, place].double() * linear(inner, down[expert])[0]
+        rows.append(total)
+    return torch.stack(rows) if rows else x.double()
+
+
 OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
         function.__name__: function
@@ -80,6 +110,9 @@ OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
             rotary,
             silu_mul,
             gelu_tanh_mul,
+            moe_route,
+            grouped_linear,
+            moe,
         )
     }
 )

@@ -15,23 +15,28 @@ class Draw:
     """Random tensors of one dtype on one device, drawn on the host so that every device gets the same."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device, seed: int = 0) -> None:
-        self._dtype, self._device = dtype, device
-        self._generator = torch.Generator().manual_seed(seed)
+        self._dtype, self.device = dtype, device
+        self.generator = torch.Generator().manual_seed(seed)
 
     def tensor(self, *shape: int, scale: float = 1.0) -> Tensor:
         """Return normal values times `scale`."""
-        return (torch.randn(shape, generator=self._generator) * scale).to(self._device, self._dtype)
+        return (torch.randn(shape, generator=self.generator) * scale).to(self.device, self._dtype)
 
     def ids(self, count: int, high: int) -> Tensor:
         """Return int64 ids below `high`."""
-        return torch.randint(high, (count,), generator=self._generator).to(self._device)
+        return torch.randint(high, (count,), generator=self.generator).to(self.device)
+
+    def distinct(self, rows: int, width: int) -> Tensor:
+        """Return values of which no two in a row are equal, in any dtype: multiples of an eighth, for at most 256 of them."""
+        order = torch.rand((rows, width), generator=self.generator).argsort(-1)
+        return ((order - width // 2) / 8).to(self.device, self._dtype)
 
     def angles(self, count: int, width: int) -> tuple[Tensor, Tensor]:
         """Return cos and sin, [count, 1, width], as the op `rotary` takes them."""
-        half = torch.randn(count, 1, width // 2, generator=self._generator) * 3
+        half = torch.randn(count, 1, width // 2, generator=self.generator) * 3
         cos, sin = half.cos(), half.sin()
         pair = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
-        return pair[0].to(self._device, self._dtype), pair[1].to(self._device, self._dtype)
+        return pair[0].to(self.device, self._dtype), pair[1].to(self.device, self._dtype)
 
 
 def _linear(draw: Draw) -> list[Sample]:
@@ -69,6 +74,44 @@ def _gated(draw: Draw) -> list[Sample]:
     return [(draw.tensor(1, 80),), (draw.tensor(7, 80, scale=4.0),)]
 
 
+def _route(draw: Draw) -> list[Sample]:
+    return [(draw.distinct(rows, experts), k, again) for rows, experts, k, again in _ROUTES]
+
+
+_ROUTES = ((1, 8, 2, True), (9, 8, 2, False), (33, 60, 4, True), (0, 8, 2, True), (5, 3, 3, False))
+
+
+def _chosen(draw: Draw, rows: int, experts: int, k: int, used: int | None = None) -> Tensor:
+    """Return ids [rows, k], each row's all different, of the first `used` experts only."""
+    order = torch.rand((rows, used or experts), generator=draw.generator).argsort(-1)
+    return order[:, :k].to(draw.device)
+
+
+def _moe(draw: Draw) -> list[Sample]:
+    samples: list[Sample] = []
+    for rows, experts, k, used, kind in (
+        (1, 8, 2, None, torch.int64),
+        (7, 8, 2, 3, torch.int32),  # experts without a row
+        (33, 5, 1, None, torch.int64),
+        (40, 16, 4, None, torch.int32),
+        (0, 8, 2, None, torch.int64),
+    ):
+        ids = _chosen(draw, rows, experts, k, used).to(kind)
+        weights = draw.tensor(rows, k).abs().float() / k
+        gate_up, down = draw.tensor(experts, 64, 48, scale=0.15), draw.tensor(experts, 48, 32, scale=0.15)
+        samples.append((draw.tensor(rows, 48), gate_up, down, ids, weights, "silu"))
+    samples.append((*samples[1][:-1], "gelu_tanh"))
+    return samples
+
+
+def _grouped(draw: Draw) -> list[Sample]:
+    weight = draw.tensor(4, 40, 48, scale=0.1)
+    ends = [
+        torch.tensor(found, dtype=torch.int32) for found in ((2, 2, 7, 7), (1, 1, 1, 1), (0, 0, 0, 0), (8, 16, 24, 32))
+    ]
+    return [(draw.tensor(int(found[-1]), 48), weight, found.to(draw.device)) for found in ends]
+
+
 SAMPLES: Mapping[str, Callable[[Draw], list[Sample]]] = {
     "linear": _linear,
     "embedding": _embedding,
@@ -78,5 +121,8 @@ SAMPLES: Mapping[str, Callable[[Draw], list[Sample]]] = {
     "rotary": _rotary,
     "silu_mul": _gated,
     "gelu_tanh_mul": _gated,
+    "moe_route": _route,
+    "grouped_linear": _grouped,
+    "moe": _moe,
 }
 """Op name -> its samples."""
