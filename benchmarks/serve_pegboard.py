@@ -40,10 +40,10 @@ class RandomFiles(ModelFiles):
     """The files that a model of this config would have."""
 
     location = "random weights"
-    config: Mapping[str, Any] = {}  # noqa: RUF012  # set by each instance
-    generation_config: Mapping[str, Any] = {}  # noqa: RUF012
-    files: Mapping[str, bytes] = {}  # noqa: RUF012
-    tensors: Mapping[str, LazyTensor] = {}  # noqa: RUF012
+    config: Mapping[str, Any] = {}  # set by each instance
+    generation_config: Mapping[str, Any] = {}
+    files: Mapping[str, bytes] = {}
+    tensors: Mapping[str, LazyTensor] = {}
     portable = False
 
     def __init__(
