@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pegboard.nn import Embedding, Head
-from pegboard.nn.loss import cross_entropy_sum, sequence_sums, token_logps
+from pegboard.nn.loss import cross_entropy_sum, sequence_sums, token_logps, token_loss_sum
 from pegboard.ops import kernel_table
 
 TOKENS, HIDDEN, VOCAB = 11, 6, 13
@@ -60,11 +62,65 @@ def test_logps_and_gradients(head: Head, hidden: Tensor, targets: Tensor, frozen
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize(("frozen", "products"), [(True, (2, 2)), (False, (1, 4))])
-def test_logits_are_computed_again_only_for_the_gradient_of_the_head(
-    head: Head, hidden: Tensor, targets: Tensor, frozen: bool, products: tuple[int, int]
+def ragged(logps: Tensor, weights: Tensor) -> Tensor:
+    """A loss by token with a slope that changes and breaks."""
+    return torch.maximum(weights * logps.exp(), 0.3 * logps.square())
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_a_loss_by_token_and_its_gradients(
+    head: Head, hidden: Tensor, targets: Tensor, chunk: int, frozen: bool, softcap: float | None
 ) -> None:
-    """products: of a chunk with the head, after the forward and after the backward pass."""
+    rows, head.softcap = rows_of(targets), softcap
+    head.requires_grad_(not frozen)
+    inputs = [hidden] if frozen else [hidden, head.weight]
+    wanted = head(hidden).log_softmax(-1)[rows].gather(1, targets[rows, None]).squeeze(1)
+    weights = torch.randn_like(wanted)
+    loss, logps = token_loss_sum(hidden, head, targets, rows, lambda found, at: ragged(found, weights[at]), chunk=chunk)
+    right = ragged(wanted, weights).sum()
+    torch.testing.assert_close(loss, right)
+    torch.testing.assert_close(logps, wanted.detach())
+    assert not logps.requires_grad
+    got = torch.autograd.grad(loss * 0.7, inputs)
+    for a, b in zip(got, torch.autograd.grad(right * 0.7, inputs), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_loss_by_token_without_gradients(head: Head, hidden: Tensor, targets: Tensor) -> None:
+    with torch.no_grad():
+        loss, logps = token_loss_sum(hidden, head, targets, rows_of(targets), lambda found, at: found.square())
+    torch.testing.assert_close(loss, logps.square().sum())
+
+
+def summed_logps(hidden: Tensor, head: Head, targets: Tensor, rows: Tensor, chunk: int) -> Tensor:
+    return token_logps(hidden, head, targets, rows, chunk=chunk).sum()
+
+
+def squared_logps(hidden: Tensor, head: Head, targets: Tensor, rows: Tensor, chunk: int = 3) -> Tensor:
+    return token_loss_sum(hidden, head, targets, rows, lambda logps, at: logps.square(), chunk=chunk)[0]
+
+
+@pytest.mark.parametrize(
+    ("function", "frozen", "products"),
+    [
+        (summed_logps, True, (2, 2)),
+        (summed_logps, False, (1, 4)),
+        (squared_logps, True, (2, 2)),
+        (squared_logps, False, (3, 3)),
+        (cross_entropy_sum, False, (3, 3)),
+    ],
+)
+def test_logits_are_computed_again_only_where_tokens_are_coupled_and_the_head_is_trained(
+    head: Head,
+    hidden: Tensor,
+    targets: Tensor,
+    function: Callable[..., Tensor],
+    frozen: bool,
+    products: tuple[int, int],
+) -> None:
+    """products: of a chunk with the head, after the forward and after the backward pass: logits, gradient by states, by weights."""
     calls: list[None] = []
     linear = head.kernels.linear
 
@@ -75,9 +131,9 @@ def test_logits_are_computed_again_only_for_the_gradient_of_the_head(
     head.requires_grad_(not frozen)
     head.kernels = kernel_table({"linear": counted})
     rows = rows_of(targets)
-    logps = token_logps(hidden, head, targets, rows, chunk=1)
+    loss = function(hidden, head, targets, rows, chunk=1)
     forward = len(calls)
-    logps.sum().backward()
+    loss.backward()
     assert (forward, len(calls)) == tuple(count * len(rows) for count in products)
 
 
@@ -87,7 +143,7 @@ def test_sums_by_sequence() -> None:
     assert sequence_sums(values, torch.tensor([0, 2, 4, 6]), ids, 4).tolist() == [1, 6, 0, 8]
 
 
-@pytest.mark.parametrize("function", [cross_entropy_sum, token_logps])
+@pytest.mark.parametrize("function", [cross_entropy_sum, token_logps, squared_logps])
 def test_no_rows_is_legal(head: Head, hidden: Tensor, targets: Tensor, function: object) -> None:
     out = function(hidden, head, targets, torch.empty(0, dtype=torch.int64)).sum()  # type: ignore[operator]
     out.backward()
@@ -95,7 +151,7 @@ def test_no_rows_is_legal(head: Head, hidden: Tensor, targets: Tensor, function:
     assert hidden.grad is not None and not hidden.grad.any()
 
 
-@pytest.mark.parametrize("function", [cross_entropy_sum, token_logps])
+@pytest.mark.parametrize("function", [cross_entropy_sum, token_logps, squared_logps])
 def test_no_tensor_spans_all_tokens_and_the_vocabulary(function: object) -> None:
     tokens, vocab, chunk = 64, 500, 8
     sizes: list[int] = []

@@ -19,6 +19,7 @@ def distributions(role: ToyRole, batch: Batch, temperature: float) -> Tensor:
 
 class TestForward(ObjectiveSuite):
     spec = OBJECTIVE
+    single_pass = True
     roles = ("policy", "teacher")
     options: ClassVar[Mapping[str, Any]] = {"temperature": 2.0, "weight": 0.25}
 
@@ -30,6 +31,7 @@ class TestForward(ObjectiveSuite):
 
 class TestReverse(ObjectiveSuite):
     spec = OBJECTIVE
+    single_pass = True
     roles = ("policy", "teacher")
     options: ClassVar[Mapping[str, Any]] = {"divergence": "reverse_kl"}
 
@@ -40,6 +42,7 @@ class TestReverse(ObjectiveSuite):
 
 class TestTopK(ObjectiveSuite):
     spec = OBJECTIVE
+    single_pass = True
     roles = ("policy", "teacher")
     options: ClassVar[Mapping[str, Any]] = {"divergence": "js", "beta": 0.3, "top_k": 2}
 

@@ -68,16 +68,19 @@ Answers.__test__ = False  # type: ignore[attr-defined]
 
 class TestDapo(Answers):
     __test__ = True
+    single_pass = True
     options: ClassVar[Mapping[str, Any]] = {"clip": 0.2, "clip_above": 0.28, "most": 1.5}
 
 
 class TestGrpo(Answers):
     __test__ = True
+    single_pass = True
     options: ClassVar[Mapping[str, Any]] = {"loss": "grpo", "beta": 0.04, "temperature": 0.7}
 
 
 class TestDrGrpo(Answers):
     __test__ = True
+    single_pass = True
     options: ClassVar[Mapping[str, Any]] = {"loss": "dr_grpo", "max_tokens": 50}
 
 

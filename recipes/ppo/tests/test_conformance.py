@@ -31,6 +31,7 @@ class TestProximal(ObjectiveSuite):
     """The policy's gradients; those of the value have a test of their own."""
 
     spec = OBJECTIVE
+    single_pass = True
     options: ClassVar[Mapping[str, Any]] = {"clip": 0.3, "value_clip": 0.5, "value_weight": 0.7, "temperature": 1.4}
 
     def batch(self, seed: int, *, learned: bool = True) -> Batch:

@@ -13,6 +13,7 @@ from pegboard_sft.plugin import OBJECTIVE
 
 class TestSupervised(ObjectiveSuite):
     spec = OBJECTIVE
+    single_pass = True
 
     def expected(self, roles: Mapping[str, ToyRole], batch: Batch) -> Tensor:
         policy = roles["policy"]

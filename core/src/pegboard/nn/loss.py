@@ -17,7 +17,11 @@ from pegboard.nn.head import Head, cap_slope, capped
 CHUNK = 1024
 
 
-class _CrossEntropySum(torch.autograd.Function):
+TokenLoss = Callable[[Tensor, slice], Tensor]
+"""(log p of the targets of some rows [m], which of all rows these are) -> their losses [m], differentiable by the first."""
+
+
+class _LossSum(torch.autograd.Function):
     """Forward and backward of each chunk in one pass: the gradient of the sum is ready before backward is called."""
 
     @staticmethod
@@ -30,42 +34,68 @@ class _CrossEntropySum(torch.autograd.Function):
         softcap: float | None,
         columns: Columns,
         chunk: int,
-    ) -> Tensor:
+        loss: TokenLoss | None,
+    ) -> tuple[Tensor, Tensor]:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        total = torch.zeros((), dtype=wide, device=hidden.device)
+        logps = torch.empty(hidden.shape[0], dtype=wide, device=hidden.device)
         d_hidden = torch.empty_like(hidden) if needs_hidden else None
         d_weight = (
             torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) if needs_weight else None
         )
         for start in range(0, hidden.shape[0], chunk):
-            rows, wanted = hidden[start : start + chunk], targets[start : start + chunk]
-            logits = capped(linear(rows, weight, None).to(total.dtype), softcap)
+            at = slice(start, min(start + chunk, hidden.shape[0]))
+            rows, wanted = hidden[at], targets[at, None]
+            logits = capped(linear(rows, weight, None).to(wide), softcap)
             norm = columns.logsumexp(logits)
-            total += (norm - columns.pick(logits, wanted[:, None])).sum()
+            logps[at] = (columns.pick(logits, wanted) - norm).squeeze(1)
+            losses, slope = (-logps[at], None) if loss is None else _losses_and_slope(loss, logps[at], at)
+            total += losses.sum()
             if not (needs_hidden or needs_weight):
                 continue
-            grad = _d_logits(logits, norm, wanted[:, None], softcap, columns).to(hidden.dtype)
+            grad = _d_logits(logits, norm, wanted, softcap, columns)
+            if slope is not None:
+                grad.mul_(-slope[:, None])
+            grad = grad.to(hidden.dtype)
             if d_hidden is not None:
-                d_hidden[start : start + chunk] = linear(grad, weight.t(), None)
+                d_hidden[at] = linear(grad, weight.t(), None)
             if d_weight is not None:
                 d_weight += linear(grad.t(), rows.t(), None)
         ctx.save_for_backward(None if d_hidden is None else columns.total(d_hidden), d_weight)
         ctx.weight_dtype = weight.dtype
-        return total
+        ctx.mark_non_differentiable(logps)
+        return total, logps
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None, None]:
-        (grad,) = grads
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grads[0]
         d_hidden, d_weight = ctx.saved_tensors
         return (
             None if d_hidden is None else d_hidden.mul(grad.to(d_hidden.dtype)),
             None if d_weight is None else d_weight.mul(grad).to(ctx.weight_dtype),
-            None,
-            None,
-            None,
-            None,
-            None,
+            *(None,) * 6,
         )
+
+
+def _losses_and_slope(loss: TokenLoss, logps: Tensor, at: slice) -> tuple[Tensor, Tensor]:
+    """Return the losses of a chunk and their derivatives by its log-probabilities, both [m]."""
+    with torch.enable_grad():
+        given = logps.detach().requires_grad_()
+        losses = loss(given, at)
+        (slope,) = torch.autograd.grad(losses.sum(), given)
+    return losses.detach(), slope
+
+
+def _loss_sum(
+    hidden: Tensor, head: Head, targets: Tensor, rows: Tensor, chunk: int, loss: TokenLoss | None
+) -> tuple[Tensor, Tensor]:
+    selected, wanted = hidden.index_select(0, rows), targets.index_select(0, rows)
+    product, softcap = head.kernels.linear, head.softcap
+    out: tuple[Tensor, Tensor] = _LossSum.apply(
+        selected, head.part, wanted, product, softcap, head.columns, chunk, loss
+    )  # type: ignore[no-untyped-call]
+    return out
 
 
 def cross_entropy_sum(hidden: Tensor, head: Head, targets: Tensor, rows: Tensor, *, chunk: int = CHUNK) -> Tensor:
@@ -74,11 +104,19 @@ def cross_entropy_sum(hidden: Tensor, head: Head, targets: Tensor, rows: Tensor,
     hidden: [T, H]. targets: [T] int64. rows: [M] int64, the rows that count (M = 0 gives 0 with zero gradients).
     One pass: each chunk's gradient is computed beside its loss, so nothing is recomputed and no logits are kept.
     """
-    selected = hidden.index_select(0, rows)
-    wanted = targets.index_select(0, rows)
-    product, softcap = head.kernels.linear, head.softcap
-    out: Tensor = _CrossEntropySum.apply(selected, head.part, wanted, product, softcap, head.columns, chunk)  # type: ignore[no-untyped-call]
-    return out
+    return _loss_sum(hidden, head, targets, rows, chunk, None)[0]
+
+
+def token_loss_sum(
+    hidden: Tensor, head: Head, targets: Tensor, rows: Tensor, loss: TokenLoss, *, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor]:
+    """Return the sum over `rows` of a loss that each token has by itself, given its log p(target): a scalar; and log p, [M] without
+    gradient. Both are of at least float32.
+
+    hidden, targets, rows: as in `cross_entropy_sum`, and as there in one pass. loss: called once a chunk; with `at` it finds what else
+    it knows of these rows, such as log-probabilities of another model. A loss that couples tokens takes `token_logps`.
+    """
+    return _loss_sum(hidden, head, targets, rows, chunk, loss)
 
 
 class _TokenLogps(torch.autograd.Function):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from pegboard.types import Batch, LossOutput
 from pegboard_grpo.losses import clipped_surrogate, k3
 from pegboard_grpo.options import GrpoOptions
 from pegboard_rollouts.samples import ANSWER
-from pegboard_rollouts.scoring import answer_logps, check_temperature
+from pegboard_rollouts.scoring import answer_logps, answer_loss, check_temperature
 
 
 class GroupRelative(Objective):
@@ -45,39 +46,79 @@ class GroupRelative(Objective):
 
     def __call__(self, roles: Mapping[str, Role], batch: Batch) -> LossOutput:
         """Return the summed loss; by token how often the clip decides, log p, and the estimated divergence from the reference."""
-        options, rows = self.options, batch.target_rows
-        logps = answer_logps(roles["policy"], batch, options.temperature)
-        owners = batch.sequence_ids.index_select(0, rows)
-        lengths = sequence_sums(torch.ones_like(logps), rows, batch.sequence_ids, len(batch.seq_lens)).clamp(min=1)
-        log_ratios = logps - _by_token(batch, "old_logps").to(logps.dtype)
-        if options.ratio == "sequence":
-            means = sequence_sums(log_ratios, rows, batch.sequence_ids, len(batch.seq_lens)) / lengths
-            log_ratios = means.index_select(0, owners)
-        advantages = batch.extras["advantage"].to(logps.dtype).index_select(0, owners)
-        above = options.clip if options.clip_above is None else options.clip_above
-        losses, clipped = clipped_surrogate(log_ratios, advantages, options.clip, above, options.most)
-        tokens = rows.numel()
+        options, terms, tokens = self.options, self._terms(batch), batch.target_rows.numel()
+        if options.ratio == "token":
+            total, logps = answer_loss(roles["policy"], batch, options.temperature, terms.by_token)
+            log_ratios = logps - terms.old
+        else:  # every token's loss depends on all tokens of its answer
+            logps = answer_logps(roles["policy"], batch, options.temperature)
+            log_ratios = _answer_means(logps - terms.old, batch)
+            total = terms.losses(logps, log_ratios, slice(None)).sum()
+            logps, log_ratios = logps.detach(), log_ratios.detach()
         metrics: dict[str, tuple[object, object]] = {
-            "clipped": (clipped.sum(), tokens),
-            "logp": (logps.detach().sum(), tokens),
+            "clipped": (terms.surrogate(log_ratios, slice(None))[1].sum(), tokens),
+            "logp": (logps.sum(), tokens),
         }
-        if options.beta:
-            divergence = k3(logps, _by_token(batch, "reference_logps").to(logps.dtype))
-            losses = losses + options.beta * divergence
-            metrics["kl"] = (divergence.detach().sum(), tokens)
-        return LossOutput(self._sum(losses, lengths.index_select(0, owners)), metrics)
+        if terms.reference is not None:
+            metrics["kl"] = (k3(logps, terms.reference).sum(), tokens)
+        return LossOutput(total, metrics)
 
-    def _sum(self, losses: Tensor, lengths: Tensor) -> Tensor:
-        """Return the weighted sum of the losses [M] of tokens whose answers have `lengths` [M] tokens."""
+    def _terms(self, batch: Batch) -> _Terms:
+        """Return what the loss of each token needs beside its log-probability."""
+        owners = batch.sequence_ids.index_select(0, batch.target_rows)
+        reference = _by_token(batch, "reference_logps") if self.options.beta else None
+        shares: Tensor | float = 1.0
         if self.options.loss == "grpo":
-            return (losses / lengths).sum()
-        if self.options.loss == "dr_grpo":
-            return losses.sum() / self.options.max_tokens
-        if self.options.loss == "bnpo":
-            return losses.sum() / max(losses.numel(), 1)
-        return losses.sum()
+            shares = _lengths(batch, owners).index_select(0, owners)
+        elif self.options.loss == "dr_grpo":
+            shares = self.options.max_tokens
+        elif self.options.loss == "bnpo":
+            shares = max(owners.numel(), 1)
+        advantages = batch.extras["advantage"].index_select(0, owners)
+        return _Terms(self.options, _by_token(batch, "old_logps"), advantages, reference, shares)
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What the losses of M tokens need: tensors [M], or for `shares`, what a token's loss is divided by, one number for all."""
+
+    options: GrpoOptions
+    old: Tensor
+    advantages: Tensor
+    reference: Tensor | None
+    shares: Tensor | float
+
+    def by_token(self, logps: Tensor, at: slice) -> Tensor:
+        """Return the losses of the tokens `at`, each with a ratio of its own, [m]."""
+        return self.losses(logps, logps - self.old[at], at)
+
+    def losses(self, logps: Tensor, log_ratios: Tensor, at: slice) -> Tensor:
+        """Return the weighted losses of the tokens `at`, [m]."""
+        found, _ = self.surrogate(log_ratios, at)
+        if self.reference is not None:
+            found = found + self.options.beta * k3(logps, self.reference[at])
+        return found / (self.shares[at] if isinstance(self.shares, Tensor) else self.shares)
+
+    def surrogate(self, log_ratios: Tensor, at: slice) -> tuple[Tensor, Tensor]:
+        """Return the clipped surrogate of the tokens `at`, and whether the clip decides, both [m]."""
+        options = self.options
+        above = options.clip if options.clip_above is None else options.clip_above
+        return clipped_surrogate(log_ratios, self.advantages[at], options.clip, above, options.most)
 
 
 def _by_token(batch: Batch, name: str) -> Tensor:
     values: Tensor = batch.extras[name]
     return values.index_select(0, batch.target_rows)
+
+
+def _lengths(batch: Batch, owners: Tensor) -> Tensor:
+    """Return how many tokens of each sequence are learned, [N] int64, 1 for none: it is divided by."""
+    # Not bincount, which waits for the device.
+    return owners.new_zeros(len(batch.seq_lens)).index_add(0, owners, torch.ones_like(owners)).clamp(min=1)
+
+
+def _answer_means(values: Tensor, batch: Batch) -> Tensor:
+    """Return for each token the mean over its answer of values [M], [M]."""
+    rows, owners = batch.target_rows, batch.sequence_ids.index_select(0, batch.target_rows)
+    sums = sequence_sums(values, rows, batch.sequence_ids, len(batch.seq_lens))
+    return (sums / _lengths(batch, owners)).index_select(0, owners)

@@ -12,7 +12,7 @@ from pegboard.interfaces.objective import Objective, Role
 from pegboard.types import Batch, LossOutput
 from pegboard_ppo.losses import clipped_policy, clipped_value
 from pegboard_ppo.options import PpoOptions
-from pegboard_rollouts.scoring import answer_logps, check_temperature
+from pegboard_rollouts.scoring import answer_loss, check_temperature
 
 
 class Proximal(Objective):
@@ -41,20 +41,24 @@ class Proximal(Objective):
     def __call__(self, roles: Mapping[str, Role], batch: Batch) -> LossOutput:
         """Return the summed loss; by token the losses of policy and value and how often each clip decides."""
         options, tokens = self.options, batch.target_rows.numel()
-        logps = answer_logps(roles["policy"], batch, options.temperature)
-        old, advantages = (_by_token(batch, name).to(logps.dtype) for name in ("old_logps", "advantages"))
-        policy, clipped = clipped_policy(logps, old, advantages, options.clip)
+        old, advantages = (_by_token(batch, name) for name in ("old_logps", "advantages"))
+
+        def surrogate(logps: Tensor, at: slice) -> Tensor:
+            return clipped_policy(logps, old[at], advantages[at], options.clip)[0]
+
+        policy, logps = answer_loss(roles["policy"], batch, options.temperature, surrogate)
+        clipped = clipped_policy(logps, old, advantages, options.clip)[1]
         values = answer_values(roles["value"], batch)
         before, returns = (_by_token(batch, name).to(values.dtype) for name in ("old_values", "returns"))
         value, held = clipped_value(values, before, returns, options.value_clip)
         return LossOutput(
-            policy.sum() + options.value_weight * value.sum(),
+            policy + options.value_weight * value.sum(),
             {
-                "policy_loss": (policy.detach().sum(), tokens),
+                "policy_loss": (policy.detach(), tokens),
                 "value_loss": (value.detach().sum(), tokens),
                 "clipped": (clipped.sum(), tokens),
                 "value_clipped": (held.sum(), tokens),
-                "logp": (logps.detach().sum(), tokens),
+                "logp": (logps.sum(), tokens),
             },
         )
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pegboard.errors import ConfigError
 from pegboard.interfaces.objective import Role
-from pegboard.nn.loss import token_logps
+from pegboard.nn.loss import TokenLoss, token_logps, token_loss_sum
 from pegboard.types import Batch, Row
 from pegboard_rollouts.samples import Sample
 from pegboard_trainer.collate import collate
@@ -19,12 +19,23 @@ from pegboard_trainer.roles import ModelRole
 def answer_logps(role: Role, batch: Batch, temperature: float) -> Tensor:
     """Return log p(target) of each of `batch.target_rows` at a temperature, [M] of at least float32.
 
-    Dividing the states divides the logits: no logits of a batch are held. `check_temperature` says where that holds.
+    `check_temperature` says which heads have one.
     """
+    return token_logps(_cooled(role, batch, temperature), role.head, batch.targets, batch.target_rows)
+
+
+def answer_loss(role: Role, batch: Batch, temperature: float, loss: TokenLoss) -> tuple[Tensor, Tensor]:
+    """Return the sum of a loss that each token has by itself, and log p of `answer_logps` without gradient, in one pass.
+
+    loss: see `pegboard.nn.loss.token_loss_sum`.
+    """
+    return token_loss_sum(_cooled(role, batch, temperature), role.head, batch.targets, batch.target_rows, loss)
+
+
+def _cooled(role: Role, batch: Batch, temperature: float) -> Tensor:
+    """Return the states divided by a temperature: that divides the logits, of which none are held for a whole batch."""
     hidden = role.hidden(batch)
-    if temperature != 1:
-        hidden = hidden / temperature
-    return token_logps(hidden, role.head, batch.targets, batch.target_rows)
+    return hidden if temperature == 1 else hidden / temperature
 
 
 def check_temperature(role: Role, temperature: float) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pegboard.interfaces.objective import Role
+from pegboard.ops import kernel_table
 from pegboard.types import Batch, LossOutput
 from pegboard_sdk.conformance.guard import standard
 from pegboard_sdk.conformance.suite import PluginSuite
@@ -24,11 +25,13 @@ class ObjectiveSuite(PluginSuite):
 
     roles: the roles that the objective asks for, of which the first is trained.
     differentiable: whether the loss is differentiable at random parameters, as finite differences assume.
+    single_pass: whether its gradient by the logits is there beside the loss, since no token's loss depends on other tokens.
     """
 
     kind = "objective"
     roles: ClassVar[Sequence[str]] = ("policy",)
     differentiable: ClassVar[bool] = True
+    single_pass: ClassVar[bool] = False
 
     def batch(self, seed: int, *, learned: bool = True) -> Batch:
         """Return a batch of a few sequences; `learned=False`: none of its tokens counts. Override it to fill `extras`."""
@@ -132,6 +135,24 @@ class ObjectiveSuite(PluginSuite):
         part = torch.autograd.grad(self.loss(models, batch).sum / 7, parameters)
         for a, b in zip(whole, part, strict=True):
             _close(b, a / 7)
+
+    def test_logits_are_made_once(self) -> None:
+        """Nothing is multiplied with the trained head in the backward pass: logits and their gradient are of one pass."""
+        self.needs("single_pass")
+        models, batch = self.models(), self.batch(1)
+        head, calls = models[self.roles[0]].head, 0
+        linear = head.kernels.linear
+
+        def counted(*arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return linear(*arguments)
+
+        head.kernels = kernel_table({"linear": counted})
+        total = self.loss(models, batch).sum
+        assert calls == 3  # logits, and their gradient with the head and with the states
+        total.backward()
+        assert calls == 3
 
     def test_extreme_logits_stay_finite(self) -> None:
         """Logits in the thousands, in float32, give a finite sum and finite gradients."""
