@@ -3,10 +3,11 @@
     python benchmarks/train.py llama-1b [--rows full lora …] [--peer transformers liger …] [--steps 8] [--batch 8] [--length 2048]
         [--set KEY=VALUE …] [--profile] [--json FILE]
 
-Ours is `peg run sft`, as users start it, over random tokens, in a process of its own for each row; `--set` adds keys to all rows. Weights,
-gradients and moments are bfloat16, rounded at random, but for `full-masters`, which keeps float32 copies and moments. `--profile` records one
-further step and tells where the device's time went. A peer (`benchmarks/train_peers.py`) is a plain loop over the same batches in plain
-bfloat16; install what you compare with. GiB are those of tensors at their peak; the first step counts from the start of the process.
+Ours is `peg run sft`, as users start it, over random tokens, in a process of its own for each row; `--set` adds keys to all rows.
+Weights, gradients and moments are bfloat16, rounded at random, but for `full-masters`, which keeps float32 copies and moments.
+`--profile` records one further step and tells where the device's time went. A peer (`benchmarks/train_peers.py`) is a plain loop over
+such batches in plain bfloat16; install what you compare with. GiB are those of tensors at their peak; the first step counts from the
+start of the process.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pegboard_bench.train.measure import Plan, figures
 from train_peers import PEERS, measure_peer
+
+from pegboard_bench.train.measure import Plan, figures
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -122,7 +124,7 @@ def measure(args: argparse.Namespace, row: str, model: Path, folder: Path) -> di
 
 
 def profile(trace: Path) -> dict[str, Any]:
-    """Return what a recorded step took on the device: milliseconds from its first kernel to its last, those without any, and of each kernel."""
+    """Return what a recorded step took on the device, in ms: from its first kernel to its last, without any, and of each kernel."""
     events = [e for e in json.loads(trace.read_text())["traceEvents"] if e.get("ph") == "X"]
     device = [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
     device = device or [e for e in events if e.get("cat") == "cpu_op"]
