@@ -104,6 +104,18 @@ def by_formula(model: Model, dora: bool) -> Callable[[Tensor], Tensor]:
     return run
 
 
+@pytest.mark.parametrize("fuse", [True, False])
+def test_the_backward_pass_copies_no_gradient(fuse: bool) -> None:
+    model, _ = make(LoraAdapter, fuse=fuse, targets="all-linear")
+    found, left = set(), [model(torch.randn(7, 12, dtype=torch.float64, requires_grad=True)).grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            left += [following for following, _ in node.next_functions]
+    assert not [node for node in found if node.name() == "CopySlices"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fuse", [True, False])
 @pytest.mark.parametrize("bias", [True, False])

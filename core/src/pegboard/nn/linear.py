@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -22,7 +23,8 @@ class Linear(Layer):
 
     An adapted layer takes the place of a Linear and offers: `base` (the Linear), `forward(x, ctx)`, and `additive`: True when it
     computes base(x) + delta(x, ctx), which lets a LinearGroup keep its fused product. A class method
-    `group_add(modules, x, out, starts, ctx)`, where there is one, adds the deltas of all adapted members to `out` in place.
+    `group_forward(modules, x, base, starts, ctx)`, where there is one, returns the product base(x) of all members with the deltas of the
+    adapted ones in their columns.
     A base may compute with a function of its whole weight, rounding it say: while its `whole` is True, an adapter whose update is a
     product of two factors lets `base.with_update(x, down, up, scaling)` compute with weight + scaling * up @ down.
     """
@@ -79,7 +81,34 @@ class _FusedLinear(torch.autograd.Function):
         return (None, d_x, None, None, *d_weights, *d_biases)
 
 
-class LinearGroup(Layer):
+class SharedStorage(Layer):
+    """Layers whose parameters are views of one storage while it is fused. The members own the parameters; this module has none."""
+
+    @property
+    def fused(self) -> bool:
+        """Whether the members share one storage."""
+        raise NotImplementedError
+
+    def fuse(self) -> bool:
+        """Move the members' parameters into one storage, keeping their values; return whether that was possible."""
+        raise NotImplementedError
+
+    def materialise(self, make: Callable[[tuple[int, ...]], Tensor]) -> None:
+        """Give members without storage one from `make` (shape -> tensor), as `fuse` would; nothing where that is not possible."""
+        raise NotImplementedError
+
+    def unfuse(self) -> None:
+        """Forget the shared storage: the members' own parameters are all that counts from now on."""
+        raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SharedStorage:
+        # A cast or move gives each member a storage of its own.
+        self.unfuse()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+class LinearGroup(SharedStorage):
     """Several linear layers that read the same input: one product when their weights share a storage, one each otherwise.
 
     The members stay where they are in the module tree, under their checkpoint names, and own their parameters; `fuse` makes those
@@ -97,7 +126,7 @@ class LinearGroup(Layer):
         self._adapted: list[nn.Module] = []
         self._starts: list[int] = []
         self._additive = True
-        self._group_add: Callable[..., Tensor] | None = None
+        self._group_forward: Callable[..., Tensor] | None = None
 
     @property
     def members(self) -> list[nn.Module]:
@@ -113,11 +142,9 @@ class LinearGroup(Layer):
 
     @property
     def fused(self) -> bool:
-        """Whether the members share one storage."""
         return self._weight is not None
 
     def fuse(self) -> bool:
-        """Move the members' parameters into one storage, keeping their values; return whether that was possible."""
         bases = self._alike()
         if bases is None or bases[0].weight.is_meta:
             return False
@@ -128,7 +155,6 @@ class LinearGroup(Layer):
         return True
 
     def materialise(self, make: Callable[[tuple[int, ...]], Tensor]) -> None:
-        """Give members without storage one from `make` (shape -> tensor), as `fuse` would; nothing where that is not possible."""
         bases = self._alike()
         if bases is None or not bases[0].weight.is_meta:
             return
@@ -155,14 +181,7 @@ class LinearGroup(Layer):
         self._weight, self._bias = weight, bias
 
     def unfuse(self) -> None:
-        """Forget the shared storage: the members' own parameters are all that counts from now on."""
         self._weight = self._bias = None
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LinearGroup:
-        # A cast or move gives each member a storage of its own.
-        self.unfuse()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
         """[T, in_features] -> [T, sum of out_features], the members' outputs side by side."""
@@ -174,12 +193,13 @@ class LinearGroup(Layer):
             self._look(members)
         if self._weight is None or not self._additive:
             return torch.cat([member(x, ctx) for member in members], -1)
+        if self._adapted and self._group_forward is not None:
+            base = partial(self._base, weight=self._weight)
+            added: Tensor = self._group_forward(self._adapted, x, base, self._starts, ctx)
+            return added
         out = self._base(x, self._weight)
         if not self._adapted:
             return out
-        if self._group_add is not None:
-            added: Tensor = self._group_add(self._adapted, x, out, self._starts, ctx)
-            return added
         deltas = iter([cast(Any, member).delta(x, ctx) for member in self._adapted])
         parts = []
         for member, part in zip(members, out.split([self._out(member) for member in members], -1), strict=True):
@@ -197,7 +217,7 @@ class LinearGroup(Layer):
         self._adapted, self._starts = adapted, starts
         self._additive = all(member.additive for member in adapted)
         kinds = {type(member) for member in adapted}
-        self._group_add = getattr(kinds.pop(), "group_add", None) if len(kinds) == 1 else None
+        self._group_forward = getattr(kinds.pop(), "group_forward", None) if len(kinds) == 1 else None
         self._seen = members
 
     @staticmethod

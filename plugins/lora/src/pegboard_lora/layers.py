@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pegboard.ops import linear as reference_linear
-from pegboard_lora.low_rank import add_low_rank
+from pegboard_lora.low_rank import add_low_rank, with_low_rank
 
 if TYPE_CHECKING:
     from pegboard.nn.parallel import Split
@@ -50,7 +50,7 @@ class LoraLinear(nn.Module):
             # A base that rounds its weight computes with the sum: adding afterwards would leave the update unrounded.
             updated: Tensor = base.with_update(x, self.lora_a, self.lora_b, self.scaling)
             return updated
-        return self.group_add([self], x, base(x, ctx), [0], ctx)
+        return self.group_forward([self], x, lambda x: base(x, ctx), [0], ctx)
 
     def delta(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor | None:
         """[T, in_features] -> what is added to the base's output, [T, out_features]; None while switched off."""
@@ -60,27 +60,28 @@ class LoraLinear(nn.Module):
         return self.linear(inner, self.lora_b.to(x.dtype), None) * self.scaling
 
     @classmethod
-    def group_add(
+    def group_forward(
         cls,
         modules: Sequence[LoraLinear],
         x: Tensor,
-        out: Tensor,
+        base: Callable[[Tensor], Tensor],
         starts: Sequence[int],
         ctx: ForwardContext | None = None,
     ) -> Tensor:
-        """Add the deltas of modules that share the input x to `out` in place, module i to the columns from starts[i].
+        """Return base(x) with the deltas of modules that share the input x, that of module i in the columns from starts[i].
 
         Without dropout one product serves all lora_a; with it each module draws its own mask.
         """
         active = [(module, start) for module, start in zip(modules, starts, strict=True) if module.enabled]
         if not active:
-            return out
+            return base(x)
         if any(module.training and module.dropout > 0 for module, _ in active):
+            out = base(x)
             for module, start in active:
                 out = module._add(module._dropped(x), out, start)
             return out
-        return add_low_rank(
-            out,
+        return with_low_rank(
+            base,
             x,
             [start for _, start in active],
             [module.scaling for module, _ in active],

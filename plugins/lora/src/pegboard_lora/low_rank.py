@@ -1,4 +1,4 @@
-"""The low-rank update as one differentiable step that adds into the base product in place."""
+"""The low-rank update as one differentiable step around the base product, which it adds to in place."""
 
 from __future__ import annotations
 
@@ -9,6 +9,32 @@ import torch
 from torch import Tensor
 
 from pegboard.ops import linear as reference_linear
+
+
+class _Ahead:
+    """What the backward pass of the update leaves for that of the input, which comes after the base's: d_inner and all A."""
+
+    def __init__(self) -> None:
+        self.left: tuple[Tensor, Tensor] | None = None
+
+
+class _Fork(torch.autograd.Function):
+    """x for the base product. Its gradient, fresh from that product, gets the update's share in place: no second tensor of x's size."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ahead: _Ahead, linear: Callable[..., Tensor]) -> Tensor:
+        ctx.ahead, ctx.linear = ahead, linear
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        (grad,) = grads
+        if ctx.ahead.left is not None:
+            d_inner, down = ctx.ahead.left
+            ctx.ahead.left = None
+            grad = grad if grad.is_contiguous() else grad.contiguous()
+            _add_product(grad, d_inner, down.t(), 1.0, ctx.linear)
+        return grad, None, None
 
 
 class _AddLowRank(torch.autograd.Function):
@@ -23,6 +49,7 @@ class _AddLowRank(torch.autograd.Function):
         ctx: Any,
         out: Tensor,
         x: Tensor,
+        ahead: _Ahead | None,
         linear: Callable[..., Tensor],
         starts: Sequence[int],
         scalings: Sequence[float],
@@ -35,7 +62,7 @@ class _AddLowRank(torch.autograd.Function):
         for start, scaling, up, part in zip(starts, scalings, ups, _split(inner, downs), strict=True):
             _add_product(out[:, start : start + up.shape[0]], part, up.to(x.dtype), scaling, linear)
         ctx.save_for_backward(x, inner, *factors)
-        ctx.linear, ctx.starts, ctx.scalings = linear, starts, scalings
+        ctx.ahead, ctx.linear, ctx.starts, ctx.scalings = ahead, linear, starts, scalings
         ctx.mark_dirty(out)
         return out
 
@@ -54,7 +81,7 @@ class _AddLowRank(torch.autograd.Function):
             ups,
             _split(inner, downs),
             _split(d_inner, downs),
-            ctx.needs_input_grad[5 + count :],
+            ctx.needs_input_grad[6 + count :],
             strict=True,
         )
         for start, scaling, up, part, d_part, needed in parts:
@@ -62,12 +89,37 @@ class _AddLowRank(torch.autograd.Function):
             d_part.copy_(linear(part_grad, up.to(grad.dtype).t(), None)).mul_(scaling)
             # Written as (inner^T grad)^T: the narrow factor first is the faster order on a CPU.
             d_ups.append(linear(part.t(), part_grad.t(), None).t().to(up.dtype).mul_(scaling) if needed else None)
+        if ctx.ahead is not None:
+            ctx.ahead.left = d_inner, _stack(downs, grad.dtype)
         d_x = linear(d_inner, _stack(downs, grad.dtype).t(), None) if ctx.needs_input_grad[1] else None
         d_downs: Sequence[Tensor | None] = [None] * count
-        if any(ctx.needs_input_grad[5 : 5 + count]):
+        if any(ctx.needs_input_grad[6 : 6 + count]):
             stacked = linear(d_inner.t(), x.t(), None)
             d_downs = [d.to(a.dtype) for d, a in zip(stacked.split([a.shape[0] for a in downs]), downs, strict=True)]
-        return (grad, d_x, None, None, None, *d_downs, *d_ups)
+        return (grad, d_x, None, None, None, None, *d_downs, *d_ups)
+
+
+def with_low_rank(
+    base: Callable[[Tensor], Tensor],
+    x: Tensor,
+    starts: Sequence[int],
+    scalings: Sequence[float],
+    downs: Sequence[Tensor],
+    ups: Sequence[Tensor],
+    linear: Callable[..., Tensor],
+) -> Tensor:
+    """Return base(x) with scaling_i * (x A_i^T) B_i^T added to columns starts[i] …, as `add_low_rank` adds them.
+
+    base: a product with x, [..., K] -> [..., N], whose output and gradient by x are fresh tensors. In the backward pass the update's
+    part of the gradient by x is added to the base's in place.
+    """
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return add_low_rank(base(x), x, starts, scalings, downs, ups, linear)
+    ahead = _Ahead()
+    flat = _flat(x)
+    out = _flat(base(_Fork.apply(flat, ahead, linear)))  # type: ignore[no-untyped-call]
+    added: Tensor = _AddLowRank.apply(out, flat.detach(), ahead, linear, tuple(starts), tuple(scalings), *downs, *ups)
+    return added.view(*x.shape[:-1], added.shape[-1])
 
 
 def add_low_rank(
@@ -85,11 +137,13 @@ def add_low_rank(
     downs: A_i [r_i, K]. ups: B_i [n_i, r_i].
     The factors may have another dtype; products are in x's. linear: the product x @ weight.T to compute with.
     """
-    flat = _AddLowRank.apply(
-        out.reshape(-1, out.shape[-1]), x.reshape(-1, x.shape[-1]), linear, tuple(starts), tuple(scalings), *downs, *ups
-    )
-    added: Tensor = flat.view(out.shape)
-    return added
+    flat: Tensor = _AddLowRank.apply(_flat(out), _flat(x), None, linear, tuple(starts), tuple(scalings), *downs, *ups)
+    return flat.view(out.shape)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """Return [rows, columns]; itself where it is so, since what is changed in place must be no view if its gradient is not to be copied."""
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
 def _stack(downs: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

@@ -181,16 +181,28 @@ class RowLinear(nn.Module):
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
         """[T, in_features] -> [T, out_features]."""
-        return self.group_add([self], x, self.base(x, ctx), [0], ctx)
+        return self._add([self], x, self.base(x, ctx), [0], ctx)
 
     def delta(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor | None:
         """[T, in_features] -> what is added to the base's output, [T, out_features]; None where no row has a slot."""
         if ctx is None or ctx.adapter_slots is None:
             return None
-        return self.group_add([self], x, x.new_zeros(x.shape[0], self.out_features), [0], ctx)
+        return self._add([self], x, x.new_zeros(x.shape[0], self.out_features), [0], ctx)
 
     @classmethod
-    def group_add(
+    def group_forward(
+        cls,
+        modules: Sequence[RowLinear],
+        x: Tensor,
+        base: Callable[[Tensor], Tensor],
+        starts: Sequence[int],
+        ctx: ForwardContext | None = None,
+    ) -> Tensor:
+        """Return base(x) with what modules of one site add, module i to the columns from starts[i]."""
+        return cls._add(modules, x, base(x), starts, ctx)
+
+    @classmethod
+    def _add(
         cls,
         modules: Sequence[RowLinear],
         x: Tensor,
