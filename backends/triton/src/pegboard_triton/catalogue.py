@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-MODULES: tuple[str, ...] = ()
+MODULES: tuple[str, ...] = (
+    "pegboard_triton.gated",
+    "pegboard_triton.norm",
+    "pegboard_triton.rotary",
+)
 """The kernel modules of this distribution. Each offers `variants()`, and `replacements(phase, dtype)` if it replaces ops."""
 
 

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pegboard import ops, reference
+from pegboard_triton import gated
+
+# What the interpreter computes with says so where a sigmoid is 0 or 1.
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")
+
+OPS: dict[str, Callable[[Tensor], Tensor]] = {"silu_mul": gated.silu_mul, "gelu_tanh_mul": gated.gelu_tanh_mul}
+
+
+def draw(*shape: int, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+
+
+@pytest.fixture(params=OPS)
+def op(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "size"), [(1, 3), (3, 7), (20, 128), (2, 1031), (0, 8)])
+def test_values_and_gradients(
+    compare: Callable[..., None], device: torch.device, op: str, rows: int, size: int, dtype: torch.dtype
+) -> None:
+    compare(OPS[op], reference.OPS[op], [draw(rows, 2 * size, dtype=dtype, device=device) * 3])
+
+
+def test_rows_beside_others(compare: Callable[..., None], device: torch.device, op: str) -> None:
+    compare(OPS[op], reference.OPS[op], [draw(5, 40, dtype=torch.float32, device=device)[:, 4:30]])
+
+
+def test_far_values(device: torch.device, op: str) -> None:
+    x = torch.tensor([[-1e4, 1e4, -100.0, 90.0, 1.0, 1.0, 1.0, 1.0]], device=device)
+    torch.testing.assert_close(OPS[op](x), torch.tensor([[0.0, 1e4, 0.0, 90.0]], device=device))
+
+
+def test_the_gradient_takes_the_inputs_memory(device: torch.device, op: str) -> None:
+    """What another function made is written over, and can then not be used in a second backward pass."""
+    leaf = draw(3, 12, dtype=torch.float32, device=device).requires_grad_()
+    made = leaf * 1.0
+    seen: list[Tensor] = []
+    made.register_hook(seen.append)
+    out = OPS[op](made)
+    out.sum().backward(retain_graph=True)
+    assert seen[0].data_ptr() == made.data_ptr()
+    right = reference.OPS[op](leaf.detach().double().requires_grad_())
+    exact = leaf.detach().double().requires_grad_()
+    reference.OPS[op](exact).sum().backward()
+    assert leaf.grad is not None and exact.grad is not None and right is not None
+    torch.testing.assert_close(leaf.grad.double(), exact.grad, rtol=1e-5, atol=1e-6)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("kind", ["leaf", "view"])
+def test_what_others_see_is_left_as_it_is(device: torch.device, op: str, kind: str) -> None:
+    leaf = draw(3, 12, dtype=torch.float32, device=device).requires_grad_()
+    given = leaf if kind == "leaf" else (leaf * 1.0)[1:]
+    before = given.detach().clone()
+    OPS[op](given).sum().backward()
+    assert given.equal(before)
+
+
+@pytest.mark.parametrize("odd", ["float64", "columns"])
+def test_what_the_kernel_does_not_take_is_torchs(device: torch.device, op: str, odd: str) -> None:
+    x: Any = draw(6, 8, dtype=torch.float32, device=device)
+    x = x.double() if odd == "float64" else x.t().contiguous().t()
+    torch.testing.assert_close(OPS[op](x), getattr(ops, op)(x))
