@@ -1,0 +1,48 @@
+"""How the kernels are launched, for compilation ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pegboard_triton.catalogue import Variant
+from pegboard_triton.moe import grouped, order, single
+
+_SHAPE = {"HIDDEN": 2048, "INNER": 768, "EXPERTS": 128}
+_TYPES = {"bf16": ("*bf16", "tf32"), "fp32": ("*fp32", "ieee")}
+_SMALL = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 64, "GROUP": 1}
+_LARGE = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "GROUP": 8}
+
+
+def variants() -> Iterator[Variant]:
+    """Yield those of all kernels of mixtures of experts."""
+    ids = {"ids": "*i64", "order": "*i32", "offsets": "*i32", "pairs": "i32"}
+    few = {"EXPERTS": 128, "CHUNK": 1024}
+    yield Variant("moe.order_few", order.order_few, ids, few, {"num_warps": 4})
+    chunked = {"EXPERTS": 128, "WIDTH": 128, "CHUNK": 256}
+    counts = {"ids": "*i64", "counts": "*i32", "pairs": "i32"}
+    yield Variant("moe.count_chunks", order.count_chunks, counts, chunked, {"num_warps": 4})
+    places = {**ids, "counts": "*i32", "chunks": "i32"}
+    yield Variant("moe.place_chunks", order.place_chunks, places, {**chunked, "ROWS": 32, "PART": 16}, {"num_warps": 8})
+    for name, (pointer, precision) in _TYPES.items():
+        rows = {**ids, "out": pointer, "weight": pointer, "blocks": "i32"}
+        up = {**rows, "x": pointer, "x_stride": "i32"}
+        low = {**rows, "act": pointer, "scales": "*fp32"}
+        same = {**_SHAPE, "WIDTH": 128, "PRECISION": precision}
+        gates = {"TOP_K": 8, "ACTIVATION": "silu"}
+        ways: dict[str, dict[str, int]] = {"few": {"FEW": 64, **_SMALL}, "sorted": {"FEW": 0, **_LARGE}}
+        for way, use in ways.items():
+            options = {"num_warps": 4, "num_stages": 2}
+            yield Variant(f"moe.gate_up[{name},{way}]", grouped.gate_up, up, {**same, **gates, **use}, options)
+            yield Variant(f"moe.down[{name},{way}]", grouped.down, low, {**same, **use}, options)
+        one = {"x": pointer, "weight": pointer, "ids": "*i64", "out": pointer, "x_stride": "i32"}
+        tile = {"BLOCK_N": 8, "BLOCK_K": 256, "STAGES": 2}
+        yield Variant(
+            f"moe.single_gate_up[{name}]", single.single_gate_up, one, {**_SHAPE, **gates, **tile}, {"num_warps": 4}
+        )
+        other = {"act": pointer, "weight": pointer, "ids": "*i64", "scales": "*fp32", "out": pointer}
+        yield Variant(
+            f"moe.single_down[{name}]", single.single_down, other, {**_SHAPE, "TOP_K": 8, **tile}, {"num_warps": 4}
+        )
+        sums = {"parts": pointer, "ids": "*i64", "out": pointer}
+        most = {"HIDDEN": 2048, "EXPERTS": 128, "TOP_K": 8, "BLOCK": 1024}
+        yield Variant(f"moe.combine[{name}]", grouped.combine, sums, most, {"num_warps": 4})

@@ -1,0 +1,198 @@
+"""Products of the rows of each expert with that expert's weights, as tiles of one launch.
+
+The grid is an upper bound that the host knows (pairs and experts); which expert a block of rows belongs to is read from the device, and
+a block without rows ends at once. Two ways to find the rows: from `order` and `offsets` (pegboard_triton.moe.order), or, with FEW pairs,
+from the ids themselves: the block of a pair is that of the pairs of its expert from it on, if it is the first one of a block.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _rows_sorted(order, offsets, block, EXPERTS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Return (expert, pair [BLOCK_M], row [BLOCK_M], which of them are there, whether any is).
+
+    Expert e has the blocks from offsets[e] // BLOCK_M + e on: as many as it needs, since the next expert's begin behind them.
+    """
+    index = tl.arange(0, WIDTH)
+    begins = tl.load(offsets + index, mask=index < EXPERTS, other=0) // BLOCK_M + index
+    expert = tl.sum(((begins <= block) & (index < EXPERTS)).to(tl.int32), 0) - 1
+    start = tl.load(offsets + expert)
+    stop = tl.load(offsets + expert + 1)
+    first = start + (block - start // BLOCK_M - expert) * BLOCK_M
+    row = first + tl.arange(0, BLOCK_M)
+    there = row < stop
+    row = tl.where(there, row, start)
+    any_there = first < stop
+    pair = tl.load(order + row, mask=there & any_there, other=0)
+    return expert, pair, row, there, any_there
+
+
+@triton.jit
+def _rows_few(ids, pairs, block, EXPERTS: tl.constexpr, FEW: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Return the same from the ids of at most FEW pairs; a row is its pair."""
+    index = tl.arange(0, FEW)
+    expert = tl.load(ids + block).to(tl.int32)
+    same = (tl.load(ids + index, mask=index < pairs, other=-1) == expert).to(tl.int32)
+    rank = tl.cumsum(same, 0) - 1
+    own = tl.sum(tl.where(index < block, same, 0), 0)
+    wanted = own + tl.arange(0, BLOCK_M)
+    hit = ((rank[None, :] == wanted[:, None]) & (same[None, :] > 0)).to(tl.int32)
+    pair = tl.sum(hit * index[None, :], 1)
+    there = tl.sum(hit, 1) > 0
+    any_there = (own % BLOCK_M == 0) & (expert >= 0) & (expert < EXPERTS)
+    return expert, pair, pair, there, any_there
+
+
+@triton.jit
+def _swizzle(tiles, blocks, GROUP: tl.constexpr):
+    """Return (block, tile) of this program: GROUP blocks side by side go through all tiles before the next ones do."""
+    program = tl.program_id(0)
+    if GROUP == 1:
+        return program // tiles, program % tiles
+    group = program // (GROUP * tiles)
+    height = tl.minimum(blocks - group * GROUP, GROUP)
+    within = program % (GROUP * tiles)
+    return group * GROUP + within % height, within // height
+
+
+@triton.jit
+def _activate(gate, ACTIVATION: tl.constexpr):
+    if ACTIVATION == "silu":
+        return gate * tl.sigmoid(gate)
+    # GELU by its tanh approximation, written with a sigmoid: (1 + tanh z) / 2 = sigmoid(2 z).
+    return gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
+
+
+@triton.jit
+def gate_up(
+    x,
+    weight,
+    ids,
+    order,
+    offsets,
+    out,
+    pairs,
+    blocks,
+    x_stride,
+    HIDDEN: tl.constexpr,
+    INNER: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TOP_K: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    FEW: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """out[row] [I] = activation(x[token] gate^T) * (x[token] up^T). weight: [E, 2 I, H], gate first. FEW: 0, or as of `_rows_few`."""
+    tiles: tl.constexpr = (INNER + BLOCK_N - 1) // BLOCK_N
+    block, tile = _swizzle(tiles, blocks, GROUP)
+    if FEW > 0:
+        expert, pair, row, there, any_there = _rows_few(ids, pairs, block, EXPERTS, FEW, BLOCK_M)
+    else:
+        expert, pair, row, there, any_there = _rows_sorted(order, offsets, block, EXPERTS, WIDTH, BLOCK_M)
+    if any_there:
+        even_n: tl.constexpr = INNER % BLOCK_N == 0
+        even_k: tl.constexpr = HIDDEN % BLOCK_K == 0
+        k = tl.arange(0, BLOCK_K)
+        n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        column = n if even_n else tl.minimum(n, INNER - 1)
+        inputs = x + (pair // TOP_K).to(tl.int64)[:, None] * x_stride + k[None, :]
+        gates = weight + expert.to(tl.int64) * (2 * INNER * HIDDEN) + column[None, :] * HIDDEN + k[:, None]
+        ups = gates + INNER * HIDDEN
+        gate = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for start in range(0, HIDDEN, BLOCK_K):
+            if even_k:
+                a = tl.load(inputs)
+                b = tl.load(gates)
+                c = tl.load(ups)
+            else:
+                left = HIDDEN - start
+                a = tl.load(inputs, mask=k[None, :] < left, other=0.0)
+                b = tl.load(gates, mask=k[:, None] < left, other=0.0)
+                c = tl.load(ups, mask=k[:, None] < left, other=0.0)
+            gate = tl.dot(a, b, gate, input_precision=PRECISION)
+            up = tl.dot(a, c, up, input_precision=PRECISION)
+            inputs += BLOCK_K
+            gates += BLOCK_K
+            ups += BLOCK_K
+        value = (_activate(gate, ACTIVATION) * up).to(out.dtype.element_ty)
+        mask = there[:, None] if even_n else there[:, None] & (n < INNER)[None, :]
+        tl.store(out + row.to(tl.int64)[:, None] * INNER + n[None, :], value, mask=mask)
+
+
+@triton.jit
+def down(
+    act,
+    weight,
+    ids,
+    order,
+    offsets,
+    scales,
+    out,
+    pairs,
+    blocks,
+    HIDDEN: tl.constexpr,
+    INNER: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    FEW: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """out[pair] [H] = scales[pair] * act[row] weight^T. weight: [E, H, I]. act: the rows that `gate_up` wrote."""
+    tiles: tl.constexpr = (HIDDEN + BLOCK_N - 1) // BLOCK_N
+    block, tile = _swizzle(tiles, blocks, GROUP)
+    if FEW > 0:
+        expert, pair, row, there, any_there = _rows_few(ids, pairs, block, EXPERTS, FEW, BLOCK_M)
+    else:
+        expert, pair, row, there, any_there = _rows_sorted(order, offsets, block, EXPERTS, WIDTH, BLOCK_M)
+    if any_there:
+        even_n: tl.constexpr = HIDDEN % BLOCK_N == 0
+        even_k: tl.constexpr = INNER % BLOCK_K == 0
+        k = tl.arange(0, BLOCK_K)
+        n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        column = n if even_n else tl.minimum(n, HIDDEN - 1)
+        inputs = act + row.to(tl.int64)[:, None] * INNER + k[None, :]
+        weights = weight + expert.to(tl.int64) * (HIDDEN * INNER) + column[None, :] * INNER + k[:, None]
+        total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for start in range(0, INNER, BLOCK_K):
+            if even_k:
+                a = tl.load(inputs)
+                b = tl.load(weights)
+            else:
+                left = INNER - start
+                a = tl.load(inputs, mask=k[None, :] < left, other=0.0)
+                b = tl.load(weights, mask=k[:, None] < left, other=0.0)
+            total = tl.dot(a, b, total, input_precision=PRECISION)
+            inputs += BLOCK_K
+            weights += BLOCK_K
+        scale = tl.load(scales + pair, mask=there, other=0.0).to(tl.float32)
+        value = (total * scale[:, None]).to(out.dtype.element_ty)
+        mask = there[:, None] if even_n else there[:, None] & (n < HIDDEN)[None, :]
+        tl.store(out + pair.to(tl.int64)[:, None] * HIDDEN + n[None, :], value, mask=mask)
+
+
+@triton.jit
+def combine(parts, ids, out, HIDDEN: tl.constexpr, EXPERTS: tl.constexpr, TOP_K: tl.constexpr, BLOCK: tl.constexpr):
+    """out[t] = the sum of parts[t, k] over k whose id is an expert, in float32 and in the order of k. parts: [T, K, H]."""
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float32)
+    for k in tl.static_range(TOP_K):
+        expert = tl.load(ids + token * TOP_K + k)
+        known = (expert >= 0) & (expert < EXPERTS)
+        part = tl.load(parts + (token * TOP_K + k) * HIDDEN + column, mask=known & (column < HIDDEN), other=0.0)
+        total += part.to(tl.float32)
+    tl.store(out + token * HIDDEN + column, total.to(out.dtype.element_ty), mask=column < HIDDEN)
