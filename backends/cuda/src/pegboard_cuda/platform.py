@@ -6,18 +6,17 @@ import re
 
 import torch
 
-from pegboard.accelerator import AcceleratorPlatform
-from pegboard.interfaces.platform import Phase
-from pegboard.types import AttentionSpec
+from pegboard_triton.platform import TritonPlatform
 
 
-class CudaPlatform(AcceleratorPlatform):
+class CudaPlatform(TritonPlatform):
     """The visible NVIDIA GPUs, numbered as CUDA_VISIBLE_DEVICES leaves them. A MIG instance is a device like any other."""
 
     kind = "cuda"
     label = "cuda"
     visible = "CUDA_VISIBLE_DEVICES"
     graph_class = "CUDAGraph"
+    target_kind = "cuda"
 
     def foreign(self) -> str:
         # Torch calls AMD's devices "cuda" too.
@@ -35,8 +34,9 @@ class CudaPlatform(AcceleratorPlatform):
         generation = torch.cuda.get_device_capability(index)
         return {name for name, first in {"bf16": (8, 0), "fp8": (8, 9)}.items() if generation >= first}
 
-    def attention_preference(self, phase: Phase, spec: AttentionSpec) -> tuple[str, ...]:
-        return ("sdpa",)
+    def target(self, index: int) -> str:
+        major, minor = torch.cuda.get_device_capability(index)
+        return str(10 * major + minor)
 
     def communication_backend(self) -> str:
         return "nccl"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -46,7 +46,10 @@ class Platform(ABC):
 
     @abstractmethod
     def capabilities(self, index: int = 0) -> frozenset[str]:
-        """Return what the device does well: "bf16" (fast matrix products in bfloat16), "fp8", "graphs", "p2p", "pinned" …"""
+        """Return what the device does well, as words: "bf16" (fast matrix products in bfloat16), "fp8" (in float8_e4m3fn), "fp8_fnuz" (in
+        float8_e4m3fnuz), "graphs" (see `capture`), "p2p" (devices read each other's memory), "pinned" (copies from pinned memory
+        of the host run beside the work).
+        """
 
     @abstractmethod
     def default_dtype(self, index: int = 0) -> torch.dtype:
@@ -55,6 +58,10 @@ class Platform(ABC):
     @abstractmethod
     def attention_preference(self, phase: Phase, spec: AttentionSpec) -> tuple[str, ...]:
         """Return names of attention plugins for such layers in this phase, best first."""
+
+    def attention_reason(self, phase: Phase, spec: AttentionSpec) -> str:
+        """Return, for people, why `attention_preference` begins as it does; empty where there is no choice."""
+        return ""
 
     def kernels(self, phase: Phase, dtype: torch.dtype, index: int = 0) -> Mapping[str, Callable[..., Any]]:
         """Return replacements for entries of `pegboard.ops`, by op name; read once when a model is built.
@@ -100,3 +107,7 @@ class Platform(ABC):
     def communication_backend(self) -> str:
         """Return the torch.distributed backend for this hardware."""
         return "gloo"
+
+    def notes(self, index: int = 0) -> Sequence[str]:
+        """Return further lines about a device for `peg doctor`, such as the version of a compiler."""
+        return ()
