@@ -43,6 +43,19 @@ class AttentionSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadNorms:
+    """Norms over each head of queries and keys, before they are turned: x / sqrt(mean(x^2) + eps) * (offset + weight).
+
+    q, k: [head_dim] weights. offset: added to them, 0 or 1.
+    """
+
+    q: Tensor
+    k: Tensor
+    eps: float
+    offset: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class CacheSpec:
     """What a layer must remember of past tokens.
 
@@ -63,8 +76,8 @@ class KVLayout:
     The tensors of layer i are `k[i]`, `v[i]` of shape given by `order`:
     "PSHD" is [num_pages, page_size, num_kv_heads, head_dim], "PHSD" is [num_pages, num_kv_heads, page_size, head_dim].
     dtype is torch's name without the prefix ("bfloat16"); shard = (rank, world) of the heads.
-    Of dtype "int8" each row of head_dim values has a float32 scale, by which they are multiplied: `k_scale[i]`, `v_scale[i]`, of the
-    same shape without head_dim.
+    Of dtype "int8" and "float8_e4m3fn" each row of head_dim values has a float32 scale, by which they are multiplied: `k_scale[i]`,
+    `v_scale[i]`, of the same shape without head_dim. The row's greatest magnitude is 127, or 448.
     """
 
     page_size: int
@@ -87,7 +100,7 @@ class KVLayout:
     @property
     def scaled(self) -> bool:
         """Whether each row of values has a scale."""
-        return self.dtype == "int8"
+        return self.dtype in ("int8", "float8_e4m3fn")
 
     def shape(self, num_pages: int) -> tuple[int, int, int, int]:
         """Return the shape of a layer's keys, or values, of so many pages."""
@@ -263,6 +276,8 @@ ParallelStyle = Literal["column", "row", "vocab", "expert", "replicate"]
 class ParallelRule:
     """How parameters whose name matches `pattern` (fnmatch) split over a tensor-parallel group.
 
+    style: "expert" is not about that group: matching parameters, of whole experts, may go to the ranks of an expert-parallel one. A
+        tensor-parallel group passes the rule by, so that a plan can say both of the same parameters.
     unit: rows (or columns) that must stay together, such as head_dim for attention projections.
     parts: sizes of the blocks of rows that follow one another in a parameter, each of which splits by itself (q, k and v of one
         fused layer); empty for one block. Who cannot split so must refuse the rule by name.

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from pegboard.types import AttentionInputs, AttentionPlan, AttentionSpec, KVCache, KVLayout
+    from pegboard.types import AttentionInputs, AttentionPlan, AttentionSpec, HeadNorms, KVCache, KVLayout
 
 GraphSafe = Literal["none", "decode", "all"]
 
@@ -47,3 +47,20 @@ class AttentionBackend(ABC):
         q is [T, num_heads, head_dim]; k and v are [T, num_kv_heads, head_dim], positions already applied.
         Returns [T, num_heads, head_dim]. Differentiable in q, k and v when `cache` is None.
         """
+
+    def attend_qkv(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        norms: HeadNorms | None,
+        spec: AttentionSpec,
+        plan: AttentionPlan,
+        cache: KVCache | None,
+    ) -> Tensor | None:
+        """Norm and turn queries and keys, then do what `attend` does; None, for any reason, where that is to be done step by step.
+
+        qkv is [T, num_heads + 2 * num_kv_heads, head_dim], queries first, values last. cos and sin are as of the op `rotary`.
+        norms: those of the layer, or None. Returns [T, num_heads, head_dim].
+        """
+        return None

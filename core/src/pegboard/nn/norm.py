@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -7,7 +9,12 @@ from pegboard.nn.layer import Layer
 
 
 class RMSNorm(Layer):
-    """x / rms(x) * weight over the last dimension (arXiv:1910.07467)."""
+    """x / rms(x) * weight over the last dimension (arXiv:1910.07467).
+
+    offset: added to the weight.
+    """
+
+    offset: ClassVar[float] = 0.0
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -27,6 +34,8 @@ class RMSNorm(Layer):
 
 class OffsetRMSNorm(RMSNorm):
     """x / rms(x) * (1 + weight): a weight of zero changes nothing."""
+
+    offset = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., size] -> [..., size]."""
