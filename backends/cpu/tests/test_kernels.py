@@ -65,3 +65,13 @@ def test_one_row_with_a_gradient() -> None:
     x = torch.randn(1, 8, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(8, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda t: kernels.rms_norm(t, weight, 1e-5), (x,))
+
+
+@pytest.mark.parametrize("total", [torch.float32, torch.bfloat16])
+def test_a_product_is_added_with_one_rounding(total: torch.dtype) -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(33, 12).bfloat16(), torch.randn(33, 7).bfloat16()
+    out = torch.ones(12, 7, dtype=total)
+    wanted = 1 + a.double().t() @ b.double()
+    kernels.add_product_(out, a, b)
+    torch.testing.assert_close(out.double(), wanted, rtol=1e-5 if total == torch.float32 else 8e-3, atol=1e-5)

@@ -21,11 +21,14 @@ from pegboard.errors import PluginError, nearest
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """An operation. schema: its signature with shapes, for people and for conformance suites; function: its torch implementation."""
+    """An operation. schema: its signature with shapes, for people and for conformance suites; function: its torch implementation.
+    differentiable: False for a part of functions that write their own backward pass; it may write to its arguments.
+    """
 
     name: str
     schema: str
     function: Callable[..., Any]
+    differentiable: bool = True
 
 
 class KernelTable(SimpleNamespace):
@@ -35,14 +38,16 @@ class KernelTable(SimpleNamespace):
 _OPS: dict[str, Op] = {}
 
 
-def register(name: str, schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def register(
+    name: str, schema: str, *, differentiable: bool = True
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function as op `name`. Raises ValueError when the name is taken by another function."""
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         known = _OPS.get(name)
         if known is not None and known.function is not function:
             raise ValueError(f"op {name!r} is registered twice: {known.function.__module__} and {function.__module__}")
-        _OPS[name] = Op(name, schema, function)
+        _OPS[name] = Op(name, schema, function, differentiable)
         return function
 
     return add

@@ -122,14 +122,19 @@ def test_logits_are_computed_again_only_where_tokens_are_coupled_and_the_head_is
 ) -> None:
     """products: of a chunk with the head, after the forward and after the backward pass: logits, gradient by states, by weights."""
     calls: list[None] = []
-    linear = head.kernels.linear
 
-    def counted(*arguments: Tensor) -> Tensor:
-        calls.append(None)
-        return linear(*arguments)
+    def counted(op: str) -> Callable[..., Tensor]:
+        function = getattr(head.kernels, op)
+
+        def count(*arguments: Tensor) -> Tensor:
+            calls.append(None)
+            found: Tensor = function(*arguments)
+            return found
+
+        return count
 
     head.requires_grad_(not frozen)
-    head.kernels = kernel_table({"linear": counted})
+    head.kernels = kernel_table({op: counted(op) for op in ("linear", "add_product_")})
     rows = rows_of(targets)
     loss = function(hidden, head, targets, rows, chunk=1)
     forward = len(calls)

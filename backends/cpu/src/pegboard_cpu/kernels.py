@@ -56,6 +56,14 @@ def _wide(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
 
 
+def add_product_(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """[N, K] + [M, N]^T x [M, K]: the product in the dtype of the sum or in float32, whichever is wider."""
+    wide = torch.promote_types(total.dtype, torch.float32)
+    if total.dtype == wide:
+        return total.addmm_(a.to(wide).t(), b.to(wide))
+    return total.add_(torch.mm(a.to(wide).t(), b.to(wide)))
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """[..., H] -> [..., H]: as torch's, which takes eight small kernels a call; one row, a decode step's, takes three."""
     if x.numel() != weight.numel() or x.requires_grad:

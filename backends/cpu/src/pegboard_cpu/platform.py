@@ -39,7 +39,9 @@ class CpuPlatform(Platform):
 
     def kernels(self, phase: Phase, dtype: torch.dtype, index: int = 0) -> Mapping[str, Callable[..., Any]]:
         wide = dtype == torch.float16 or (dtype == torch.bfloat16 and not _fast_bfloat16())
-        replaced: dict[str, Callable[..., Any]] = {"linear": kernels.linear} if wide else {}
+        replaced: dict[str, Callable[..., Any]] = (
+            {"linear": kernels.linear, "add_product_": kernels.add_product_} if wide else {}
+        )
         if phase != "train":
             replaced |= {"rms_norm": kernels.rms_norm, "add_rms_norm": kernels.add_rms_norm}
             replaced |= kernels.compiled(dtype, replaced)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from pegboard.nn.columns import Columns
 from pegboard.nn.embedding import Embedding
 from pegboard.nn.layer import Layer
+from pegboard.nn.logits import capped
 from pegboard.nn.parallel import span
 
 
@@ -48,13 +49,3 @@ class Head(Layer):
     def forward(self, hidden: Tensor) -> Tensor:
         """[M, H] -> [M, V]."""
         return capped(self.kernels.linear(hidden, self.matrix, None), self.softcap)
-
-
-def capped(logits: Tensor, softcap: float | None) -> Tensor:
-    """Return logits that stay between -softcap and softcap; as they are where that is None."""
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
-
-
-def cap_slope(logits: Tensor, softcap: float) -> Tensor:
-    """Return the derivative of capped logits by what they were made from, for losses that write their own backward pass."""
-    return 1 - (logits / softcap).square()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-import pegboard.nn.grouped  # noqa: F401  its ops belong in the table below
+import pegboard.nn.grouped
+import pegboard.nn.logits  # noqa: F401  so do these
 from pegboard.nn.parallel import Region
 from pegboard.ops import KernelTable, kernel_table
 

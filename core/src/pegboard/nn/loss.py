@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pegboard.nn.columns import Columns
-from pegboard.nn.head import Head, cap_slope, capped
+from pegboard.nn.head import Head
+from pegboard.ops import KernelTable
 
 CHUNK = 1024
 
@@ -30,7 +31,7 @@ class _LossSum(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
-        linear: Callable[..., Tensor],
+        kernels: KernelTable,
         softcap: float | None,
         columns: Columns,
         chunk: int,
@@ -46,22 +47,23 @@ class _LossSum(torch.autograd.Function):
         )
         for start in range(0, hidden.shape[0], chunk):
             at = slice(start, min(start + chunk, hidden.shape[0]))
-            rows, wanted = hidden[at], targets[at, None]
-            logits = capped(linear(rows, weight, None).to(wide), softcap)
-            norm = columns.logsumexp(logits)
-            logps[at] = (columns.pick(logits, wanted) - norm).squeeze(1)
-            losses, slope = (-logps[at], None) if loss is None else _losses_and_slope(loss, logps[at], at)
-            total += losses.sum()
-            if not (needs_hidden or needs_weight):
-                continue
-            grad = _d_logits(logits, norm, wanted, softcap, columns)
-            if slope is not None:
-                grad.mul_(-slope[:, None])
-            grad = grad.to(hidden.dtype)
+            rows, wanted = hidden[at], columns.own(targets[at])
+            logits = kernels.linear(rows, weight, None)
+            if loss is None and columns.group is None and (needs_hidden or needs_weight):
+                logps[at], grad = kernels.cross_entropy_(logits, wanted, softcap)
+                total -= logps[at].sum()
+            else:
+                norm, picked = columns.joined(*kernels.logits_sums(logits, wanted, softcap))
+                logps[at] = picked - norm
+                losses, slope = (-logps[at], None) if loss is None else _losses_and_slope(loss, logps[at], at)
+                total += losses.sum()
+                if not (needs_hidden or needs_weight):
+                    continue
+                grad = kernels.logits_slope_(logits, wanted, norm, None if slope is None else -slope, softcap)
             if d_hidden is not None:
-                d_hidden[at] = linear(grad, weight.t(), None)
+                d_hidden[at] = kernels.linear(grad, weight.t(), None)
             if d_weight is not None:
-                d_weight += linear(grad.t(), rows.t(), None)
+                kernels.add_product_(d_weight, grad, rows)
         ctx.save_for_backward(None if d_hidden is None else columns.total(d_hidden), d_weight)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(logps)
@@ -73,9 +75,14 @@ class _LossSum(torch.autograd.Function):
         d_hidden, d_weight = ctx.saved_tensors
         return (
             None if d_hidden is None else d_hidden.mul(grad.to(d_hidden.dtype)),
-            None if d_weight is None else d_weight.mul(grad).to(ctx.weight_dtype),
+            None if d_weight is None else _scaled(d_weight, grad, ctx.weight_dtype),
             *(None,) * 6,
         )
+
+
+def _scaled(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return x * factor, computed as wide as x is and rounded once, without a wide copy."""
+    return torch.mul(x, factor, out=torch.empty_like(x, dtype=dtype))
 
 
 def _losses_and_slope(loss: TokenLoss, logps: Tensor, at: slice) -> tuple[Tensor, Tensor]:
@@ -91,10 +98,9 @@ def _loss_sum(
     hidden: Tensor, head: Head, targets: Tensor, rows: Tensor, chunk: int, loss: TokenLoss | None
 ) -> tuple[Tensor, Tensor]:
     selected, wanted = hidden.index_select(0, rows), targets.index_select(0, rows)
-    product, softcap = head.kernels.linear, head.softcap
-    out: tuple[Tensor, Tensor] = _LossSum.apply(
-        selected, head.part, wanted, product, softcap, head.columns, chunk, loss
-    )  # type: ignore[no-untyped-call]
+    out: tuple[Tensor, Tensor] = _LossSum.apply(  # type: ignore[no-untyped-call]
+        selected, head.part, wanted, head.kernels, head.softcap, head.columns, chunk, loss
+    )
     return out
 
 
@@ -130,7 +136,7 @@ class _TokenLogps(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
-        linear: Callable[..., Tensor],
+        kernels: KernelTable,
         softcap: float | None,
         columns: Columns,
         chunk: int,
@@ -142,16 +148,20 @@ class _TokenLogps(torch.autograd.Function):
         )
         d_hidden = torch.empty_like(hidden) if at_once else None
         for start in range(0, hidden.shape[0], chunk):
-            rows, wanted = hidden[start : start + chunk], targets[start : start + chunk, None]
-            logits = capped(linear(rows, weight, None).to(logps.dtype), softcap)
-            norm = columns.logsumexp(logits)
-            logps[start : start + chunk] = (columns.pick(logits, wanted) - norm).squeeze(1)
+            rows, wanted = hidden[start : start + chunk], columns.own(targets[start : start + chunk])
+            logits = kernels.linear(rows, weight, None)
+            if d_hidden is None or columns.group is not None:
+                norm, picked = columns.joined(*kernels.logits_sums(logits, wanted, softcap))
+                logps[start : start + chunk] = picked - norm
+                if d_hidden is not None:
+                    kernels.logits_slope_(logits, wanted, norm, None, softcap)
+            else:
+                logps[start : start + chunk], _ = kernels.cross_entropy_(logits, wanted, softcap)
             if d_hidden is not None:
-                d_logits = _d_logits(logits, norm, wanted, softcap, columns).to(hidden.dtype)
-                d_hidden[start : start + chunk] = linear(d_logits, weight.t(), None)
+                d_hidden[start : start + chunk] = kernels.linear(logits, weight.t(), None)
         if d_hidden is not None:
             d_hidden = columns.total(d_hidden)
-        ctx.linear, ctx.softcap, ctx.columns, ctx.chunk, ctx.at_once = linear, softcap, columns, chunk, at_once
+        ctx.kernels, ctx.softcap, ctx.columns, ctx.chunk, ctx.at_once = kernels, softcap, columns, chunk, at_once
         ctx.save_for_backward(*((d_hidden,) if at_once else (hidden, weight, targets)))
         return logps
 
@@ -165,26 +175,16 @@ class _TokenLogps(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
         for start in range(0, hidden.shape[0], ctx.chunk):
-            rows, wanted = hidden[start : start + ctx.chunk], targets[start : start + ctx.chunk, None]
-            logits = capped(ctx.linear(rows, weight, None).to(grad.dtype), ctx.softcap)
-            d_logits = _d_logits(logits, ctx.columns.logsumexp(logits), wanted, ctx.softcap, ctx.columns)
-            d_logits = d_logits.mul_(-grad[start : start + ctx.chunk, None]).to(hidden.dtype)
+            rows, wanted = hidden[start : start + ctx.chunk], ctx.columns.own(targets[start : start + ctx.chunk])
+            logits = ctx.kernels.linear(rows, weight, None)
+            norm, _ = ctx.columns.joined(*ctx.kernels.logits_sums(logits, wanted, ctx.softcap))
+            d_logits = ctx.kernels.logits_slope_(logits, wanted, norm, -grad[start : start + ctx.chunk], ctx.softcap)
             if d_hidden is not None:
-                d_hidden[start : start + ctx.chunk] = ctx.linear(d_logits, weight.t(), None)
-            d_weight += ctx.linear(d_logits.t(), rows.t(), None)
+                d_hidden[start : start + ctx.chunk] = ctx.kernels.linear(d_logits, weight.t(), None)
+            ctx.kernels.add_product_(d_weight, d_logits, rows)
         if d_hidden is not None:
             d_hidden = ctx.columns.total(d_hidden)
         return d_hidden, d_weight.to(weight.dtype), None, None, None, None, None
-
-
-def _d_logits(logits: Tensor, norm: Tensor, wanted: Tensor, softcap: float | None, columns: Columns) -> Tensor:
-    """Overwrite logits with the derivative of -log p(target) by them: the probabilities, less one at the target.
-
-    With a soft cap: by the product that the capped logits were made from.
-    """
-    slope = None if softcap is None else cap_slope(logits, softcap)
-    grad = columns.add(logits.sub_(norm).exp_(), wanted, -1.0)
-    return grad if slope is None else grad.mul_(slope)
 
 
 def token_logps(hidden: Tensor, head: Head, targets: Tensor, rows: Tensor, *, chunk: int = CHUNK) -> Tensor:
@@ -194,8 +194,9 @@ def token_logps(hidden: Tensor, head: Head, targets: Tensor, rows: Tensor, *, ch
     trained one the logits are computed again, chunk by chunk, in the backward pass.
     """
     selected, wanted = hidden.index_select(0, rows), targets.index_select(0, rows)
-    product, softcap = head.kernels.linear, head.softcap
-    out: Tensor = _TokenLogps.apply(selected, head.part, wanted, product, softcap, head.columns, chunk)  # type: ignore[no-untyped-call]
+    out: Tensor = _TokenLogps.apply(  # type: ignore[no-untyped-call]
+        selected, head.part, wanted, head.kernels, head.softcap, head.columns, chunk
+    )
     return out
 
 

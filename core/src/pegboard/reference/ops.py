@@ -98,6 +98,43 @@ def moe(x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor, weights: Tensor, 
     return torch.stack(rows) if rows else x.double()
 
 
+def logits_sums(logits: Tensor, targets: Tensor, softcap: float | None = None) -> tuple[Tensor, Tensor]:
+    """[M, V] x [M] -> log of the sum of exp(capped logit) over a row, and the capped logit of its target, 0 if that is no column."""
+    wide = _capped(logits, softcap)
+    zero = wide.new_zeros(())
+    picked = [wide[i, t] if 0 <= t < wide.shape[1] else zero for i, t in enumerate(targets.tolist())]
+    return wide.exp().sum(-1).log(), torch.stack(picked) if picked else wide.sum(-1)
+
+
+def logits_slope_(
+    logits: Tensor, targets: Tensor, norm: Tensor, factor: Tensor | None = None, softcap: float | None = None
+) -> Tensor:
+    """[M, V] -> [M, V]: factor times the derivative, by the logits, of norm less the capped logit of the target."""
+    wide = _capped(logits, softcap)
+    found = (wide - norm.double()[:, None]).exp()
+    for i, t in enumerate(targets.tolist()):
+        if 0 <= t < wide.shape[1]:
+            found[i, t] -= 1
+    if softcap is not None:
+        found = found * (1 - (wide / softcap).square())
+    return found if factor is None else found * factor.double()[:, None]
+
+
+def cross_entropy_(logits: Tensor, targets: Tensor, softcap: float | None = None) -> tuple[Tensor, Tensor]:
+    """[M, V] x [M] -> log p(target) [M] and the derivative of its negative by the logits [M, V]."""
+    norm, picked = logits_sums(logits, targets, softcap)
+    return picked - norm, logits_slope_(logits, targets, norm, None, softcap)
+
+
+def add_product_(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """[N, K] + [M, N]^T x [M, K] -> [N, K]."""
+    return total.double() + (a.double()[:, :, None] * b.double()[:, None, :]).sum(0)
+
+
+def _capped(logits: Tensor, softcap: float | None) -> Tensor:
+    return logits.double() if softcap is None else softcap * (logits.double() / softcap).tanh()
+
+
 OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
         function.__name__: function
@@ -113,6 +150,10 @@ OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
             moe_route,
             grouped_linear,
             moe,
+            logits_sums,
+            logits_slope_,
+            cross_entropy_,
+            add_product_,
         )
     }
 )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pegboard.errors import ModelError
 from pegboard.nn import LinearGroup
-from pegboard.nn.head import capped
+from pegboard.nn.logits import capped
 from pegboard.nn.layer import Layer
 from pegboard.ops import KernelTable, kernel_table
 from pegboard_int8.ops import quantise_

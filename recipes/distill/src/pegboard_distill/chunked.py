@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pegboard.nn.head import Head, cap_slope, capped
+from pegboard.nn.head import Head
+from pegboard.nn.logits import cap_slope, capped
 from pegboard.nn.loss import CHUNK
 from pegboard_distill.divergences import DIVERGENCES, divergence_and_slope
 

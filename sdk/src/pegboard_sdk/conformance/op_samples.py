@@ -112,6 +112,37 @@ def _grouped(draw: Draw) -> list[Sample]:
     return [(draw.tensor(int(found[-1]), 48), weight, found.to(draw.device)) for found in ends]
 
 
+def _logits(draw: Draw, rows: int, vocab: int) -> tuple[Tensor, Tensor]:
+    return draw.tensor(rows, vocab, scale=3.0), draw.ids(rows, vocab)
+
+
+def _whole_logits(draw: Draw) -> list[Sample]:
+    sizes = ((1, 40), (7, 1001), (0, 40))
+    return [(*_logits(draw, *size), softcap) for size in sizes for softcap in (None, 5.0)]
+
+
+def _logits_with_others(draw: Draw) -> list[Sample]:
+    """Some targets are columns of another rank."""
+    samples = [_logits(draw, *size) for size in ((3, 40), (7, 1001))]
+    return [(logits, targets - 20, softcap) for logits, targets in samples for softcap in (None, 5.0)]
+
+
+def _slopes(draw: Draw) -> list[Sample]:
+    return [
+        (logits, targets, logits.double().logsumexp(-1).float() + 0.5, factor, softcap)
+        for logits, targets, softcap in _logits_with_others(draw)
+        for factor in (None, draw.tensor(len(targets)).float())
+    ]
+
+
+def _added_products(draw: Draw) -> list[Sample]:
+    samples: list[Sample] = []
+    for rows in (1, 33):
+        operands = draw.tensor(rows, 40), draw.tensor(rows, 48, scale=0.1)
+        samples += [(draw.tensor(40, 48), *operands), (draw.tensor(40, 48).float(), *operands)]
+    return samples
+
+
 SAMPLES: Mapping[str, Callable[[Draw], list[Sample]]] = {
     "linear": _linear,
     "embedding": _embedding,
@@ -124,5 +155,9 @@ SAMPLES: Mapping[str, Callable[[Draw], list[Sample]]] = {
     "moe_route": _route,
     "grouped_linear": _grouped,
     "moe": _moe,
+    "logits_sums": _logits_with_others,
+    "logits_slope_": _slopes,
+    "cross_entropy_": _whole_logits,
+    "add_product_": _added_products,
 }
 """Op name -> its samples."""
