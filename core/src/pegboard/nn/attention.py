@@ -73,21 +73,22 @@ class Attention(Layer):
         return out if self.region is None else self.region.leave(out, late_bias(self.o_proj))
 
     def _norms(self) -> HeadNorms | None:
-        if self.q_norm is None or self.k_norm is None:
+        if self.whole_norm or self.q_norm is None or self.k_norm is None:
             return None
         return HeadNorms(self.q_norm.weight, self.k_norm.weight, self.q_norm.eps, self.q_norm.offset)
 
     def _turned(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return q [T, num_heads, head_dim], k and v [T, num_kv_heads, head_dim] of [T, all of them, head_dim], positions applied."""
         heads, kv_heads = self.spec.num_heads, self.spec.num_kv_heads
-        v = qkv[:, heads + kv_heads :]
+        # Split, not sliced: the gradients of the parts are joined in one copy, in the place of a sum of padded ones.
         if self.q_norm is None or self.k_norm is None or self.whole_norm:
             # q and k lie side by side, so one rotation serves both.
-            qk = self.kernels.rotary(qkv[:, : heads + kv_heads], cos, sin)
-            q, k = qk[:, :heads], qk[:, heads:]
+            qk, v = qkv.split([heads + kv_heads, kv_heads], 1)
+            q, k = self.kernels.rotary(qk, cos, sin).split([heads, kv_heads], 1)
         else:
-            q = self.kernels.rotary(self.q_norm(qkv[:, :heads]), cos, sin)
-            k = self.kernels.rotary(self.k_norm(qkv[:, heads : heads + kv_heads]), cos, sin)
+            q, k, v = qkv.split([heads, kv_heads, kv_heads], 1)
+            q = self.kernels.rotary(self.q_norm(q), cos, sin)
+            k = self.kernels.rotary(self.k_norm(k), cos, sin)
         return q, k, v
 
     def _bounded(self, qkv: Tensor) -> Tensor:
