@@ -179,7 +179,7 @@ class MemorySection(Section):
 
     recompute: Literal["all", "cheap"] | None = Field(
         default=None,
-        description="activations of layers are computed again in the backward pass: `all`, or all but matrix products (`cheap`)",
+        description="what layers give is computed again in the backward pass: all of it (`all`), or norms, rotations and gates (`cheap`)",
     )
     every: int = Field(default=1, ge=1, description="of how many layers one is recomputed")
     offload: bool = Field(default=False, description="activations that are kept wait on the host")

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from pegboard.build import BuiltModel
 from pegboard_trainer.config import MemorySection
+from pegboard_trainer.recompute import Recomputed
 
 PRODUCTS = ("mm", "addmm", "bmm", "_scaled_dot_product", "scaled_dot_product", "linear")
 """Beginnings of the names of operations that cost more to compute again than to keep."""
@@ -22,8 +23,11 @@ def save_memory(built: BuiltModel, section: MemorySection) -> None:
         if section.compile:
             layer.compile(dynamic=True)
         if section.recompute is not None and index % section.every == 0:
-            contexts = _keep_products if section.recompute == "cheap" else None
-            layer.forward = _recomputed(layer.forward, contexts)
+            if section.recompute == "cheap" and not (section.compile or section.offload):
+                layer.forward = Recomputed(layer)
+            else:
+                contexts = _keep_products if section.recompute == "cheap" else None
+                layer.forward = _recomputed(layer.forward, contexts)
         if section.offload:
             layer.forward = _offloaded(layer.forward, pinned=built.device.type != "cpu")
 
