@@ -8,9 +8,9 @@ from pegboard_triton.catalogue import Variant
 from pegboard_triton.moe import grouped, order, single
 
 _SHAPE = {"HIDDEN": 2048, "INNER": 768, "EXPERTS": 128}
-_TYPES = {"bf16": ("*bf16", "tf32"), "fp32": ("*fp32", "ieee")}
-_SMALL = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 64, "GROUP": 1}
-_LARGE = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "GROUP": 8}
+_TYPES = {"bf16": "*bf16", "fp32": "*fp32"}
+_SMALL = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 64, "GROUP": 1, "DESCRIBED": 0}
+_LARGE = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "GROUP": 8, "DESCRIBED": 0}
 
 
 def variants() -> Iterator[Variant]:
@@ -23,25 +23,32 @@ def variants() -> Iterator[Variant]:
     yield Variant("moe.count_chunks", order.count_chunks, counts, chunked, {"num_warps": 4})
     places = {**ids, "counts": "*i32", "chunks": "i32"}
     yield Variant("moe.place_chunks", order.place_chunks, places, {**chunked, "ROWS": 32, "PART": 16}, {"num_warps": 8})
-    for name, (pointer, precision) in _TYPES.items():
+    for name, pointer in _TYPES.items():
         rows = {**ids, "out": pointer, "weight": pointer, "blocks": "i32"}
         up = {**rows, "x": pointer, "x_stride": "i32"}
         low = {**rows, "act": pointer, "scales": "*fp32"}
-        same = {**_SHAPE, "WIDTH": 128, "PRECISION": precision}
+        same = {**_SHAPE, "WIDTH": 128}
         gates = {"TOP_K": 8, "ACTIVATION": "silu"}
         ways: dict[str, dict[str, int]] = {"few": {"FEW": 64, **_SMALL}, "sorted": {"FEW": 0, **_LARGE}}
         for way, use in ways.items():
             options = {"num_warps": 4, "num_stages": 2}
             yield Variant(f"moe.gate_up[{name},{way}]", grouped.gate_up, up, {**same, **gates, **use}, options)
             yield Variant(f"moe.down[{name},{way}]", grouped.down, low, {**same, **use}, options)
+        block = {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 32, "GROUP": 8}
+        tile, part = (f"tensordesc<{pointer[1:]}[{block[size]}, {block['BLOCK_K']}]>" for size in ("BLOCK_N", "BLOCK_M"))
+        described = {"FEW": 0, "DESCRIBED": 1, **block}
+        options = {"num_warps": 8, "num_stages": 2}
+        up, low = {**up, "weight": tile}, {**low, "weight": tile, "act": part}
+        yield Variant(f"moe.gate_up[{name},described]", grouped.gate_up, up, {**same, **gates, **described}, options)
+        yield Variant(f"moe.down[{name},described]", grouped.down, low, {**same, **described}, options)
         one = {"x": pointer, "weight": pointer, "ids": "*i64", "out": pointer, "x_stride": "i32"}
-        tile = {"BLOCK_N": 8, "BLOCK_K": 256, "STAGES": 2}
+        few_rows = {"BLOCK_N": 8, "BLOCK_K": 256, "STAGES": 2}
         yield Variant(
-            f"moe.single_gate_up[{name}]", single.single_gate_up, one, {**_SHAPE, **gates, **tile}, {"num_warps": 4}
+            f"moe.single_gate_up[{name}]", single.single_gate_up, one, {**_SHAPE, **gates, **few_rows}, {"num_warps": 4}
         )
         other = {"act": pointer, "weight": pointer, "ids": "*i64", "scales": "*fp32", "out": pointer}
         yield Variant(
-            f"moe.single_down[{name}]", single.single_down, other, {**_SHAPE, "TOP_K": 8, **tile}, {"num_warps": 4}
+            f"moe.single_down[{name}]", single.single_down, other, {**_SHAPE, "TOP_K": 8, **few_rows}, {"num_warps": 4}
         )
         sums = {"parts": pointer, "ids": "*i64", "out": pointer}
         most = {"HIDDEN": 2048, "EXPERTS": 128, "TOP_K": 8, "BLOCK": 1024}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from pegboard_triton.moe import grouped, single
 from pegboard_triton.moe.order import order_pairs
@@ -71,9 +73,12 @@ def gate_up(x: Tensor, weight: Tensor, routing: Routing, activation: str, use: S
         )
         return act
     blocks = routing.blocks(use["BLOCK_M"])
+    tiles: Any = weight
+    if use["DESCRIBED"]:
+        tiles = TensorDescriptor.from_tensor(weight.view(-1, hidden), [use["BLOCK_N"], use["BLOCK_K"]])
     grouped.gate_up[(blocks * triton.cdiv(inner, use["BLOCK_N"]),)](
         x,
-        weight,
+        tiles,
         routing.ids,
         routing.order,
         routing.offsets,
@@ -85,7 +90,7 @@ def gate_up(x: Tensor, weight: Tensor, routing: Routing, activation: str, use: S
         INNER=inner,
         TOP_K=routing.top_k,
         ACTIVATION=activation,
-        **_common(x, routing),
+        **_common(routing),
         **use,
     )
     return act
@@ -103,9 +108,14 @@ def down(act: Tensor, weight: Tensor, routing: Routing, scales: Tensor, use: Set
         return out
     parts = torch.empty(routing.pairs, hidden, dtype=act.dtype, device=act.device)
     blocks = routing.blocks(use["BLOCK_M"])
+    rows: Any = act
+    tiles: Any = weight
+    if use["DESCRIBED"]:
+        rows = TensorDescriptor.from_tensor(act, [use["BLOCK_M"], use["BLOCK_K"]])
+        tiles = TensorDescriptor.from_tensor(weight.view(-1, inner), [use["BLOCK_N"], use["BLOCK_K"]])
     grouped.down[(blocks * triton.cdiv(hidden, use["BLOCK_N"]),)](
-        act,
-        weight,
+        rows,
+        tiles,
         routing.ids,
         routing.order,
         routing.offsets,
@@ -115,7 +125,7 @@ def down(act: Tensor, weight: Tensor, routing: Routing, scales: Tensor, use: Set
         blocks,
         HIDDEN=hidden,
         INNER=inner,
-        **_common(act, routing),
+        **_common(routing),
         **use,
     )
     width = min(triton.next_power_of_2(hidden), 1024)
@@ -142,12 +152,6 @@ def forward(
     return down(act, down_weight, routing, scales, use_down)
 
 
-def _common(x: Tensor, routing: Routing) -> dict[str, int | str]:
+def _common(routing: Routing) -> dict[str, int]:
     few = triton.next_power_of_2(routing.pairs) if routing.way == FEW else 0
-    precision = "ieee" if x.dtype == torch.float32 else "tf32"
-    return {
-        "EXPERTS": routing.experts,
-        "WIDTH": triton.next_power_of_2(routing.experts),
-        "FEW": few,
-        "PRECISION": precision,
-    }
+    return {"EXPERTS": routing.experts, "WIDTH": triton.next_power_of_2(routing.experts), "FEW": few}

@@ -3,6 +3,9 @@
 The grid is an upper bound that the host knows (pairs and experts); which expert a block of rows belongs to is read from the device, and
 a block without rows ends at once. Two ways to find the rows: from `order` and `offsets` (pegboard_triton.moe.order), or, with FEW pairs,
 from the ids themselves: the block of a pair is that of the pairs of its expert from it on, if it is the first one of a block.
+
+DESCRIBED: weights (and in `down`, act) are tensor descriptors, [all rows, columns] in blocks of the tile, which a card with a copy engine
+for tiles reads without address arithmetic; else pointers.
 """
 
 from __future__ import annotations
@@ -84,8 +87,8 @@ def gate_up(
     WIDTH: tl.constexpr,
     TOP_K: tl.constexpr,
     ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr,
     FEW: tl.constexpr,
+    DESCRIBED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -105,25 +108,26 @@ def gate_up(
         n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         column = n if even_n else tl.minimum(n, INNER - 1)
         inputs = x + (pair // TOP_K).to(tl.int64)[:, None] * x_stride + k[None, :]
-        gates = weight + expert.to(tl.int64) * (2 * INNER * HIDDEN) + column[None, :] * HIDDEN + k[:, None]
-        ups = gates + INNER * HIDDEN
+        if DESCRIBED:
+            first = expert * (2 * INNER) + tile * BLOCK_N
+        else:
+            gates = weight + expert.to(tl.int64) * (2 * INNER * HIDDEN) + column[None, :] * HIDDEN + k[:, None]
         gate = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for start in range(0, HIDDEN, BLOCK_K):
-            if even_k:
-                a = tl.load(inputs)
-                b = tl.load(gates)
-                c = tl.load(ups)
+            left = HIDDEN - start
+            a = tl.load(inputs + start) if even_k else tl.load(inputs + start, mask=k[None, :] < left, other=0.0)
+            if DESCRIBED:
+                b = weight.load([first, start]).T
+                c = weight.load([first + INNER, start]).T
+            elif even_k:
+                b = tl.load(gates + start)
+                c = tl.load(gates + (INNER * HIDDEN + start))
             else:
-                left = HIDDEN - start
-                a = tl.load(inputs, mask=k[None, :] < left, other=0.0)
-                b = tl.load(gates, mask=k[:, None] < left, other=0.0)
-                c = tl.load(ups, mask=k[:, None] < left, other=0.0)
-            gate = tl.dot(a, b, gate, input_precision=PRECISION)
-            up = tl.dot(a, c, up, input_precision=PRECISION)
-            inputs += BLOCK_K
-            gates += BLOCK_K
-            ups += BLOCK_K
+                b = tl.load(gates + start, mask=k[:, None] < left, other=0.0)
+                c = tl.load(gates + (INNER * HIDDEN + start), mask=k[:, None] < left, other=0.0)
+            gate = tl.dot(a, b, gate, input_precision="ieee")
+            up = tl.dot(a, c, up, input_precision="ieee")
         value = (_activate(gate, ACTIVATION) * up).to(out.dtype.element_ty)
         mask = there[:, None] if even_n else there[:, None] & (n < INNER)[None, :]
         tl.store(out + row.to(tl.int64)[:, None] * INNER + n[None, :], value, mask=mask)
@@ -144,8 +148,8 @@ def down(
     INNER: tl.constexpr,
     EXPERTS: tl.constexpr,
     WIDTH: tl.constexpr,
-    PRECISION: tl.constexpr,
     FEW: tl.constexpr,
+    DESCRIBED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -164,20 +168,25 @@ def down(
         k = tl.arange(0, BLOCK_K)
         n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         column = n if even_n else tl.minimum(n, HIDDEN - 1)
-        inputs = act + row.to(tl.int64)[:, None] * INNER + k[None, :]
-        weights = weight + expert.to(tl.int64) * (HIDDEN * INNER) + column[None, :] * INNER + k[:, None]
+        if DESCRIBED:
+            first = expert * HIDDEN + tile * BLOCK_N
+            first_row = tl.min(tl.where(there, row, 2147483647), 0)
+        else:
+            inputs = act + row.to(tl.int64)[:, None] * INNER + k[None, :]
+            weights = weight + expert.to(tl.int64) * (HIDDEN * INNER) + column[None, :] * INNER + k[:, None]
         total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for start in range(0, INNER, BLOCK_K):
-            if even_k:
-                a = tl.load(inputs)
-                b = tl.load(weights)
+            left = INNER - start
+            if DESCRIBED:
+                a = act.load([first_row, start])
+                b = weight.load([first, start]).T
+            elif even_k:
+                a = tl.load(inputs + start)
+                b = tl.load(weights + start)
             else:
-                left = INNER - start
-                a = tl.load(inputs, mask=k[None, :] < left, other=0.0)
-                b = tl.load(weights, mask=k[:, None] < left, other=0.0)
-            total = tl.dot(a, b, total, input_precision=PRECISION)
-            inputs += BLOCK_K
-            weights += BLOCK_K
+                a = tl.load(inputs + start, mask=k[None, :] < left, other=0.0)
+                b = tl.load(weights + start, mask=k[:, None] < left, other=0.0)
+            total = tl.dot(a, b, total, input_precision="ieee")
         scale = tl.load(scales + pair, mask=there, other=0.0).to(tl.float32)
         value = (total * scale[:, None]).to(out.dtype.element_ty)
         mask = there[:, None] if even_n else there[:, None] & (n < HIDDEN)[None, :]
