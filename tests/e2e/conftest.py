@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import select
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -128,3 +130,69 @@ def losses() -> Callable[[Path], dict[int, float]]:
         return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
     return read
+
+
+class Ranks:
+    """Processes that form a group and stay: starting them costs more than what small runs compute."""
+
+    def __init__(self, processes: int, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        self._said = folder / f"said-by-{processes}-{port}"
+        with self._said.open("w") as file:
+            self._children = [
+                subprocess.Popen(
+                    [sys.executable, str(Path(__file__).parent / "ranks.py")],
+                    env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)},
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=file,
+                    text=True,
+                )
+                for rank in range(processes)
+            ]
+
+    def run(self, runs: Sequence[Sequence[str]]) -> None:
+        """Let all of them do the runs in the folder of now."""
+        before = self._said.stat().st_size
+        order = json.dumps({"folder": str(Path.cwd()), "runs": [list(run) for run in runs]}) + "\n"
+        answers = []
+        for child in self._children:
+            assert child.stdin is not None
+            child.stdin.write(order)
+            child.stdin.flush()
+        for child in self._children:
+            assert child.stdout is not None
+            ready, _, _ = select.select([child.stdout], [], [], 300)
+            answers.append(child.stdout.readline().strip() if ready else "nothing in time")
+        if answers != ["0"] * len(answers):
+            self.close(kill=True)
+            raise AssertionError(f"the processes said {answers}\n" + self._said.read_text()[before:][-4000:])
+
+    def close(self, *, kill: bool = False) -> None:
+        """End the processes."""
+        for child in self._children:
+            assert child.stdin is not None and child.stdout is not None
+            child.stdin.close()
+            if kill:
+                child.kill()
+        for child in self._children:
+            child.wait(60)
+            child.stdout.close()  # type: ignore[union-attr]
+
+
+@pytest.fixture(scope="session")
+def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int, Sequence[Sequence[str]]], None]]:
+    """Run `peg` several times in a group of processes."""
+    folder, groups = tmp_path_factory.mktemp("ranks"), dict[int, Ranks]()
+
+    def run(processes: int, runs: Sequence[Sequence[str]]) -> None:
+        ranks = groups.pop(processes, None) or Ranks(processes, folder)
+        ranks.run(runs)
+        groups[processes] = ranks
+
+    yield run
+    for ranks in groups.values():
+        ranks.close()

@@ -1,8 +1,12 @@
-"""One process of a group: `python ranks.py '[[ARGUMENTS], …]'` runs `peg` with each list of arguments in turn, among the others."""
+"""One process of a group, which waits for orders: each line of its input names a folder and what `peg` does there, in turn.
+
+It answers each order with a line: the exit status of the first run that failed, or 0.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import torch.distributed as dist
@@ -10,16 +14,19 @@ import torch.distributed as dist
 from pegboard.cli import run_cli
 
 
-def main(runs: list[list[str]]) -> int:
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what runs print is no answer
     dist.init_process_group("gloo")
-    status = 0
-    for arguments in runs:
-        status = run_cli(arguments)
-        if status:
-            break
+    for line in sys.stdin:
+        order = json.loads(line)
+        os.chdir(order["folder"])
+        status = 0
+        for arguments in order["runs"]:
+            status = status or run_cli(arguments)
+        print(json.dumps(status), file=answers, flush=True)
     dist.destroy_process_group()
-    return status
 
 
 if __name__ == "__main__":
-    sys.exit(main(json.loads(sys.argv[1])))
+    main()

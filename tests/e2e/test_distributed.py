@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,30 +15,10 @@ from pegboard.weights import read_folder, read_safetensors
 
 Arguments = Callable[..., list[str]]
 Losses = Callable[[Path], dict[int, float]]
+Group = Callable[[int, Sequence[Sequence[str]]], None]
 
 EXACT = ["model.dtype=float64", "adapter.dtype=float64", "checkpoint.every=2", "steps=4", "data.validation=7"]
 FULL = ["model.dtype=float64", "checkpoint.every=2", "steps=4", "data.validation=7", "optimizer.eps=1e-6"]
-
-
-def group(processes: int, runs: Sequence[Sequence[str]]) -> None:
-    """Run `peg` several times in a group of processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, str(Path(__file__).parent / "ranks.py"), json.dumps([list(run) for run in runs])]
-    children = [
-        subprocess.Popen(
-            command,
-            env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
-    said = [child.communicate(timeout=300)[1] for child in children]
-    assert [child.returncode for child in children] == [0] * processes, "\n".join(said)[-4000:]
 
 
 def numbers(run: Path) -> list[dict[str, float]]:
@@ -77,7 +53,7 @@ def after(run: Path, step: int, copy: Path) -> Path:
     return copy
 
 
-def test_two_processes_are_one(tmp_path: Path, arguments: Arguments, train: Callable[..., Path]) -> None:
+def test_two_processes_are_one(tmp_path: Path, group: Group, arguments: Arguments, train: Callable[..., Path]) -> None:
     """Replicated, sharded and split; the step folder of two continued by one. The last round of the validation is not full."""
     one = train(tmp_path / "one", *FULL, "batch.accumulate=2")
     meshes = {"replicate": 1, "shard": 1, "tensor": 2}
@@ -119,7 +95,7 @@ def wide_model(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Pat
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["full", "lora", "qlora"])
 def test_four_processes_are_one_too(
-    tmp_path: Path, arguments: Arguments, train: Callable[..., Path], config: str, wide_model: Path
+    tmp_path: Path, group: Group, arguments: Arguments, train: Callable[..., Path], config: str, wide_model: Path
 ) -> None:
     more = [*(FULL if config == "full" else EXACT), f"model={wide_model}", "batch.size=1"]
     one = train(tmp_path / "one", *more, "batch.accumulate=4", config=config)
@@ -149,7 +125,7 @@ def test_four_processes_are_one_too(
 
 @pytest.mark.slow
 def test_in_float32_losses_agree_to_its_precision(
-    tmp_path: Path, arguments: Arguments, train: Callable[..., Path], losses: Losses
+    tmp_path: Path, group: Group, arguments: Arguments, train: Callable[..., Path], losses: Losses
 ) -> None:
     more = ["model.dtype=float32", "optimizer.eps=1e-3", "batch.size=1"]
     one = train(tmp_path / "one", *more, "batch.accumulate=4")
@@ -160,7 +136,9 @@ def test_in_float32_losses_agree_to_its_precision(
 
 
 @pytest.mark.slow
-def test_half_precision_over_shards_keeps_masters(tmp_path: Path, arguments: Arguments, losses: Losses) -> None:
+def test_half_precision_over_shards_keeps_masters(
+    tmp_path: Path, group: Group, arguments: Arguments, losses: Losses
+) -> None:
     more = ["model.dtype=bfloat16", "mesh.shard=2", "steps=8"]
     group(2, [arguments(tmp_path / "run", *more), arguments(tmp_path / "off", *more, "mesh.offload=true")])
     for name in ("run", "off"):
@@ -204,7 +182,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_families_are_split_too(
-    tmp_path: Path, arguments: Arguments, train: Callable[..., Path], toy_model: Path, family: str
+    tmp_path: Path, group: Group, arguments: Arguments, train: Callable[..., Path], toy_model: Path, family: str
 ) -> None:
     """Norms after a half, soft caps, parameters of several parts."""
     from pegboard.build import find_family

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 
 from pegboard.cli import run_cli
 from pegboard.weights import read_folder, read_safetensors, write_safetensors
+
+Group = Callable[[int, Sequence[Sequence[str]]], None]
 
 REWARD = """
 def share(answers, letter="e"):
@@ -212,6 +215,61 @@ def test_own_answers_need_batches_with_room(
 ) -> None:
     assert distill(toy_model, toy_model, data, "run", "steps=1", "rollout.share=1", "batch.pack=true") != 0
     assert "set batch.pack=false" in capsys.readouterr().err
+
+
+def words(recipe: str, config: str, model: Path, output: str, *more: str) -> list[str]:
+    paths = [f"model={model}", "data.path=prompts.jsonl", f"output={output}"]
+    return ["run", recipe, "--config", config, *paths, *TOY, 'rewards=[{use: "letters:share"}]', *more]
+
+
+def same_run(one: str, other: str) -> None:
+    for name in ("reward", "answer_tokens", "loss", "grad_norm", "logp"):
+        assert column(other, name) == pytest.approx(column(one, name), rel=1e-4, abs=1e-5), name
+    ours, theirs = weights(other), weights(one)
+    assert list(ours) == list(theirs)
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-4)
+
+
+def test_an_engine_over_weights_that_are_divided(place: Path, toy_model: Path, group: Group) -> None:
+    """Each process answers with a copy that it gathers: the answers, and what is learned from them, are those of one process."""
+    more = ["steps=2", "optimizer.lr=0.01", "optimizer.eps=1e-4", "batch.size=8", "rollout.prompts=2"]
+    more += ["data.validation=3", "validation.every=2"]
+    assert run_cli(words("grpo", "full", toy_model, "one", *more, "batch.accumulate=2")) == 0
+    group(2, [words("grpo", "full", toy_model, "shard", *more, "mesh.shard=2")])
+    same_run("one", "shard")
+    assert column("shard", "validation/reward") == pytest.approx(column("one", "validation/reward"), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_adapters_values_and_rewards_that_are_divided(place: Path, toy_model: Path, group: Group) -> None:
+    pairs = [{"prompt": "what?", "chosen": "e" * (3 + i % 4), "rejected": "no " * (1 + i % 3)} for i in range(16)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    judge = ["run", "reward", "--config", "full", f"model={toy_model}", "data.path=pairs.jsonl", "output=judge"]
+    small = ["model.dtype=float32", "model.platform=cpu", "loggers=[jsonl]", "batch.length=64", "steps=2"]
+    assert run_cli([*judge, *small]) == 0
+    more = ["steps=4", "optimizer.lr=0.01", "optimizer.eps=1e-4", "batch.size=16"]
+    judged = ["rewards=[]", "reward=judge/final", "data.validation=3", "validation.every=2"]
+    kinds = {
+        "grpo-full": ("grpo", "full", []),
+        "grpo-lora": ("grpo", "lora", ["objective.beta=0.05"]),
+        "ppo-lora": ("ppo", "lora", judged),
+        "ppo-full": ("ppo", "full", [*judged, "reference={}"]),
+    }
+    for name, (recipe, config, own) in kinds.items():
+        assert run_cli(words(recipe, config, toy_model, f"{name}-one", *more, *own, "batch.accumulate=2")) == 0
+    meshes = {"shard": ["mesh.shard=2"], "tensor": ["mesh.tensor=2", "batch.accumulate=2"]}
+    group(
+        2,
+        [
+            words(recipe, config, toy_model, f"{name}-{mesh}", *more, *own, *division)
+            for name, (recipe, config, own) in kinds.items()
+            for mesh, division in meshes.items()
+        ],
+    )
+    for name in kinds:
+        for mesh in meshes:
+            same_run(f"{name}-one", f"{name}-{mesh}")
 
 
 @pytest.mark.slow

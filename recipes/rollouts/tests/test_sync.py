@@ -16,7 +16,9 @@ from pegboard.nn import Linear
 from pegboard.plugins.load import Registry
 from pegboard.types import ForwardContext, SamplingParams
 from pegboard_rollouts.sampler import PolicySampler
+from pegboard_rollouts.weights import SharedWeights
 from pegboard_sdk.toys.folder import SMALL, write_folder
+from pegboard_trainer.roles import ModelRole
 
 PROMPTS = [[7, 8, 9, 10, 11], [40, 41], [7, 8, 9, 10, 11, 12, 13]]
 COUNT = 8
@@ -52,6 +54,10 @@ def build(registry: Registry, folder: Path, *, adapter: bool = False, quantizer:
         adapter=registry.create("adapter", ADAPTER) if adapter else None,
         quantizer=None if quantizer is None else registry.create("quantizer", quantizer),
     )
+
+
+def role_of(built: BuiltModel) -> ModelRole:
+    return ModelRole(built, trained=True)
 
 
 def serve(registry: Registry, built: BuiltModel, engines: list[Engine]) -> Engine:
@@ -186,7 +192,7 @@ def test_an_adapter_as_it_is_answers_like_one_that_was_merged(
 def test_sampled_log_probabilities_are_those_of_training(registry: Registry, folder: Path) -> None:
     built = build(registry, folder, adapter=True)
     tokenizer = load_tokenizer(registry, built.files)
-    sampler = PolicySampler(built, tokenizer, registry, {"use": "paged", "max_model_len": 64})
+    sampler = PolicySampler(SharedWeights(role_of(built)), tokenizer, registry, {"use": "paged", "max_model_len": 64})
     params = [SamplingParams(max_tokens=COUNT, n=3, seed=seed, logprobs=0) for seed in range(len(PROMPTS))]
     rounds: list[Any] = []
     for seed in (1, 2):
@@ -214,7 +220,10 @@ def test_gradients_flow_after_a_rollout(registry: Registry, folder: Path) -> Non
     """What the engine computes without recording leaves nothing behind that training could trip over."""
     built = build(registry, folder)
     sampler = PolicySampler(
-        built, load_tokenizer(registry, built.files), registry, {"use": "paged", "max_model_len": 64}
+        SharedWeights(role_of(built)),
+        load_tokenizer(registry, built.files),
+        registry,
+        {"use": "paged", "max_model_len": 64},
     )
     sampler.answers(PROMPTS, [SamplingParams(max_tokens=2)] * len(PROMPTS))
     ids = torch.tensor(PROMPTS[0])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pegboard.types import Batch, Row, SamplingParams
 from pegboard_distill.config import DistillConfig
-from pegboard_rollouts.sampler import PolicySampler, check_whole
+from pegboard_rollouts.sampler import PolicySampler
 from pegboard_trainer.ahead import Ahead
 from pegboard_trainer.collate import collate
 from pegboard_trainer.examples import Key
@@ -29,10 +29,8 @@ class OwnAnswers:
     def __init__(self, setting: Setting, data: BatchSource) -> None:
         self._config = config = cast(DistillConfig, setting.config)
         assert config.rollout is not None
-        check_whole(config.mesh)
         self._rollout, self._data, self._rank = config.rollout, data, setting.world.rank
-        built = setting.roles["policy"].built
-        self._sampler = PolicySampler(built, setting.tokenizer, setting.registry, config.rollout.engine)
+        self._sampler = PolicySampler.of(setting, setting.roles["policy"], config.rollout.engine)
         self._number = 0
         self._own = self._batches = self._tokens = self._answers = 0
 
@@ -42,7 +40,10 @@ class OwnAnswers:
         self._number += 1
         self._batches += 1
         drawn = torch.rand((), generator=torch.Generator().manual_seed(self._seed("share"))).item()
-        if not keys or drawn >= self._rollout.share:
+        if drawn >= self._rollout.share:
+            return keys, batch
+        if not keys:
+            self._sampler.answers([], [])  # the other ranks ask now
             return keys, batch
         self._own += 1
         return keys, self._answered(batch)

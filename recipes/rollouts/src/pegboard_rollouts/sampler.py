@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pegboard.build import BuiltModel
 from pegboard.config import Choice
-from pegboard.errors import ConfigError, PegboardError
+from pegboard.errors import PegboardError
 from pegboard.interfaces.engine import Engine, RequestOptions
 from pegboard.types import SamplingParams
-from pegboard_trainer.config import MeshSection
+from pegboard_rollouts.weights import GatheredWeights, SharedWeights, served_weights
+from pegboard_trainer.roles import ModelRole
+from pegboard_trainer.setting import Setting
+from pegboard_trainer.world import World
 
 if TYPE_CHECKING:
     from pegboard.interfaces.tokenizer import Tokenizer
@@ -32,32 +34,51 @@ class Answer:
 
 
 class PolicySampler:
-    """An engine over a model that is trained. It computes with the very parameters that the optimizer changes.
+    """An engine over a model that is trained, in each process.
 
-    What an engine derives from weights is refreshed before each call of `answers`, and keys and values of older weights are not
-    found again.
+    It computes with the very parameters that the optimizer changes, or where a process has only parts of them, with a whole copy. That
+    is brought up to date, and what an engine derives from weights is refreshed, before each call of `answers`; keys and values of
+    older weights are not found again.
     """
 
-    def __init__(self, built: BuiltModel, tokenizer: Tokenizer, registry: Registry, engine: Choice) -> None:
-        self._model = built.model
+    def __init__(
+        self,
+        weights: SharedWeights | GatheredWeights,
+        tokenizer: Tokenizer,
+        registry: Registry,
+        engine: Choice,
+        world: World | None = None,
+    ) -> None:
+        self._weights, self._world = weights, world or World()
         self.engine: Engine = registry.create("engine", engine)
-        self.engine.load(built, tokenizer, registry)
+        self.engine.load(weights.built, tokenizer, registry)
         self._version = 0
+
+    @classmethod
+    def of(cls, setting: Setting, role: ModelRole, engine: Choice) -> PolicySampler:
+        """Return one for the first role of a run."""
+        weights = served_weights(role, setting.placement)
+        return cls(weights, setting.tokenizer, setting.registry, engine, setting.world)
 
     def answers(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> list[list[Answer]]:
         """Return `n` answers to each prompt. The model is in evaluation mode meanwhile, so that no dropout disturbs it.
 
-        Raises PegboardError for a request that fails.
+        All processes of a run ask at the same place; those of a tensor group for the same prompts, which they share. Raises
+        PegboardError for a request that fails.
         """
         self._version += 1
-        training = self._model.training
-        self._model.eval()
+        model, rank, size = self._weights.built.model, self._world.tensor_rank, self._world.tensor_size
+        training = model.training
+        model.eval()
         try:
+            self._weights.refresh()
             self.engine.update_weights(self._version)
             self.engine.reset_cache()
-            return self._run(prompts, params)
+            mine = self._world.together(lambda: self._run(prompts[rank::size], params[rank::size]))
         finally:
-            self._model.train(training)
+            model.train(training)
+        parts = self._world.tensor_parts(mine)
+        return [parts[number % size][number // size] for number in range(len(prompts))]
 
     def close(self) -> None:
         """Free the engine's cache."""
@@ -87,12 +108,3 @@ class PolicySampler:
                 self.engine.abort(name)
             raise
         return [[answers[index] for index in sorted(answers)] for answers in found]
-
-
-def check_whole(mesh: MeshSection) -> None:
-    """Raise ConfigError where a process does not hold all weights, so that no engine can compute with them."""
-    if mesh.shard > 1 or mesh.tensor > 1:
-        raise ConfigError(
-            f"rollouts need all weights in each process, mesh.shard is {mesh.shard} and mesh.tensor {mesh.tensor}",
-            fix="use mesh.replicate for several processes",
-        )

@@ -15,7 +15,7 @@ from pegboard.interfaces.reward import Answered
 from pegboard.types import Batch, Example, Row, SamplingParams
 from pegboard_rollouts.config import RolloutConfig
 from pegboard_rollouts.rewards import Rewards
-from pegboard_rollouts.sampler import Answer, PolicySampler, check_whole
+from pegboard_rollouts.sampler import Answer, PolicySampler
 from pegboard_rollouts.samples import Sample, from_tensors, to_tensors
 from pegboard_rollouts.scoring import answer_logps, by_sample, check_temperature
 from pegboard_trainer.collate import collate
@@ -32,7 +32,8 @@ class RolloutSource(ABC):
     """Batches of answers, `batch.size` a batch, `rollout.epochs` times over those of each rollout, in an order drawn anew each time.
 
     A subclass says in `study` what is learned from the answers. Every rank answers its share of the prompts; what is sampled depends
-    on the seed, the rollout and the prompt's number alone. `evaluate` is there where the data have held-out prompts.
+    on the seed, the rollout and the prompt's number alone. Ranks of one tensor group share answers and what these are worth.
+    `evaluate` is there where the data have held-out prompts.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -42,7 +43,7 @@ class RolloutSource(ABC):
         self.rewards = Rewards(config.rewards, setting.registry)
         _check(config, setting.world.size)
         check_temperature(self.policy, config.rollout.temperature)
-        self._sampler = PolicySampler(self.policy.built, setting.tokenizer, setting.registry, config.rollout.engine)
+        self._sampler = PolicySampler.of(setting, self.policy, config.rollout.engine)
         self._examples = setting.data.train.examples
         self._prompts: Iterator[tuple[Key, Example]] | None = None
         self._samples: list[Sample] = []
@@ -167,7 +168,7 @@ class RolloutSource(ABC):
     def _judge(self, samples: Sequence[Sample], answered: Sequence[Answered]) -> None:
         count = len(samples)
         if self.judges:
-            totals, parts = self.judge(samples, answered)
+            totals, parts = self.setting.world.tensor_parts(self.judge(samples, answered))[0]
             for sample, total in zip(samples, totals, strict=True):
                 sample.reward = total
             self.note("reward", sum(totals), count)
@@ -221,15 +222,18 @@ class RolloutSource(ABC):
         room = self.config.batch.length - self.config.rollout.max_tokens
         prompts = [(k, example[0]) for k, example in held_out().examples if 0 < len(example[0].input_ids) <= room]
         limit = self.config.validation.batches
-        prompts = prompts[: None if limit is None else limit * self.config.batch.size][world.rank :: world.size]
+        prompts = prompts[: None if limit is None else limit * self.config.batch.size]
+        # Passes of a model that is divided need all ranks: one that would have a prompt less answers another again, for nothing.
+        counted, rounds = len(prompts[world.rank :: world.size]), -(-len(prompts) // world.size)
+        prompts = (prompts * world.size)[: rounds * world.size][world.rank :: world.size]
         params = SamplingParams(max_tokens=self.config.rollout.max_tokens, temperature=0)
         found = self._sampler.answers([row.input_ids for _, row in prompts], [params] * len(prompts))
         pairs = [(prompt, answers[0]) for prompt, answers in zip(prompts, found, strict=True)]
         samples = [_sample(prompt, answer) for prompt, answer in pairs]
         answered = [self._answered(row, answer) for (_, row), answer in pairs]
-        totals = self.judge(samples, answered)[0] if self.judges else []
-        lengths = sum(sample.length for sample in samples)
-        sums = world.sum(torch.tensor([sum(totals), lengths, len(samples)], dtype=torch.float64))
+        totals = self.judge(samples, answered)[0][:counted] if self.judges else []
+        lengths = sum(sample.length for sample in samples[:counted])
+        sums = world.sum(torch.tensor([sum(totals), lengths, counted], dtype=torch.float64))
         count = max(float(sums[2]), 1.0)
         figures = {"answer_tokens": float(sums[1]) / count}
         return {"reward": float(sums[0]) / count, **figures} if self.judges else figures
@@ -250,7 +254,6 @@ def _sample(prompt: Prompt, answer: Answer) -> Sample:
 def _check(config: RolloutConfig, ranks: int) -> None:
     """Raise ConfigError for numbers that do not divide into ranks, batches and steps."""
     rollout, batch = config.rollout, config.batch
-    check_whole(config.mesh)
     if rollout.prompts % ranks:
         raise ConfigError(
             f"rollout.prompts is {rollout.prompts}, which {ranks} processes cannot share evenly",

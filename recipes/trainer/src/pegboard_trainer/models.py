@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.nn import Parameter
 
-from pegboard.build import prepare_model
+from pegboard.build import BuiltModel, prepare_model
 from pegboard.classifier import SCORE
 from pegboard.config import Choice
 from pegboard.errors import ConfigError, nearest
@@ -26,6 +26,9 @@ from pegboard_trainer.roles import ModelRole, reference_of
 
 if TYPE_CHECKING:
     from pegboard.classifier import HeadKind
+    from pegboard.interfaces.adapter import Adapter
+    from pegboard.interfaces.platform import Phase
+    from pegboard.nn.parallel import Region
     from pegboard.plugins.load import Registry
     from pegboard.plugins.spec import RecipeSpec, RoleSpec
 
@@ -85,17 +88,24 @@ def _build(
         "device": section.device + placer.index,
         "dtype": section.dtype,
         "attention": section.attention,
-        "phase": "train",
         "head": head,
-        "region": placer.region,
+        "seed": config.seed,
     }
-    adapter = None if chosen.adapter is None else registry.create("adapter", chosen.adapter)
     _check(role, chosen, opened)
-    if adapter is None:  # a folder of an adapter is merged into its base
-        built = opened.prepare(registry, quantizer=chosen.quantizer, seed=config.seed, **options)
-    else:
+    adapter = None if chosen.adapter is None else registry.create("adapter", chosen.adapter)
+
+    def prepared(adapter: Adapter | None, phase: Phase, region: Region | None) -> BuiltModel:
+        more = {**options, "phase": phase, "region": region}
+        if adapter is None:  # a folder of an adapter is merged into its base
+            return opened.prepare(registry, quantizer=chosen.quantizer, **more)
         quantizer = None if chosen.quantizer is None else registry.create("quantizer", chosen.quantizer)
-        built = prepare_model(registry, opened.files, adapter=adapter, quantizer=quantizer, seed=config.seed, **options)
+        return prepare_model(registry, opened.files, adapter=adapter, quantizer=quantizer, **more)
+
+    def again() -> BuiltModel:
+        other = None if chosen.adapter is None else registry.create("adapter", chosen.adapter)
+        return prepared(other, "decode", None).load()
+
+    built = prepared(adapter, "train", placer.region)
     if role.trained and adapter is None and built.quantizer is not None and not built.quantizer.trains:
         raise ConfigError(
             f"the {role.name}'s weights are quantised, by {type(built.quantizer).__name__}, and cannot be trained",
@@ -115,7 +125,7 @@ def _build(
     placer.shard(built)
     registry.hooks.call("model_built", role=role.name, model=built.model)
     base = portable_base(built.files) if adapter is not None else ""
-    return ModelRole(built, trained=role.trained, adapter=adapter, base=base)
+    return ModelRole(built, trained=role.trained, adapter=adapter, base=base, again=again)
 
 
 def _check(role: RoleSpec, chosen: Sections, opened: OpenedModel) -> None:

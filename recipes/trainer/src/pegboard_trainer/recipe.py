@@ -18,6 +18,7 @@ from pegboard.interfaces.logger import RunInfo
 from pegboard.interfaces.objective import Objective
 from pegboard.interfaces.recipe import Recipe
 from pegboard.opened import open_any
+from pegboard.ops import kernel_table
 from pegboard.plugins.doors import import_object
 from pegboard_trainer.ahead import Ahead
 from pegboard_trainer.averages import Averages
@@ -89,9 +90,9 @@ def _run(spec: RecipeSpec, typed: TrainConfig, config: Mapping[str, Any], regist
     objective.prepare(roles, policy.device)
     named = trained_parameters(roles, objective)
     placement = placer.placement(roles)
-    update = _update(typed, registry, named, placement)
+    update = _update(typed, registry, policy, named, placement)
     average = None if typed.average is None else Averages(named, typed.average.decay, host=typed.average.host)
-    source = _source(spec, Setting(typed, registry, tokenizer, roles, objective, data, world, policy.device))
+    source = _source(spec, Setting(typed, registry, tokenizer, roles, objective, data, placement, policy.device))
     trainer = Trainer(
         objective=objective,
         roles=roles,
@@ -170,10 +171,17 @@ def _run(spec: RecipeSpec, typed: TrainConfig, config: Mapping[str, Any], regist
 
 
 def _update(
-    config: TrainConfig, registry: Registry, named: Sequence[tuple[str, Parameter]], placement: Placement
+    config: TrainConfig,
+    registry: Registry,
+    policy: BuiltModel,
+    named: Sequence[tuple[str, Parameter]],
+    placement: Placement,
 ) -> Update:
     """Return what takes the optimizer's steps."""
     factory = registry.create("optimizer", config.optimizer)
+    # Made now: the optimizer may have registered ops of its own.
+    replacements = policy.platform.kernels("train", policy.dtype, policy.device.index or 0)
+    factory.kernels = kernel_table(replacements, owner=f"platform {policy.platform_name!r}")
     if config.memory.update_in_backward:
         check_in_backward(config)
         return UpdateInBackward(named, PerParameter(factory, named))

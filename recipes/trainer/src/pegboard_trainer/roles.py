@@ -21,6 +21,7 @@ class ModelRole:
     """One built model. trained: whether gradients flow. within: a context to compute in, such as adapters off.
 
     adapter: what was attached to the model, None without one. base: what files of the adapter name as its base.
+    again: builds the model once more, to generate with: whole, for this process alone, with the weights that the run began with.
     """
 
     built: BuiltModel
@@ -28,6 +29,7 @@ class ModelRole:
     within: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
     adapter: Adapter | None = None
     base: str = ""
+    again: Callable[[], BuiltModel] | None = None
 
     def hidden(self, batch: Batch) -> Tensor:
         """Return the last hidden states [T, H]."""

@@ -11,6 +11,7 @@ import torch
 from pegboard.interfaces.objective import Objective
 from pegboard_trainer.config import TrainConfig
 from pegboard_trainer.data import Data
+from pegboard_trainer.placement import Placement
 from pegboard_trainer.roles import ModelRole
 from pegboard_trainer.world import World
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class Setting:
     """A run before its first step. The function that `RecipeSpec.batches` names takes it and returns a `BatchSource`.
 
-    config: of the recipe's own schema. data: the rows of the config's `data`, for prompts. world: this rank's place among all.
+    config: of the recipe's own schema. data: the rows of the config's `data`, for prompts. placement: where the parts of parameters are.
     """
 
     config: TrainConfig
@@ -32,5 +33,10 @@ class Setting:
     roles: Mapping[str, ModelRole]
     objective: Objective
     data: Data
-    world: World
+    placement: Placement
     device: torch.device
+
+    @property
+    def world(self) -> World:
+        """This process's place among all."""
+        return self.placement.world

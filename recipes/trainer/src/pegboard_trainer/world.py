@@ -41,6 +41,25 @@ class World:
         """Whether this process writes what is written once: the run's files and lines for people."""
         return self.process == 0
 
+    @property
+    def tensor_rank(self) -> int:
+        """This process's place among those that compute each layer together, and see the same data."""
+        return 0 if self.mesh is None else int(self.mesh.get_local_rank("tensor"))
+
+    @property
+    def tensor_size(self) -> int:
+        """How many processes compute each layer together."""
+        return 1 if self.mesh is None else int(self.mesh["tensor"].size())
+
+    def tensor_parts(self, value: T) -> list[T]:
+        """Return what each process of this one's tensor group has, by rank. All of them ask at the same place."""
+        if self.tensor_size == 1:
+            return [value]
+        assert self.mesh is not None
+        found: list[Any] = [None] * self.tensor_size
+        dist.all_gather_object(found, value, group=self.mesh.get_group("tensor"))
+        return found
+
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum over the ranks that see different data, of the same shape, without waiting for the device."""
         if self.size > 1:
