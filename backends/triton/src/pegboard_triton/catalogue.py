@@ -8,7 +8,9 @@ from importlib import import_module
 from typing import Any
 
 MODULES: tuple[str, ...] = (
+    "pegboard_triton.attention.variants",
     "pegboard_triton.gated",
+    "pegboard_triton.loss",
     "pegboard_triton.norm",
     "pegboard_triton.rotary",
 )

@@ -1,0 +1,75 @@
+"""What a cache may hold, as kernels read and write it: plain numbers, or codes with a float32 scale for each row of a head."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+PLAIN, INT8, FP8 = 0, 1, 2
+"""Kinds of cells. Codes of FP8 are e4m3 (largest 448, no infinity), which kernels treat as bytes: not every GPU knows them."""
+
+CODES = {torch.int8: INT8, torch.float8_e4m3fn: FP8}
+
+
+def kind(dtype: torch.dtype) -> int:
+    """Return the kind of cells of a cache of `dtype`."""
+    return CODES.get(dtype, PLAIN)
+
+
+def raw(cells: Tensor) -> Tensor:
+    """Return cells as kernels take them: codes of FP8 as uint8."""
+    return cells.view(torch.uint8) if cells.dtype == torch.float8_e4m3fn else cells
+
+
+@triton.jit
+def widened(cells, dtype: tl.constexpr, KIND: tl.constexpr):
+    """Return codes as numbers of `dtype`, exactly; those of FP8 are 256 times too small, which `row_scale` makes good."""
+    if KIND == 2:
+        # The bits of e4m3 shifted to the places of float16, whose exponent counts from 15 where theirs counts from 7.
+        bits = cells.to(tl.uint16)
+        half = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True)
+        return half.to(dtype)
+    else:
+        return cells.to(dtype)
+
+
+@triton.jit
+def row_scale(scales, KIND: tl.constexpr):
+    """Return the factors on what `widened` gave."""
+    if KIND == 2:
+        return scales * 256.0
+    else:
+        return scales
+
+
+@triton.jit
+def encoded(rows, KIND: tl.constexpr):
+    """Return (codes, scales [R]) of float32 rows [R, D]: the greatest magnitude of a row becomes the greatest code, ties round to even.
+
+    What is not finite makes its row's scale NaN, so that whoever reads it learns of it.
+    """
+    if KIND == 1:
+        LARGEST: tl.constexpr = 127.0
+    else:
+        LARGEST: tl.constexpr = 448.0
+    magnitude = tl.abs(rows)
+    # A maximum need not keep NaN; a sum does, and makes infinity minus infinity NaN.
+    spoilt = tl.sum(rows - rows, axis=1)
+    scales = tl.max(magnitude, axis=1) / LARGEST + spoilt
+    safe = tl.where(scales > 0, scales, 1.0)
+    steps = tl.div_rn(rows, tl.broadcast_to(safe[:, None], rows.shape))
+    if KIND == 1:
+        # Adding 1.5 * 2^23 leaves no bits for a fraction: it rounds.
+        codes = ((steps + 12582912.0) - 12582912.0).to(tl.int8)
+    else:
+        size = tl.minimum(tl.abs(steps), 448.0)
+        bits = size.to(tl.uint32, bitcast=True)
+        # 20 of 23 fraction bits go, to the nearest, ties to even; the exponent then counts from 7 instead of 127.
+        normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - 960
+        # Below 2^-6 codes are multiples of 2^-9: what is added leaves no room for less.
+        small = (size + 16384.0).to(tl.uint32, bitcast=True) & 0xF
+        sign = (steps.to(tl.uint32, bitcast=True) >> 24) & 0x80
+        codes = (tl.where(size < 0.015625, small, normal) | sign).to(tl.uint8)
+    return codes, scales

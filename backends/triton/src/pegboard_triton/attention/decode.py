@@ -1,0 +1,265 @@
+"""Few queries over many keys: a sequence's keys are cut into chunks that different programs read (arXiv:2307.08691, section 3.3, for
+the merge of partial softmaxes; a chunk of keys serves all query heads that share it).
+
+The programs of one sequence count themselves; the last one to end merges what all of them found. It reads their parts in the order of
+the keys, so that the result does not depend on which one it is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pegboard_triton.attention.cells import kind, raw, row_scale, widened
+from pegboard_triton.tuning import choice
+
+if TYPE_CHECKING:
+    from pegboard.types import AttentionSpec
+    from pegboard_triton.attention.plan import CachedPlan
+
+LOG2E = 1.4426950408889634
+
+
+@triton.jit
+def capped(x, softcap):
+    """Return softcap * tanh(x / softcap)."""
+    return softcap * (1.0 - 2.0 / (tl.exp2(x * (2.8853900817779268 / softcap)) + 1.0))
+
+
+@triton.jit
+def decode_kernel(
+    q,
+    keys,
+    values,
+    key_scales,
+    value_scales,
+    out,
+    parts,
+    sums,
+    counters,
+    seq_lens,
+    starts,
+    page_starts,
+    pages,
+    item_seqs,
+    item_chunks,
+    chunk_size,
+    scale,
+    softcap,
+    window,
+    q_stride,
+    q_head,
+    page_stride,
+    head_stride,
+    slot_stride,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    KIND: tl.constexpr,
+    CAPPED: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    QUERIES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """Program (h, i): key head h of item i, which is a chunk of the keys of a sequence, or nothing where its sequence is -1.
+
+    q: [T, heads, HEAD_DIM]. out: the same, contiguous. parts: float32 [items, kv_heads, GROUP * QUERIES, HEAD_DIM]. sums: the same without
+    HEAD_DIM, logarithms of base 2. counters: int32 [N, kv_heads], zero before and after. QUERIES: most new tokens of a sequence.
+    """
+    kv_head = tl.program_id(0)
+    kv_heads = tl.num_programs(0)
+    item = tl.program_id(1)
+    seq = tl.load(item_seqs + item)
+    if seq < 0:
+        return
+    chunk = tl.load(item_chunks + item)
+    size = tl.load(chunk_size)
+    length = tl.load(seq_lens + seq)
+    begin = tl.load(starts + seq)
+    queries = tl.load(starts + seq + 1) - begin
+    first = 0
+    if WINDOWED:
+        first = tl.maximum(length - queries + 1 - window, 0)
+    first_chunk = first // size
+    count = (length + size - 1) // size - first_chunk
+    if chunk < first_chunk:
+        return
+
+    rows = tl.arange(0, BLOCK_M)
+    token = rows // GROUP
+    head = kv_head * GROUP + rows % GROUP
+    dims = tl.arange(0, BLOCK_D)
+    real = dims < HEAD_DIM
+    asked = token < queries
+    block_q = tl.load(
+        q + (begin + token).to(tl.int64)[:, None] * q_stride + head[:, None] * q_head + dims[None, :],
+        mask=asked[:, None] & real[None, :],
+        other=0.0,
+    )
+    position = length - queries + token
+    low = tl.maximum(chunk * size, first // BLOCK_N * BLOCK_N)
+    high = tl.minimum((chunk + 1) * size, length)
+    table = pages + tl.load(page_starts + seq)
+    place = kv_head.to(tl.int64) * head_stride
+
+    largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for start in range(low, high, BLOCK_N):
+        key = start + tl.arange(0, BLOCK_N)
+        inside = key < high
+        page = tl.load(table + key // PAGE, mask=inside, other=0).to(tl.int64)
+        at = page * page_stride + place + (key % PAGE) * slot_stride
+        cells = at[:, None] + dims[None, :]
+        mask = inside[:, None] & real[None, :]
+        block_k = tl.load(keys + cells, mask=mask, other=0)
+        block_v = tl.load(values + cells, mask=mask, other=0)
+        if KIND != 0:
+            block_k = widened(block_k, q.dtype.element_ty, KIND)
+            block_v = widened(block_v, q.dtype.element_ty, KIND)
+        scores = tl.dot(block_q, tl.trans(block_k), input_precision="ieee") * scale
+        if KIND != 0:
+            scores *= row_scale(tl.load(key_scales + at // HEAD_DIM, mask=inside, other=0.0), KIND)[None, :]
+        if CAPPED:
+            scores = capped(scores, softcap)
+        seen = inside[None, :] & (key[None, :] <= position[:, None])
+        if WINDOWED:
+            seen &= key[None, :] > position[:, None] - window
+        scores = tl.where(seen, scores * 1.4426950408889634, float("-inf"))
+        larger = tl.maximum(largest, tl.max(scores, axis=1))
+        # A row that has seen no key yet: anything finite in place of minus infinity, whose difference to itself is NaN.
+        base = tl.where(larger == float("-inf"), 0.0, larger)
+        weights = tl.exp2(scores - base[:, None])
+        kept = tl.exp2(largest - base)
+        total = total * kept + tl.sum(weights, axis=1)
+        if KIND != 0:
+            weights *= row_scale(tl.load(value_scales + at // HEAD_DIM, mask=inside, other=0.0), KIND)[None, :]
+        acc = acc * kept[:, None]
+        acc = tl.dot(weights.to(block_v.dtype), block_v, acc, input_precision="ieee")
+        largest = larger
+
+    acc = acc / tl.where(total > 0, total, 1.0)[:, None]
+    if count == 1:
+        tl.store(
+            out + ((begin + token).to(tl.int64) * (kv_heads * GROUP) + head)[:, None] * HEAD_DIM + dims[None, :],
+            acc.to(out.dtype.element_ty),
+            mask=asked[:, None] & real[None, :],
+        )
+        return
+
+    ROWS: tl.constexpr = GROUP * QUERIES
+    mine = (item * kv_heads + kv_head).to(tl.int64) * ROWS
+    tl.store(parts + (mine + rows)[:, None] * HEAD_DIM + dims[None, :], acc, mask=asked[:, None] & real[None, :])
+    tl.store(sums + mine + rows, largest + tl.log2(tl.where(total > 0, total, 1.0)), mask=asked)
+    tl.debug_barrier()
+    ended = tl.atomic_add(counters + seq * kv_heads + kv_head, 1, sem="acq_rel")
+    if ended != count - 1:
+        return
+
+    tl.store(counters + seq * kv_heads + kv_head, 0)
+    merged = tl.arange(0, BLOCK_R)
+    there = merged < queries * GROUP
+    largest_m = tl.full([BLOCK_R], float("-inf"), tl.float32)
+    total_m = tl.zeros([BLOCK_R], tl.float32)
+    acc_m = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
+    first_item = item - chunk + first_chunk
+    for part in range(0, count, BLOCK_S):
+        which = part + tl.arange(0, BLOCK_S)
+        row = ((first_item + which) * kv_heads + kv_head).to(tl.int64)[:, None] * ROWS + merged[None, :]
+        known = (which < count)[:, None] & there[None, :]
+        logs = tl.load(sums + row, mask=known, other=float("-inf"), cache_modifier=".cg")
+        larger_m = tl.maximum(largest_m, tl.max(logs, axis=0))
+        base_m = tl.where(larger_m == float("-inf"), 0.0, larger_m)
+        share = tl.exp2(logs - base_m[None, :])
+        kept_m = tl.exp2(largest_m - base_m)
+        found = tl.load(
+            parts + row[:, :, None] * HEAD_DIM + dims[None, None, :],
+            mask=known[:, :, None] & real[None, None, :],
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        acc_m = acc_m * kept_m[:, None] + tl.sum(found * share[:, :, None], axis=0)
+        total_m = total_m * kept_m + tl.sum(share, axis=0)
+        largest_m = larger_m
+    result = acc_m / tl.where(total_m > 0, total_m, 1.0)[:, None]
+    row_out = (begin + merged // GROUP).to(tl.int64) * (kv_heads * GROUP) + kv_head * GROUP + merged % GROUP
+    tl.store(
+        out + row_out[:, None] * HEAD_DIM + dims[None, :],
+        result.to(out.dtype.element_ty),
+        mask=there[:, None] & real[None, :],
+    )
+
+
+def decode(
+    q: Tensor,
+    cells: tuple[Tensor, Tensor],
+    scales: tuple[Tensor, Tensor] | None,
+    out: Tensor,
+    spec: AttentionSpec,
+    plan: CachedPlan,
+) -> None:
+    """Attend for the sequences of the plan that have few new tokens, into their rows of `out` [T, num_heads, head_dim].
+
+    cells: keys and values of a layer's cache, in the plan's layout, the new ones in it; scales: theirs, where the layout has them.
+    """
+    group, layout = spec.num_heads // spec.num_kv_heads, plan.layout
+    rows = group * plan.most_queries
+    block_m = max(16, triton.next_power_of_2(rows))
+    use = dict(
+        choice(
+            "attention_decode",
+            q.device,
+            rows=block_m,
+            head_dim=spec.head_dim,
+            bits=8 * cells[0].element_size(),
+            programs=plan.num_items * spec.num_kv_heads,
+        )
+    )
+    parts = torch.empty(plan.num_items, spec.num_kv_heads, rows, spec.head_dim, dtype=torch.float32, device=q.device)
+    sums = parts.new_empty(plan.num_items, spec.num_kv_heads, rows)
+    strides = dict(zip(layout.order, cells[0].stride(), strict=True))
+    decode_kernel[(spec.num_kv_heads, plan.num_items)](
+        q,
+        raw(cells[0]),
+        raw(cells[1]),
+        *(scales or (sums, sums)),
+        out,
+        parts,
+        sums,
+        plan.counters,
+        plan.seq_lens,
+        plan.starts,
+        plan.page_starts,
+        plan.pages,
+        plan.item_seqs,
+        plan.item_chunks,
+        plan.chunk_size,
+        spec.scale,
+        spec.softcap or 0.0,
+        spec.window or 0,
+        q.stride(0),
+        q.stride(1),
+        strides["P"],
+        strides["H"],
+        strides["S"],
+        GROUP=group,
+        HEAD_DIM=spec.head_dim,
+        PAGE=layout.page_size,
+        KIND=kind(cells[0].dtype),
+        CAPPED=spec.softcap is not None,
+        WINDOWED=spec.window is not None,
+        QUERIES=plan.most_queries,
+        BLOCK_M=block_m,
+        BLOCK_D=max(16, triton.next_power_of_2(spec.head_dim)),
+        BLOCK_R=triton.next_power_of_2(rows),
+        BLOCK_S=max(1, min(16, 4096 // (triton.next_power_of_2(rows) * triton.next_power_of_2(spec.head_dim)))),
+        **use,
+    )

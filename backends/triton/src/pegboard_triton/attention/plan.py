@@ -1,0 +1,237 @@
+"""A batch as the kernels see it: a few arrays of int32, sent to the device in one piece."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pegboard.types import AttentionInputs, KVLayout
+from pegboard_triton.tuning import choice
+
+Array = np.ndarray[Any, np.dtype[np.int32]]
+
+FEW = 8
+"""New tokens up to which a sequence is one of few queries over many keys: a decode, or one with proposed tokens behind it."""
+
+_ALIGNED = 16
+"""Places that each array is a multiple of: kernels are compiled for what addresses divide by."""
+
+
+def _integers(values: Any) -> Array:
+    return np.asarray(values, dtype=np.int32).reshape(-1)
+
+
+def _starts(sizes: Array) -> Array:
+    """[N] -> [N + 1]: sums of what comes before."""
+    return np.concatenate([np.zeros(1, np.int32), np.cumsum(sizes, dtype=np.int32)])
+
+
+def send(array: Array, device: torch.device, into: Tensor | None = None) -> Tensor:
+    """Return an array on the device, in `into` if given. The copy is on its way when this returns.
+
+    Its memory on the host is torch's, which does not hand it out again before the copy has been made.
+    """
+    source = torch.empty(len(array), dtype=torch.int32, pin_memory=device.type != "cpu")
+    source.numpy()[:] = array
+    target = torch.empty(len(array), dtype=torch.int32, device=device) if into is None else into[: len(array)]
+    return target.copy_(source, non_blocking=True)
+
+
+class _Tiles:
+    """Tiles of queries of the sequences `chosen`, made for the first layer that asks, kept for the others."""
+
+    def __init__(self, chosen: Array, queries: Array, lens: Array, device: torch.device) -> None:
+        self._chosen, self._queries, self._past, self._device = (
+            chosen,
+            queries[chosen],
+            (lens - queries)[chosen],
+            device,
+        )
+        self._made: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Return sequence and first query of each tile of `tokens` queries, those with the most keys first."""
+        if tokens not in self._made:
+            counts = -(-self._queries // tokens)
+            within = np.arange(int(counts.sum()), dtype=np.int32) - np.repeat(_starts(counts)[:-1], counts)
+            firsts = within * np.int32(tokens)
+            order = np.argsort(-(np.repeat(self._past, counts) + firsts), kind="stable")
+            packed = send(np.concatenate([np.repeat(self._chosen, counts)[order], firsts[order]]), self._device)
+            self._made[tokens] = (packed[: len(order)], packed[len(order) :])
+        return self._made[tokens]
+
+
+class WholePlan:
+    """Whole sequences without a cache. seq_lens: int32 [N]. starts: int32 [N + 1], first row of each. tiles: of all of them."""
+
+    layout = None
+
+    def __init__(self, inputs: AttentionInputs, device: torch.device) -> None:
+        self._device = device
+        self.update_(inputs)
+
+    def update_(self, inputs: AttentionInputs) -> None:
+        """Plan another batch. Not for captured graphs: shapes change."""
+        lens = _integers(inputs.query_lens)
+        self.num_tokens = int(lens.sum())
+        packed = send(np.concatenate([lens, _starts(lens)]), self._device)
+        self.seq_lens, self.starts = packed[: len(lens)], packed[len(lens) :]
+        self.page_starts = self.pages = packed
+        self.tiles = _Tiles(np.flatnonzero(lens).astype(np.int32), lens, lens, self._device)
+
+
+class CachedPlan:
+    """Sequences over a paged cache.
+
+    On the device, int32: seq_lens [N]; starts [N + 1], the first row of each sequence; pages, all pages of all sequences, and page_starts
+    [N], where each one's begin; slots [T]. item_seqs, item_chunks [num_items]: which chunk, of chunk_size [1] keys, of which sequence,
+    for sequences of at most FEW new tokens; -1 where there is none. counters: [N, kv_heads], zeros. tiles: of the other sequences.
+
+    most_queries: most new tokens of a sequence of items. few, many: whether there are any items, any tiles.
+    A plan of a static shape has room for `pad_to` sequences of one new token; those that are not there read and write page 0.
+    """
+
+    def __init__(self, inputs: AttentionInputs, device: torch.device, layout: KVLayout) -> None:
+        self.layout = layout
+        self._device = device
+        self._static = inputs.pad_to is not None
+        self._use = choice("attention_split", device)
+        if self._static:
+            self._reserve(inputs)
+        self.update_(inputs)
+
+    def _reserve(self, inputs: AttentionInputs) -> None:
+        """Make room for the largest batch of a static plan."""
+        rows, width = inputs.pad_to or 0, inputs.pad_pages or 0
+        if not width and isinstance(inputs.block_table, Tensor):
+            width = inputs.block_table.shape[1]
+        if not width:
+            raise ValueError(
+                "a static plan needs pad_pages, or a block table of one width, to know how many pages may come"
+            )
+        self._rows, self._width = rows, width
+        self._lay_out(rows, rows, self._most_items(rows), 1 + rows * width)
+        self.counters = torch.zeros(rows, self.layout.num_kv_heads, dtype=torch.int32, device=self._device)
+        self.most_queries, self.few, self.many = 1, True, False
+
+    def _most_items(self, sequences: int) -> int:
+        """Return how many items serve: enough programs for the whole device, and for sequences of different lengths to even out."""
+        heads = self.layout.num_kv_heads
+        return sequences * self._use["chunks"] + -(-self._use["programs"] // heads)
+
+    def _lay_out(self, sequences: int, tokens: int, items: int, pages: int) -> None:
+        """Make the device's memory and its parts."""
+        sizes = {
+            "chunk_size": 1,
+            "seq_lens": sequences,
+            "starts": sequences + 1,
+            "page_starts": sequences,
+            "item_seqs": items,
+            "item_chunks": items,
+            "slots": tokens,
+            "pages": pages,
+        }
+        self._places: dict[str, int] = {}
+        total = 0
+        for name, size in sizes.items():
+            self._places[name] = total
+            total += -(-max(size, 1) // _ALIGNED) * _ALIGNED
+        self._memory = torch.empty(total, dtype=torch.int32, device=self._device)
+        for name, size in sizes.items():
+            setattr(self, name, self._memory[self._places[name] : self._places[name] + max(size, 1)])
+        self.num_items = items
+
+    def update_(self, inputs: AttentionInputs) -> None:
+        """Plan another batch; in the same memory if the plan is of a static shape.
+
+        Raises ValueError when the batch does not fit into it, or is not one of one new token a sequence.
+        """
+        if inputs.block_table is None or inputs.slot_mapping is None:
+            raise ValueError("a batch over a cache has a block table and a slot mapping")
+        queries, lens = _integers(inputs.query_lens), _integers(inputs.seq_lens)
+        starts_of, pages = self._pages(inputs, lens)
+        if self._static:
+            queries, lens, starts_of = self._padded(queries, lens, starts_of, len(pages))
+        few = np.flatnonzero((queries > 0) & (queries <= FEW)).astype(np.int32)
+        size, seqs, chunks = self._items(few, lens)
+        if not self._static:
+            many = np.flatnonzero(queries > FEW).astype(np.int32)
+            self.most_queries = int(queries[few].max(initial=1))
+            self.few, self.many = len(few) > 0, len(many) > 0
+            self._lay_out(len(lens), int(queries.sum()), len(seqs), len(pages))
+            self.counters = torch.zeros(
+                len(lens) if self.few else 0, self.layout.num_kv_heads, dtype=torch.int32, device=self._device
+            )
+            self.tiles = _Tiles(many, queries, lens, self._device)
+        self.num_tokens = int(queries.sum())
+        packed = np.full(self._places["pages"] + len(pages), 0, dtype=np.int32)
+        packed[self._places["item_seqs"] : self._places["item_chunks"]] = -1
+        slots = inputs.slot_mapping
+        values: dict[str, Any] = {
+            "chunk_size": size,
+            "seq_lens": lens,
+            "starts": _starts(queries),
+            "page_starts": starts_of,
+            "item_seqs": seqs,
+            "item_chunks": chunks,
+            "pages": pages,
+        }
+        if slots.device.type == "cpu":
+            values["slots"] = slots.numpy()
+        for name, value in values.items():
+            packed[self._places[name] : self._places[name] + np.size(value)] = value
+        send(packed, self._device, self._memory)
+        if slots.device.type != "cpu":
+            self.slots[: len(slots)].copy_(slots)
+
+    def _padded(self, queries: Array, lens: Array, starts: Array, pages: int) -> tuple[Array, Array, Array]:
+        """Fill a batch up with sequences of one token in page 0, which is the first of `pages`."""
+        if len(lens) > self._rows or (queries != 1).any():
+            raise ValueError(
+                f"a plan of a static shape takes up to {self._rows} sequences of one new token each; the batch has {len(lens)} with "
+                f"{int(queries.sum())}"
+            )
+        if pages > 1 + self._rows * self._width:
+            raise ValueError(
+                f"the batch has {pages - 1} pages, a plan of {self._rows} x {self._width} has room for {self._rows * self._width}"
+            )
+        more = self._rows - len(lens)
+        ones = np.ones(more, np.int32)
+        return np.concatenate([queries, ones]), np.concatenate([lens, ones]), np.concatenate([starts, 0 * ones])
+
+    def _pages(self, inputs: AttentionInputs, lens: Array) -> tuple[Array, Array]:
+        """Return where each sequence's pages begin, [N], and all of them behind a page 0 that none owns."""
+        counts = -(-lens // self.layout.page_size)
+        zero, widest = np.zeros(1, np.int32), int(counts.max(initial=0))
+        rows = None if inputs.table_rows is None else _integers(inputs.table_rows)[: len(lens)]
+        table: Tensor | Sequence[Sequence[int]] = inputs.block_table  # type: ignore[assignment]
+        if not isinstance(table, Tensor):
+            numbers = range(len(lens)) if rows is None else rows.tolist()
+            parts = [_integers(table[row][:count]) for row, count in zip(numbers, counts.tolist(), strict=True)]
+            short = [i for i, part in enumerate(parts) if len(part) < counts[i]]
+            if short:
+                raise ValueError(f"sequence {short[0]} has more tokens than its row of block_table has pages for")
+            return 1 + _starts(counts)[:-1], np.concatenate([zero, *parts])
+        if widest > table.shape[1]:
+            raise ValueError(f"a sequence has {widest} pages, block_table has room for {table.shape[1]}")
+        block = table.numpy()[:, :widest][slice(len(lens)) if rows is None else rows]
+        if 2 * int(counts.sum()) < block.size:
+            # Few long rows among short ones: what the others lack is not sent.
+            return 1 + _starts(counts)[:-1], np.concatenate([zero, block[np.arange(widest) < counts[:, None]]])
+        begins = 1 + np.arange(len(lens), dtype=np.int32) * widest
+        return begins, np.concatenate([zero, block.ravel()])
+
+    def _items(self, few: Array, lens: Array) -> tuple[int, Array, Array]:
+        """Return the keys of a chunk, and sequence and number of each chunk."""
+        own = lens[few]
+        room = self._most_items(self._rows if self._static else len(few)) - len(few)
+        quantum = self._use["quantum"]
+        # A chunk more than the keys fill for each sequence at most, so that these sizes always fit.
+        size = max(-(-int(own.sum(dtype=np.int64)) // (room * quantum)) * quantum, quantum) if room > 0 else 1 << 30
+        counts = -(-own // np.int32(size))
+        chunks = np.arange(int(counts.sum()), dtype=np.int32) - np.repeat(_starts(counts)[:-1], counts)
+        return size, np.repeat(few, counts), chunks

@@ -1,0 +1,215 @@
+"""New keys and values put into the cache: as they are, or normed and turned on the way, in one pass over what the projection gave."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pegboard_triton.attention.cells import encoded, kind, raw
+
+if TYPE_CHECKING:
+    from pegboard.types import AttentionSpec, HeadNorms
+    from pegboard_triton.attention.plan import CachedPlan
+
+
+@triton.jit
+def _put(cells, scales, at, rows, mask, HEAD_DIM: tl.constexpr, KIND: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Store float32 rows [R, BLOCK_D] at places `at` [R] of a cache where `mask` [R] says so."""
+    dims = tl.arange(0, BLOCK_D)
+    where = at[:, None] + dims[None, :]
+    all_of = mask[:, None] & (dims < HEAD_DIM)[None, :]
+    if KIND == 0:
+        tl.store(cells + where, rows.to(cells.dtype.element_ty), mask=all_of)
+    else:
+        codes, factors = encoded(rows, KIND)
+        tl.store(cells + where, codes, mask=all_of)
+        tl.store(scales + at // HEAD_DIM, factors, mask=mask)
+
+
+@triton.jit
+def write_kernel(
+    k,
+    v,
+    keys,
+    values,
+    key_scales,
+    value_scales,
+    slots,
+    kv_heads,
+    k_stride,
+    k_head,
+    v_stride,
+    v_head,
+    page_stride,
+    head_stride,
+    slot_stride,
+    HEAD_DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    KIND: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Program (t, b): block b of the key heads of token t. k, v: [T, kv_heads, HEAD_DIM]. slots: int32 [T]."""
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    dims = tl.arange(0, BLOCK_D)
+    there = head < kv_heads
+    mask = there[:, None] & (dims < HEAD_DIM)[None, :]
+    slot = tl.load(slots + token).to(tl.int64)
+    at = slot // PAGE * page_stride + slot % PAGE * slot_stride + head * head_stride
+    new_k = tl.load(k + token * k_stride + head[:, None] * k_head + dims[None, :], mask=mask, other=0.0)
+    _put(keys, key_scales, at, new_k.to(tl.float32), there, HEAD_DIM, KIND, BLOCK_D)
+    new_v = tl.load(v + token * v_stride + head[:, None] * v_head + dims[None, :], mask=mask, other=0.0)
+    _put(values, value_scales, at, new_v.to(tl.float32), there, HEAD_DIM, KIND, BLOCK_D)
+
+
+@triton.jit
+def prepare_kernel(
+    qkv,
+    cos,
+    sin,
+    q_weight,
+    k_weight,
+    q,
+    keys,
+    values,
+    key_scales,
+    value_scales,
+    slots,
+    heads,
+    kv_heads,
+    eps,
+    offset,
+    stride,
+    page_stride,
+    head_stride,
+    slot_stride,
+    HEAD_DIM: tl.constexpr,
+    TURNED: tl.constexpr,
+    PAGE: tl.constexpr,
+    KIND: tl.constexpr,
+    NORMED: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Program (t, b): block b of all heads of token t: queries to `q`, keys and values to the cache.
+
+    qkv: [T, heads + 2 * kv_heads, HEAD_DIM]. cos, sin: [T, TURNED], sin with its first half negated. q: [T, heads, HEAD_DIM], contiguous.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    dims = tl.arange(0, BLOCK_D)
+    is_q = head < heads
+    is_k = (head >= heads) & (head < heads + kv_heads)
+    is_v = (head >= heads + kv_heads) & (head < heads + 2 * kv_heads)
+    real = dims < HEAD_DIM
+    mask = (head < heads + 2 * kv_heads)[:, None] & real[None, :]
+    # What each dimension is turned with: the one half a turn further on.
+    turned = dims < TURNED
+    other = tl.where(turned, (dims + TURNED // 2) % TURNED, dims)
+    rows = qkv + token * stride + head[:, None] * HEAD_DIM
+    x = tl.load(rows + dims[None, :], mask=mask, other=0.0).to(tl.float32)
+    y = tl.load(rows + other[None, :], mask=mask, other=0.0).to(tl.float32)
+    if NORMED:
+        inverse = tl.rsqrt(tl.sum(x * x, axis=1) / HEAD_DIM + eps)
+        q_x = tl.load(q_weight + dims, mask=real, other=0.0).to(tl.float32) + offset
+        q_y = tl.load(q_weight + other, mask=real, other=0.0).to(tl.float32) + offset
+        k_x = tl.load(k_weight + dims, mask=real, other=0.0).to(tl.float32) + offset
+        k_y = tl.load(k_weight + other, mask=real, other=0.0).to(tl.float32) + offset
+        normed_x = x * inverse[:, None] * tl.where(is_q[:, None], q_x[None, :], k_x[None, :])
+        normed_y = y * inverse[:, None] * tl.where(is_q[:, None], q_y[None, :], k_y[None, :])
+        x = tl.where(is_v[:, None], x, normed_x)
+        y = tl.where(is_v[:, None], y, normed_y)
+    c = tl.load(cos + token * TURNED + dims, mask=turned, other=1.0).to(tl.float32)
+    s = tl.load(sin + token * TURNED + dims, mask=turned, other=0.0).to(tl.float32)
+    x = tl.where(is_v[:, None], x, x * c[None, :] + y * s[None, :])
+
+    at_q = (token * heads + head)[:, None] * HEAD_DIM + dims[None, :]
+    tl.store(q + at_q, x.to(q.dtype.element_ty), mask=is_q[:, None] & real[None, :])
+    slot = tl.load(slots + token).to(tl.int64)
+    place = slot // PAGE * page_stride + slot % PAGE * slot_stride
+    _put(keys, key_scales, place + (head - heads) * head_stride, x, is_k, HEAD_DIM, KIND, BLOCK_D)
+    _put(values, value_scales, place + (head - heads - kv_heads) * head_stride, x, is_v, HEAD_DIM, KIND, BLOCK_D)
+
+
+def write(
+    k: Tensor, v: Tensor, cells: tuple[Tensor, Tensor], scales: tuple[Tensor, Tensor] | None, plan: CachedPlan
+) -> None:
+    """Put k and v, [T, num_kv_heads, head_dim], at the plan's slots of a layer's cache."""
+    heads, dim = k.shape[1:]
+    strides = dict(zip(plan.layout.order, cells[0].stride(), strict=True))
+    block_d = max(16, triton.next_power_of_2(dim))
+    block_h = max(1, min(triton.next_power_of_2(heads), 1024 // block_d))
+    write_kernel[(len(k), triton.cdiv(heads, block_h))](
+        k,
+        v,
+        raw(cells[0]),
+        raw(cells[1]),
+        *(scales or cells),
+        plan.slots,
+        heads,
+        *k.stride()[:2],
+        *v.stride()[:2],
+        strides["P"],
+        strides["H"],
+        strides["S"],
+        HEAD_DIM=dim,
+        PAGE=plan.layout.page_size,
+        KIND=kind(cells[0].dtype),
+        BLOCK_H=block_h,
+        BLOCK_D=block_d,
+        num_warps=4,
+    )
+
+
+def prepare(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    norms: HeadNorms | None,
+    cells: tuple[Tensor, Tensor],
+    scales: tuple[Tensor, Tensor] | None,
+    spec: AttentionSpec,
+    plan: CachedPlan,
+) -> Tensor:
+    """Norm and turn queries and keys, put keys and values at the plan's slots, and return the queries [T, num_heads, head_dim].
+
+    qkv: [T, num_heads + 2 * num_kv_heads, head_dim], contiguous but for its first dimension. cos, sin: [T, 1, R], contiguous.
+    """
+    strides = dict(zip(plan.layout.order, cells[0].stride(), strict=True))
+    dim, heads = spec.head_dim, spec.num_heads + 2 * spec.num_kv_heads
+    q = torch.empty(len(qkv), spec.num_heads, dim, dtype=qkv.dtype, device=qkv.device)
+    block_d = max(16, triton.next_power_of_2(dim))
+    block_h = max(1, min(triton.next_power_of_2(heads), 1024 // block_d))
+    prepare_kernel[(len(qkv), triton.cdiv(heads, block_h))](
+        qkv,
+        cos,
+        sin,
+        *((qkv, qkv) if norms is None else (norms.q, norms.k)),
+        q,
+        raw(cells[0]),
+        raw(cells[1]),
+        *(scales or cells),
+        plan.slots,
+        spec.num_heads,
+        spec.num_kv_heads,
+        0.0 if norms is None else norms.eps,
+        0.0 if norms is None else norms.offset,
+        qkv.stride(0),
+        strides["P"],
+        strides["H"],
+        strides["S"],
+        HEAD_DIM=dim,
+        TURNED=cos.shape[-1],
+        PAGE=plan.layout.page_size,
+        KIND=kind(cells[0].dtype),
+        NORMED=norms is not None,
+        BLOCK_H=block_h,
+        BLOCK_D=block_d,
+        num_warps=4,
+    )
+    return q
