@@ -64,7 +64,7 @@ class AcceleratorPlatform(Platform):
         if reason := self.refusal(index):
             raise DeviceError(
                 f"{self.label} device {index} cannot be used: {reason}",
-                fix=f"use another device ({self.visible} hides this one), or install a torch that is built for it",
+                fix=f"use another device, or a torch that is built for it; {self.visible} decides which devices there are",
             )
         return torch.device(self.kind, index)
 

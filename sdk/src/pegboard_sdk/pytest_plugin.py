@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +45,32 @@ def plugin_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_plugins: Non
     place = Site(tmp_path / "site", monkeypatch)
     yield place
     place.forget()
+
+
+@pytest.fixture
+def torch_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that makes metadata tell, here and in processes started from here, of another build of torch.
+
+    It takes a version and, by kind of accelerator as in torch's version file, that of the toolkit: ("2.11.0", cuda="13.0"). What is
+    imported stays the torch that is installed.
+    """
+
+    def built(version: str, **kinds: str) -> None:
+        folder = tmp_path / f"torch-{version}"
+        for path in (folder / "torch", folder / f"torch-{version}.dist-info"):
+            path.mkdir(parents=True)
+        (path / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+        known = {"cuda": None, "hip": None, "xpu": None, **kinds}
+        lines = [
+            f"__version__ = {version!r}",
+            "debug = False",
+            *(f"{kind}: str | None = {v!r}" for kind, v in known.items()),
+        ]
+        (folder / "torch" / "version.py").write_text("\n".join(lines) + "\n")
+        monkeypatch.syspath_prepend(str(folder))
+        monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+
+    return built
 
 
 @pytest.fixture

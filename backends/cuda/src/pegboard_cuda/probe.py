@@ -6,20 +6,25 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pegboard.plugins.spec import Probe
+from pegboard.torch_build import torch_build
+from pegboard.visible import hides_all
 
 NO_DEVICE = 100
 """CUDA_ERROR_NO_DEVICE of the driver's interface."""
+_INTEL = "0x8086"
 
 
 def probe(root: Path = Path("/"), load: Callable[[str], Any] = ctypes.CDLL) -> Probe:
-    """Ask the driver for its devices. Present means that the driver or the kernel shows one."""
+    """Ask the driver for its devices. Present means that the driver or the kernel shows one that is not hidden.
+
+    The driver itself reads CUDA_VISIBLE_DEVICES: numbers, and ids of GPUs and of MIG instances.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and visible.strip() in ("", "-1"):
+    if visible is not None and hides_all(visible):
         return Probe(False, False, f"hidden by CUDA_VISIBLE_DEVICES={visible!r}")
     nodes = sorted(path.name for path in (root / "dev").glob("nvidia[0-9]*"))
     try:
@@ -28,29 +33,56 @@ def probe(root: Path = Path("/"), load: Callable[[str], Any] = ctypes.CDLL) -> P
         if nodes:
             return Probe(True, False, f"/dev/{nodes[0]} is there but the driver's libcuda.so.1 cannot be loaded")
         return Probe(False, False, "no NVIDIA driver")
-    status = driver.cuInit(0)
-    if status == NO_DEVICE:
-        return Probe(False, False, "the NVIDIA driver shows no device")
-    if status != 0:
+    status, count = driver.cuInit(0), ctypes.c_int(0)
+    if status not in (0, NO_DEVICE):
         return Probe(bool(nodes), False, f"the NVIDIA driver does not start (cuInit gives {status})")
-    count = ctypes.c_int(0)
-    status = driver.cuDeviceGetCount(ctypes.byref(count))
-    if status != 0:
+    if status == 0 and (status := driver.cuDeviceGetCount(ctypes.byref(count))) != 0:
         return Probe(True, False, f"the NVIDIA driver does not count its devices (cuDeviceGetCount gives {status})")
     if count.value == 0:
-        return Probe(False, False, "the NVIDIA driver shows no device")
+        return _without_device(root, nodes, visible)
     devices = "1 device" if count.value == 1 else f"{count.value} devices"
-    build = _torch_build()
-    if build is not None:
-        return Probe(True, False, f"{devices}, but torch {build} is built without CUDA: install a CUDA build of torch")
+    return _with_torch(root, devices, driver)
+
+
+def _without_device(root: Path, nodes: list[str], visible: str | None) -> Probe:
+    if not nodes:
+        return Probe(False, False, "the NVIDIA driver shows no device")
+    if visible is None:
+        why = "its permissions, or a GPU in MIG mode without an instance, may be the reason"
+        return Probe(True, False, f"/dev/{nodes[0]} is there but the NVIDIA driver shows no device: {why}")
+    known = ", ".join(_ids(root)) or f"{len(nodes)} by number"
+    return Probe(True, False, f"CUDA_VISIBLE_DEVICES={visible!r} names none of the NVIDIA GPUs that are here ({known})")
+
+
+def _with_torch(root: Path, devices: str, driver: Any) -> Probe:
+    """Return the verdict by the build of the torch that is installed; where none is, importing it will say so."""
+    build = torch_build()
+    if not build:
+        return Probe(True, True, devices)
+    torch, toolkit = f"torch {build['__version__']}", build.get("cuda")
+    if not toolkit:
+        if (build.get("hip") and (root / "dev/kfd").exists()) or (build.get("xpu") and _intel(root)):
+            return Probe(False, False, f"{devices}, but {torch} is built for the other GPU that is here")
+        return Probe(True, False, f"{devices}, but {torch} is built without CUDA: install a CUDA build of torch")
+    newest = ctypes.c_int(0)
+    # A driver runs whatever was built with a toolkit of its own major version, or an older one.
+    if driver.cuDriverGetVersion(ctypes.byref(newest)) == 0 and newest.value // 1000 < int(toolkit.partition(".")[0]):
+        limit = f"{newest.value // 1000}.{newest.value % 1000 // 10}"
+        reason = f"the driver runs CUDA up to {limit} and {torch} is built with {toolkit}"
+        return Probe(True, False, f"{devices}, but {reason}: update the driver, or install a torch for CUDA {limit}")
     return Probe(True, True, devices)
 
 
-def _torch_build() -> str | None:
-    """Return torch's version when its name says that it is a build for something else."""
-    try:
-        version = metadata.version("torch")
-    except metadata.PackageNotFoundError:
-        return None  # importing it will say so
-    local = version.partition("+")[2]
-    return version if local.startswith(("cpu", "rocm", "xpu")) else None
+def _ids(root: Path) -> list[str]:
+    """Return the GPUs' ids as the driver's files tell them."""
+    lines = [
+        line.partition(":")
+        for path in sorted((root / "proc/driver/nvidia/gpus").glob("*/information"))
+        for line in path.read_text(errors="replace").splitlines()
+    ]
+    return [value.strip() for key, _, value in lines if key.strip() == "GPU UUID"]
+
+
+def _intel(root: Path) -> bool:
+    files = (root / "sys/class/drm").glob("renderD*/device/vendor")
+    return any(path.read_text().strip() == _INTEL for path in files)
