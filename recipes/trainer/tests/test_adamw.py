@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pegboard.ops import kernel_table
 from pegboard_trainer.adamw import AdamW, AdamWFactory, mix
+from pegboard_trainer.adamw_op import adamw_, random_bits
 from pegboard_trainer.options import AdamWOptions
 
 GRADIENTS = [torch.randn(3, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in range(6)]
@@ -88,11 +90,11 @@ def test_stochastic_rounding_depends_on_its_seed_alone() -> None:
 
 
 def test_rounded_values_are_neighbours_and_exact_ones_stay() -> None:
-    from pegboard_trainer.adamw import _round_stochastically
+    from pegboard_trainer.adamw_op import round_at_random
 
     value = torch.tensor([1.0, -2.5, 1.001, -1.001, 0.0, float("inf"), float("nan")]).repeat(64, 1)
     target = torch.empty_like(value, dtype=torch.bfloat16)
-    _round_stochastically(target, value, 7)
+    round_at_random(target, value, 7)
     out = target.float()
     assert (out[:, [0, 1, 4, 5]] == value[:, [0, 1, 4, 5]]).all()
     assert out[:, 6].isnan().all()
@@ -118,3 +120,44 @@ def test_a_parameter_without_gradient_stays() -> None:
     optimizer.step()
     assert named[0][1].equal(before)
     assert list(optimizer.state) == [named[2][1], named[1][1]]
+
+
+def test_gradients_count_by_the_factor_of_one_step() -> None:
+    scaled, plain = parameters(torch.bfloat16), parameters(torch.bfloat16)
+    one, other = (AdamWFactory(AdamWOptions(lr=0.1)).build(named) for named in (scaled, plain))
+    for optimizer, named, size in ((one, scaled, 4.0), (other, plain, 1.0)):
+        for _, parameter in named:
+            parameter.grad = torch.full_like(parameter, size)
+        if size != 1:
+            optimizer.factor = torch.tensor(1 / size)  # type: ignore[attr-defined]
+        optimizer.step()
+        assert optimizer.factor is None  # type: ignore[attr-defined]
+    assert all(a.equal(b) for (_, a), (_, b) in zip(scaled, plain, strict=True))
+    assert all((p.grad == 4).all() for _, p in scaled)  # type: ignore[union-attr]
+
+
+def test_random_bits_are_even_and_independent_of_their_neighbours() -> None:
+    bits = random_bits(1 << 16, 3 << 40 | 17, torch.device("cpu"))
+    ones = torch.stack([(bits >> place & 1).double().mean() for place in range(32)])
+    assert (ones - 0.5).abs().max() < 0.01  # five standard errors
+    for other in (
+        bits.roll(1),
+        random_bits(1 << 16, 3 << 40 | 18, torch.device("cpu")),
+        random_bits(1 << 16, 4 << 40 | 17, torch.device("cpu")),
+    ):
+        low, high = (bits & 0xFFFF).double(), (other & 0xFFFF).double()
+        assert torch.corrcoef(torch.stack([low, high]))[0, 1].abs() < 0.02
+
+
+def test_the_kernels_that_a_factory_is_given_take_the_steps() -> None:
+    taken = []
+
+    def counted(weights: Any, *rest: Any) -> None:
+        taken.append(len(weights))
+        adamw_(weights, *rest)
+
+    named = parameters(torch.float32)
+    factory = AdamWFactory(AdamWOptions(lr=0.1))
+    factory.kernels = kernel_table({"adamw_": counted})
+    descend(named, factory.build(named))
+    assert taken == [2, 1] * len(GRADIENTS)

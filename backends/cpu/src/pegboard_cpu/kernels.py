@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pegboard.interfaces.platform import Phase
 from pegboard.ops import registered
 
 # Up to here torch's half-precision product, which streams the weights once a row, beats widening them to float32 first.
@@ -25,8 +26,10 @@ def library() -> ctypes.CDLL | None:
     return find().library
 
 
-def compiled(dtype: torch.dtype, others: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
-    """Return the compiled replacements for models of `dtype`; empty where there is no library.
+def compiled(
+    dtype: torch.dtype, others: Mapping[str, Callable[..., Any]], phase: Phase = "decode"
+) -> dict[str, Callable[..., Any]]:
+    """Return the compiled replacements for models of `dtype` in a phase; empty where there is no library.
 
     others: replacements of ours, which are asked where a compiled one does not apply.
     """
@@ -36,6 +39,8 @@ def compiled(dtype: torch.dtype, others: Mapping[str, Callable[..., Any]]) -> di
     from pegboard_cpu_kernels import ops
 
     functions = {name: op.function for name, op in registered().items()}
+    if phase == "train":
+        return ops.training_replacements(found, functions | dict(others))
     return ops.replacements(found, dtype, functions | dict(others))
 
 

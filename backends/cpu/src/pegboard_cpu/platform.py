@@ -44,8 +44,7 @@ class CpuPlatform(Platform):
         )
         if phase != "train":
             replaced |= {"rms_norm": kernels.rms_norm, "add_rms_norm": kernels.add_rms_norm}
-            replaced |= kernels.compiled(dtype, replaced)
-        return replaced
+        return replaced | kernels.compiled(dtype, replaced, phase)
 
     def configure(self, *, threads: int | None = None) -> None:
         torch.set_num_threads(threads or limits.usable_cpus())

@@ -10,9 +10,16 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
     from torch.optim import Optimizer
 
+    from pegboard.ops import KernelTable
+
 
 class OptimizerFactory(ABC):
-    """Builds an optimizer. Constructed with the validated options of its schema, of which `lr` is the peak learning rate."""
+    """Builds an optimizer. Constructed with the validated options of its schema, of which `lr` is the peak learning rate.
+
+    kernels: the ops of the platform that the parameters are on, given before `build`; None for torch's own implementations.
+    """
+
+    kernels: KernelTable | None = None
 
     @abstractmethod
     def build(self, parameters: Sequence[tuple[str, Parameter]]) -> Optimizer:

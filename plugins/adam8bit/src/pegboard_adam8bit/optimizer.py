@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pegboard.blockwise import block_count, dynamic_table
+from pegboard.ops import KernelTable
 from pegboard_adam8bit.options import Adam8bitOptions
 from pegboard_trainer.adamw import AdamW, AdamWFactory
 
@@ -23,7 +24,7 @@ class Adam8bitFactory(AdamWFactory):
 
     def make(self, groups: list[dict[str, Any]]) -> Adam8bit:
         """Return the optimizer of the groups."""
-        return Adam8bit(groups, self._own)
+        return Adam8bit(groups, self._own, self.kernels)
 
     def options(self) -> dict[str, Any]:
         """Return the options for people to read."""
@@ -37,9 +38,10 @@ class Adam8bit(AdamW):
     Rounding is to the nearest, so that a run is repeated and resumed exactly.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], options: Adam8bitOptions) -> None:
-        super().__init__(groups, options.plain())
-        self._narrow = True
+    def __init__(
+        self, groups: list[dict[str, Any]], options: Adam8bitOptions, kernels: KernelTable | None = None
+    ) -> None:
+        super().__init__(groups, options.plain(), kernels)
         self._block, self._smallest = options.block, options.smallest
 
     def _zeros(self, held: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -53,16 +55,15 @@ class Adam8bit(AdamW):
             made[f"{key}_scales"] = torch.zeros(block_count(held.numel(), self._block), device=held.device)
         return made
 
-    def _moment(self, state: dict[str, Any], key: str, like: Tensor) -> Tensor:
+    def _moment(self, state: dict[str, Any], key: str) -> Tensor:
         if f"{key}_scales" not in state:
-            return super()._moment(state, key, like)
+            return super()._moment(state, key)
         table = dynamic_table(signed=_SIGNED[key])
         flat = table.dequantise(state[key].view(-1), state[f"{key}_scales"], self._block)
-        return flat.view(like.shape).to(like.dtype)
+        return flat.view(state[key].shape).float()
 
-    def _put(self, state: dict[str, Any], key: str, value: Tensor, seed: int) -> None:
+    def _put(self, state: dict[str, Any], key: str, value: Tensor) -> None:
         if f"{key}_scales" not in state:
-            super()._put(state, key, value, seed)
             return
         codes, scales = dynamic_table(signed=_SIGNED[key]).quantise(value, self._block)
         if not _SIGNED[key]:

@@ -12,8 +12,10 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from pegboard.errors import ConfigError
+from pegboard.ops import KernelTable
 from pegboard_muon.options import MuonOptions
 from pegboard_trainer.adamw import AdamW, AdamWFactory, mix
+from pegboard_trainer.adamw_op import round_at_random
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic whose iteration drives singular values between 0 and 1 to about 0.7 to 1.2, steepest at 0."""
@@ -50,7 +52,7 @@ class MuonFactory(AdamWFactory):
 
     def make(self, groups: list[dict[str, Any]]) -> Muon:
         """Return the optimizer of the groups."""
-        return Muon(groups, self._own)
+        return Muon(groups, self._own, self.kernels)
 
     def options(self) -> dict[str, Any]:
         """Return the options for people to read."""
@@ -60,27 +62,31 @@ class MuonFactory(AdamWFactory):
 class Muon(AdamW):
     """State of a matrix of the layers: `momentum`, float32; and `master`, where its weights have 16 bits and `rounding` says so."""
 
-    def __init__(self, groups: list[dict[str, Any]], options: MuonOptions) -> None:
-        super().__init__(groups, options.plain())
+    def __init__(self, groups: list[dict[str, Any]], options: MuonOptions, kernels: KernelTable | None = None) -> None:
+        super().__init__(groups, options.plain(), kernels)
         self._momentum, self._nesterov, self._iterations = options.momentum, options.nesterov, options.iterations
 
-    def _update(self, group: dict[str, Any], parameters: list[Parameter], device: torch.device) -> None:
+    def _update(self, group: dict[str, Any], parameters: list[Parameter]) -> None:
         if not group["orthogonal"]:
-            super()._update(group, parameters, device)
+            super()._update(group, parameters)
             return
         for parameter in parameters:
             assert parameter.grad is not None
             state = self._matrix_state(parameter)
             wide = state.get("master", parameter.data.to(state["momentum"]))
             gradient, momentum = parameter.grad.to(wide), state["momentum"]
+            if self.factor is not None:
+                gradient = gradient * self.factor.to(gradient)
             momentum.lerp_(gradient, 1 - self._momentum)
             ahead = gradient.lerp(momentum, self._momentum) if self._nesterov else momentum
             # As long as AdamW's updates usually are, whatever the matrix's shape (arXiv:2502.16982, section 2.2).
             length = 0.2 * max(parameter.shape) ** 0.5
             wide.mul_(1 - group["lr"] * group["weight_decay"])
             wide.add_(orthogonal(ahead, self._iterations), alpha=-group["lr"] * length)
-            seed = mix(self._seed, group["updates"], self._places[parameter])
-            self._keep(parameter.data, wide, seed, at_random=self._rounding == "stochastic")
+            if self._rounding == "stochastic" and parameter.dtype == torch.bfloat16:
+                round_at_random(parameter.data, wide, mix(self._seed, group["updates"], self._places[parameter]))
+            elif wide is not parameter.data:
+                parameter.data.copy_(wide)
 
     def _matrix_state(self, parameter: Parameter) -> dict[str, Any]:
         state: dict[str, Any] = self.state[parameter]

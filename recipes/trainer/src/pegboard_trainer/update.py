@@ -43,10 +43,16 @@ class Update:
         self.placement.reduce(self.parameters)
         norm = self.placement.norm(self.parameters)
         if self.clip is not None:
-            limit = torch.clamp(self.clip / (norm + 1e-6), max=1.0)
-            gradients = [self.placement.local(p.grad) for _, p in self.parameters if p.grad is not None]
-            if gradients:
-                torch._foreach_mul_(gradients, limit.to(gradients[0].device))
+            self._scale(torch.clamp(self.clip / (norm + 1e-6), max=1.0))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def _scale(self, factor: Tensor) -> None:
+        """Let gradients count by a factor: within the optimizer's pass over them, where it has a place for it (`AdamW.factor`)."""
+        if hasattr(self.optimizer, "factor"):
+            self.optimizer.factor = factor
+            return
+        gradients = [self.placement.local(p.grad) for _, p in self.parameters if p.grad is not None]
+        if gradients:
+            torch._foreach_mul_(gradients, factor.to(gradients[0].device))

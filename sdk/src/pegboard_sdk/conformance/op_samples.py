@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -143,6 +144,20 @@ def _added_products(draw: Draw) -> list[Sample]:
     return samples
 
 
+def _updates(draw: Draw) -> list[Sample]:
+    """AdamW of three tensors, with float32 masters and without; those rounded at random are compared where ops are tested bit by bit."""
+    how = SimpleNamespace(lr=0.01, beta1=0.9, beta2=0.99, eps=1e-6, weight_decay=0.1, at_random=False)
+    shapes, samples = [(5, 7), (33,), (1,)], []
+    for wide in (False, True):
+        weights = [draw.tensor(*shape) for shape in shapes]
+        first, second = ([draw.tensor(*shape).abs().float() * 0.1 for shape in shapes] for _ in range(2))
+        masters = [w.float() if wide and w.dtype != torch.float32 else None for w in weights]
+        gradients = [draw.tensor(*shape) for shape in shapes]
+        factor = torch.tensor(0.5, device=weights[0].device) if wide else None
+        samples.append((weights, gradients, first, second, masters, [1, 2, 30], [3, 4, 5 << 40], how, factor))
+    return samples
+
+
 SAMPLES: Mapping[str, Callable[[Draw], list[Sample]]] = {
     "linear": _linear,
     "embedding": _embedding,
@@ -159,5 +174,6 @@ SAMPLES: Mapping[str, Callable[[Draw], list[Sample]]] = {
     "logits_slope_": _slopes,
     "cross_entropy_": _whole_logits,
     "add_product_": _added_products,
+    "adamw_": _updates,
 }
-"""Op name -> its samples."""
+"""Op name -> its samples: of the core's ops, and of the trainer's `adamw_`, which platforms compute in one pass."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, get_args
 
 import pytest
@@ -121,8 +121,7 @@ class PlatformSuite(PluginSuite):
             for sample in self.samples(op, draw):
                 with torch.no_grad():
                     out, plain, wanted = (
-                        _tuple(function(*_copied(sample)))
-                        for function in (kernel, registered()[op].function, _oracle(op))
+                        _outcome(function, sample) for function in (kernel, registered()[op].function, _oracle(op))
                     )
                 for mine, same, right in zip(out, plain, wanted, strict=True):
                     assert (mine.dtype, mine.shape, mine.device) == (same.dtype, same.shape, same.device), op
@@ -226,13 +225,28 @@ def _oracle(op: str) -> Callable[..., Any]:
     return reference.OPS.get(op) or registered()[op].function
 
 
-def _copied(sample: Sample) -> Sample:
-    """Return the sample with strided tensors of its own, since an op may write to its arguments."""
-    return tuple(_copy(x) if isinstance(x, Tensor) else x for x in sample)
+def _outcome(function: Callable[..., Any], sample: Sample) -> tuple[Tensor, ...]:
+    """Call a function with a copy of the sample; return what it gives, or what it left in its arguments if that is nothing."""
+    inputs = tuple(_copy(x) for x in sample)
+    given = function(*inputs)
+    return tuple(_tensors(inputs)) if given is None else _tuple(given)
 
 
-def _copy(x: Tensor) -> Tensor:
+def _copy(x: Any) -> Any:
+    """Return tensors, in lists too, with memory of their own laid out the same, since an op may write to its arguments."""
+    if isinstance(x, list):
+        return [_copy(y) for y in x]
+    if not isinstance(x, Tensor):
+        return x
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, list):
+            yield from _tensors(value)
+        elif isinstance(value, Tensor):
+            yield value
 
 
 def _tuple(value: Any) -> tuple[Tensor, ...]:

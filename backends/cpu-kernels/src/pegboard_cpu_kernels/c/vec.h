@@ -48,6 +48,23 @@ PEG_INLINE void vf_store_f16(uint16_t *p, vf x) {
 PEG_INLINE vf vf_load_i8(const int8_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
+PEG_INLINE vf vf_sqrt(vf x) { return _mm512_sqrt_ps(x); }
+PEG_INLINE vi vi_set1(uint32_t x) { return _mm512_set1_epi32((int)x); }
+PEG_INLINE vi vi_count(uint32_t first) {
+    return _mm512_add_epi32(vi_set1(first), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+}
+PEG_INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
+PEG_INLINE vi vi_mul(vi a, vi b) { return _mm512_mullo_epi32(a, b); }
+PEG_INLINE vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
+PEG_INLINE vi vi_xor(vi a, vi b) { return _mm512_xor_si512(a, b); }
+#define vi_right(a, bits) _mm512_srli_epi32(a, bits)
+/* The upper halves of bits + noise; of a NaN its own. */
+PEG_INLINE void vf_store_bf16_noise(uint16_t *p, vf x, vi noise) {
+    vi bits = _mm512_castps_si512(x), rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, noise), 16);
+    __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    rounded = _mm512_mask_mov_epi32(rounded, nan, _mm512_or_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40)));
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(rounded));
+}
 
 #elif defined(PEG_ISA_AVX2)
 #include <immintrin.h>
@@ -94,6 +111,21 @@ PEG_INLINE void vf_store_f16(uint16_t *p, vf x) {
 PEG_INLINE vf vf_load_i8(const int8_t *p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 }
+PEG_INLINE vf vf_sqrt(vf x) { return _mm256_sqrt_ps(x); }
+PEG_INLINE vi vi_set1(uint32_t x) { return _mm256_set1_epi32((int)x); }
+PEG_INLINE vi vi_count(uint32_t first) { return _mm256_add_epi32(vi_set1(first), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }
+PEG_INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
+PEG_INLINE vi vi_mul(vi a, vi b) { return _mm256_mullo_epi32(a, b); }
+PEG_INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
+PEG_INLINE vi vi_xor(vi a, vi b) { return _mm256_xor_si256(a, b); }
+#define vi_right(a, bits) _mm256_srli_epi32(a, bits)
+/* The upper halves of bits + noise; of a NaN its own. */
+PEG_INLINE void vf_store_bf16_noise(uint16_t *p, vf x, vi noise) {
+    vi bits = _mm256_castps_si256(x), rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, noise), 16);
+    vi nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    vi quiet = _mm256_or_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(0x40));
+    _mm_storeu_si128((__m128i *)p, narrow(_mm256_blendv_epi8(rounded, quiet, nan)));
+}
 
 #else /* vectors of the compiler's own, which it puts on whatever the processor has */
 #define VL 4
@@ -136,6 +168,22 @@ PEG_INLINE void vf_store_f16(uint16_t *p, vf x) {
     for (int i = 0; i < VL; i++) p[i] = peg_f32_to_f16(x[i]);
 }
 PEG_INLINE vf vf_load_i8(const int8_t *p) { return (vf){(float)p[0], (float)p[1], (float)p[2], (float)p[3]}; }
+PEG_INLINE vf vf_sqrt(vf x) { return (vf){__builtin_sqrtf(x[0]), __builtin_sqrtf(x[1]), __builtin_sqrtf(x[2]), __builtin_sqrtf(x[3])}; }
+/* Unsigned arithmetic: it wraps. */
+typedef uint32_t vu __attribute__((vector_size(16)));
+PEG_INLINE vi vi_set1(uint32_t x) { return (vi)(vu){x, x, x, x}; }
+PEG_INLINE vi vi_count(uint32_t first) { return (vi)(vu){first, first + 1, first + 2, first + 3}; }
+PEG_INLINE vi vi_add(vi a, vi b) { return (vi)((vu)a + (vu)b); }
+PEG_INLINE vi vi_mul(vi a, vi b) { return (vi)((vu)a * (vu)b); }
+PEG_INLINE vi vi_and(vi a, vi b) { return a & b; }
+PEG_INLINE vi vi_xor(vi a, vi b) { return a ^ b; }
+#define vi_right(a, bits) ((vi)((vu)(a) >> (bits)))
+/* The upper halves of bits + noise; of a NaN its own. */
+PEG_INLINE void vf_store_bf16_noise(uint16_t *p, vf x, vi noise) {
+    vu bits = (vu)x, rounded = (bits + (vu)noise) >> 16, quiet = (bits >> 16) | 0x40u, nan = (vu)(x != x);
+    vu out = (quiet & nan) | (rounded & ~nan);
+    for (int i = 0; i < VL; i++) p[i] = (uint16_t)out[i];
+}
 #endif
 
 /* The sums of all lanes of four vectors, in an order that is always the same and is that of vf_sum too. */
