@@ -17,8 +17,9 @@ from pegboard.classifier import SCORE, HeadKind, causal_config, classifier_confi
 from pegboard.divide import Division, add_adapter, divide, part_whole
 from pegboard.errors import ConfigError, ModelError, PluginError
 from pegboard.interfaces.platform import Phase, Platform
-from pegboard.nn import CausalLM, Embedding, Head, Linear, LinearGroup, Rotary
+from pegboard.nn import CausalLM, Embedding, Head, Linear, Rotary
 from pegboard.nn.layer import bind_kernels
+from pegboard.nn.linear import SharedStorage
 from pegboard.nn.parallel import Region, Split
 from pegboard.ops import kernel_table
 from pegboard.quantised import stored_quantizer
@@ -334,7 +335,7 @@ def _materialise(
         return part
 
     for module in model.modules():
-        if isinstance(module, LinearGroup):
+        if isinstance(module, SharedStorage):
             module.materialise(make)
     for module in model.modules():
         if isinstance(module, Rotary):
@@ -367,7 +368,7 @@ def _stream(model: CausalLM, tensors: Mapping[str, LazyTensor], division: Divisi
             part_whole(model, division, owner_name)
     if whole:  # groups fused what was there before
         for module in model.modules():
-            if isinstance(module, LinearGroup):
+            if isinstance(module, SharedStorage):
                 module.unfuse()
         model.fuse()
 

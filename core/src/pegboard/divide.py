@@ -49,7 +49,8 @@ def divide(model: CausalLM, plan: Sequence[ParallelRule], region: Region) -> Div
 
 
 def _rule(plan: Sequence[ParallelRule], name: str) -> ParallelRule | None:
-    return next((rule for rule in plan if fnmatchcase(name, rule.pattern)), None)
+    """Return the first rule for a parameter. Those of experts are about another group: which of them are where."""
+    return next((rule for rule in plan if rule.style != "expert" and fnmatchcase(name, rule.pattern)), None)
 
 
 def _vocabulary(name: str, module: Embedding | Head, division: Division) -> None:
@@ -107,14 +108,28 @@ def _linear(model: CausalLM, name: str, module: Any, rule: ParallelRule, divisio
 def _regions(model: CausalLM, division: Division) -> None:
     """Set up where split layers begin and end, and what is local to a rank in them."""
     region = division.region
+    enclosed: list[str] = []
     for name, module in model.named_modules():
-        children = [child for child in module.children() if getattr(child, "divided", None) is not None]
+        if name.startswith(tuple(enclosed)):
+            continue
+        encloses = getattr(module, "encloses", False)
+        children = [
+            child
+            for child in (module.modules() if encloses else module.children())
+            if getattr(child, "divided", None) is not None
+        ]
+        if encloses and children:
+            enclosed.append(f"{name}.")
         if children and not isinstance(module, nn.ModuleList):
             module.region = region
             if isinstance(module, Attention):
                 spec = module.spec
                 heads, keys = spec.num_heads // region.world, spec.num_kv_heads // region.world
                 module.spec = replace(spec, num_heads=heads, num_kv_heads=keys)
+        elif isinstance(module, Attention) and region.sequence:
+            raise ConfigError(
+                f"{name} is computed by each rank as a whole, which needs all rows", fix="set mesh.sequence=false"
+            )
         split = division.splits.get(f"{name}.weight")
         if isinstance(module, Embedding) and split is not None:
             module.region, module.first = region, split.start or 0

@@ -167,24 +167,6 @@ class CachePlan:
     graphs: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceInputs:
-    """What of `AttentionInputs` its maker has put on the device already, all in one copy, so that a plan need not copy it again.
-
-    seq_lens: [N] int32. query_starts: [N + 1] int32, first rows of the sequences and T. slot_mapping: [T] int64.
-    block_table: [S, W] int32, the whole table; row table_rows[i] of it is sequence i's. table_rows: [N] int64.
-
-    Of a static batch they are `pad_to` long and stay at the same addresses for as long as their maker lives, so that a plan may keep
-    them and has nothing to do in `update_`: a padded sequence has seq_lens 1, slot_mapping 0, and a row of the table that is all zeros.
-    """
-
-    seq_lens: Tensor
-    query_starts: Tensor
-    slot_mapping: Tensor
-    block_table: Tensor
-    table_rows: Tensor
-
-
 @dataclass(slots=True)
 class AttentionInputs:
     """What a plan is made from: the shape of one ragged batch.
@@ -199,7 +181,8 @@ class AttentionInputs:
     position lies in page 0 while one of its sequence's pages covers it is in the cache already: its key is read from there.
     num_decodes: the first `num_decodes` sequences have one new token each.
     pad_to, pad_pages: sequences, and pages of each, of a static (captured) decode batch; None for a batch planned for itself.
-    on_device: the same values where they are on the device already; None where a plan copies what it needs.
+    device_table: where block_table is a tensor, the same on the device, int32 and contiguous; whoever keeps it there changes it in place,
+    before the step that needs the change, so that a plan may read from it for as long as it lives. None: a plan copies what it needs.
     """
 
     query_lens: Sequence[int]
@@ -210,7 +193,7 @@ class AttentionInputs:
     pad_to: int | None = None
     pad_pages: int | None = None
     table_rows: Sequence[int] | None = None
-    on_device: DeviceInputs | None = None
+    device_table: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:

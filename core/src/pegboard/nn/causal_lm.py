@@ -12,7 +12,7 @@ from pegboard.nn.attention import Attention
 from pegboard.nn.embedding import Embedding
 from pegboard.nn.head import Head
 from pegboard.nn.layer import Layer
-from pegboard.nn.linear import LinearGroup
+from pegboard.nn.linear import SharedStorage
 from pegboard.nn.norm import RMSNorm
 from pegboard.nn.rotary import Rotary
 from pegboard.types import CacheSpec
@@ -25,12 +25,15 @@ _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class DecoderLayer(Layer):
-    """Pre-norm block: x + attention(norm(x)), then + mlp(norm(·))."""
+    """Pre-norm block: x + attention(norm(x)), then + mlp(norm(·)). mlp_name: what checkpoints call the latter."""
 
-    def __init__(self, attention: Attention, mlp: nn.Module, hidden_size: int, eps: float) -> None:
+    def __init__(
+        self, attention: Attention, mlp: nn.Module, hidden_size: int, eps: float, *, mlp_name: str = "mlp"
+    ) -> None:
         super().__init__()
         self.self_attn = attention
-        self.mlp = mlp
+        self._mlp_name = mlp_name
+        self.add_module(mlp_name, mlp)
         self.input_layernorm = RMSNorm(hidden_size, eps)
         self.post_attention_layernorm = RMSNorm(hidden_size, eps)
 
@@ -38,7 +41,7 @@ class DecoderLayer(Layer):
         """[T, H] -> [T, H]."""
         attended = self.self_attn(self.input_layernorm(x), ctx)
         normed, x = self.post_attention_layernorm.add(attended, x)
-        out: Tensor = x + self.mlp(normed, ctx)
+        out: Tensor = x + getattr(self, self._mlp_name)(normed, ctx)
         return out
 
 
@@ -147,7 +150,7 @@ class CausalLM(Layer):
     def fuse(self) -> None:
         """Give every group of layers that share an input one storage, where their kinds allow it. Values stay."""
         for module in self.modules():
-            if isinstance(module, LinearGroup) and not module.fused:
+            if isinstance(module, SharedStorage) and not module.fused:
                 module.fuse()
 
     def refresh_derived(self, version: int) -> None:

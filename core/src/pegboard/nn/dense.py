@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from pegboard.errors import ModelError
 from pegboard.nn.attention import Attention
 from pegboard.nn.causal_lm import CausalLM, Decoder, DecoderLayer
 from pegboard.nn.mlp import GatedMLP
+from pegboard.nn.moe import MoE
 from pegboard.nn.norm import RMSNorm
 from pegboard.nn.rotary import Rotary, Scaling, positive_number, rope_settings
 from pegboard.types import AttentionSpec, ParallelRule
@@ -24,17 +25,22 @@ def dense_causal_lm(
     qkv_bias: bool = False,
     out_bias: bool = False,
     mlp_bias: bool = False,
-    qk_norm: bool = False,
+    qk_norm: bool | Literal["whole"] = False,
+    clip: float | None = None,
     fused: bool = False,
     rotary_share: float = 1.0,
     window: Callable[[int], int | None] = lambda layer: None,
+    mixture: Callable[[int], MoE | None] = lambda layer: None,
+    mixture_name: str = "mlp",
     scalings: Mapping[str, Scaling] = MappingProxyType({}),
 ) -> CausalLM:
     """Return an empty decoder of RMS norms, grouped-query rotary attention and gated SiLU layers.
 
-    qkv_bias, out_bias, mlp_bias: which projections have a bias. qk_norm: RMS norms over the heads of q and k.
+    qkv_bias, out_bias, mlp_bias: which projections have a bias. qk_norm: RMS norms over each head of q and k, or over all of them
+    ("whole"). clip: largest magnitude of q, k and v behind them.
     fused: q, k and v are one parameter, gate and up another. rotary_share: of each head's dimensions, the first of which turn.
-    window: layer index -> its sliding window, None for full attention. scalings: rotary ones of the family, by `rope_type`.
+    window: layer index -> its sliding window, None for full attention. mixture: layer index -> what stands in the place of its MLP, None
+    for nothing; under `mixture_name`. scalings: rotary ones of the family, by `rope_type`.
     Raises ModelError naming the key of `config` that is missing, ill-typed or asks for something else.
     """
     activation = config.get("hidden_act", "silu")
@@ -53,8 +59,18 @@ def dense_causal_lm(
             index, heads, kv_heads, head_dim, head_dim**-0.5, window_size, group=0 if window_size is None else 1
         )
         attention = Attention(
-            hidden, spec, bias=qkv_bias, out_bias=out_bias, qk_norm_eps=eps if qk_norm else None, fused=fused
+            hidden,
+            spec,
+            bias=qkv_bias,
+            out_bias=out_bias,
+            qk_norm_eps=eps if qk_norm else None,
+            whole_norm=qk_norm == "whole",
+            clip=clip,
+            fused=fused,
         )
+        experts = mixture(index)
+        if experts is not None:
+            return DecoderLayer(attention, experts, hidden, eps, mlp_name=mixture_name)
         mlp = GatedMLP(hidden, positive(config, "intermediate_size"), mlp_bias, fused=fused)
         return DecoderLayer(attention, mlp, hidden, eps)
 

@@ -51,13 +51,33 @@ def moe(x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor, weights: Tensor, 
 
     Differentiable in x, gate_up, down and weights.
     """
+    if x.device.type == "cpu" and not torch.is_grad_enabled():
+        # One operation for whoever records what is computed: which experts are read is a question of its own at each replay.
+        whole: Tensor = torch.ops.pegboard.moe(x, gate_up, down, ids, weights, activation)
+        return whole
+    return _sorted(x, gate_up, down, ids, weights, activation)
+
+
+def _on_host(x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor, weights: Tensor, activation: str) -> Tensor:
+    if ids.shape[0] != 1:
+        return _sorted(x, gate_up, down, ids, weights, activation)
     gated = GATED[activation]
-    if ids.shape[0] == 1 and ids.device.type == "cpu" and not torch.is_grad_enabled():
-        return _one_row(x, gate_up, down, ids, weights, gated)
+    out = torch.stack([F.linear(gated(F.linear(x, gate_up[e])), down[e])[0] for e in ids[0].tolist()])
+    wide = torch.promote_types(out.dtype, torch.float32)
+    summed: Tensor = weights.to(wide) @ out.to(wide)
+    return summed.to(x.dtype)
+
+
+def _sorted(x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor, weights: Tensor, activation: str) -> Tensor:
     order, ends = sort_by_expert(ids, gate_up.shape[0])
     rows = x.index_select(0, order // ids.shape[1])
-    out = grouped_linear(gated(grouped_linear(rows, gate_up, ends)), down, ends)
+    out = grouped_linear(GATED[activation](grouped_linear(rows, gate_up, ends)), down, ends)
     return combine(out, order, weights)
+
+
+_LIBRARY = torch.library.Library("pegboard", "DEF")
+_LIBRARY.define("moe(Tensor x, Tensor gate_up, Tensor down, Tensor ids, Tensor weights, str activation) -> Tensor")
+_LIBRARY.impl("moe", _on_host, "CPU")
 
 
 def sort_by_expert(ids: Tensor, experts: int) -> tuple[Tensor, Tensor]:
@@ -78,13 +98,6 @@ def combine(out: Tensor, order: Tensor, weights: Tensor) -> Tensor:
     return (each * weights.to(torch.promote_types(out.dtype, torch.float32))[:, :, None]).sum(1).to(out.dtype)
 
 
-def _one_row(
-    x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor, weights: Tensor, gated: Callable[[Tensor], Tensor]
-) -> Tensor:
-    out = torch.stack([F.linear(gated(F.linear(x[0:1], gate_up[e])), down[e])[0] for e in ids[0].tolist()])
-    return (weights.to(torch.promote_types(out.dtype, torch.float32)) @ out.to(weights.dtype)).to(x.dtype)
-
-
 class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
@@ -96,7 +109,7 @@ class _GroupedLinear(torch.autograd.Function):
         grad = grads[0].contiguous()
         x, weight, ends = ctx.saved_tensors
         d_x = _product(grad, weight.transpose(1, 2), ends) if ctx.needs_input_grad[0] else None
-        d_weight = _outer(grad, x, ends) if ctx.needs_input_grad[1] else None
+        d_weight = grouped_outer(grad, x, ends) if ctx.needs_input_grad[1] else None
         return d_x, d_weight, None
 
 
@@ -106,27 +119,29 @@ def _product(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         out: Tensor = F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
         return out
     out = x.new_empty(x.shape[0], weight.shape[1])
-    for expert, start, end in segments(ends):
+    for expert, start, end in expert_rows(ends):
         torch.mm(x[start:end], weight[expert].t(), out=out[start:end])
     return out
 
 
-def _outer(grad: Tensor, x: Tensor, ends: Tensor) -> Tensor:
+def grouped_outer(grad: Tensor, x: Tensor, ends: Tensor) -> Tensor:
     """[N, O], [N, K] -> [E, O, K]: the sum over each expert's rows of grad[n, o] * x[n, k]."""
     if _native(x, grad.shape[1], x.shape[1]):
         out: Tensor = F.grouped_mm(grad.t(), x, offs=ends)
         return out
     out = x.new_zeros(ends.shape[0], grad.shape[1], x.shape[1])
-    for expert, start, end in segments(ends):
+    for expert, start, end in expert_rows(ends):
         torch.mm(grad[start:end].t(), x[start:end], out=out[expert])
     return out
 
 
-def segments(ends: Tensor) -> Iterator[tuple[int, int, int]]:
-    """Yield (expert, start, end) of every expert that has rows. Waits for the device."""
+def expert_rows(ends: Tensor, *, empty: bool = False) -> Iterator[tuple[int, int, int]]:
+    """Yield (expert, start, end) of every expert that has rows, or by `empty` of every one. Waits for the device."""
+    # Read as what a recorder of graphs sees: a list is made behind its back.
+    int(ends[-1])
     start = 0
     for expert, end in enumerate(ends.tolist()):
-        if end > start:
+        if end > start or empty:
             yield expert, start, end
         start = end
 

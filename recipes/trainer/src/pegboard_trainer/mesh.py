@@ -16,7 +16,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from pegboard.build import BuiltModel
 from pegboard.errors import ConfigError
 from pegboard.interfaces.platform import Platform
-from pegboard.nn import LinearGroup
+from pegboard.nn.linear import SharedStorage
 from pegboard.nn.parallel import Region, Split
 from pegboard_trainer.config import MeshSection
 from pegboard_trainer.placement import Placement
@@ -90,7 +90,7 @@ class Placer:
         mesh = self.world.mesh["replicate", "shard"] if self.mesh.replicate > 1 else self.world.mesh["shard"]
         model = built.model
         for module in model.modules():
-            if isinstance(module, LinearGroup):
+            if isinstance(module, SharedStorage):
                 module.unfuse()  # members are gathered one by one
             else:
                 _parameters_of_buffers(module)
