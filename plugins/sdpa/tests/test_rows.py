@@ -38,12 +38,23 @@ def test_what_is_not_finite_shows(wrong: float) -> None:
     assert values.tolist() == [[0, 0], [42, -127]]
 
 
+def test_rows_of_float8() -> None:
+    """Each value is within a sixteenth of itself, or half a step of the smallest codes; the largest is exact."""
+    exact = torch.randn(50, 32, generator=torch.Generator().manual_seed(0)) ** 3
+    values, scales = quantize(exact, torch.float8_e4m3fn)
+    found = values.double() * scales.double()[:, None]
+    error = (found - exact.double()).abs()
+    assert (error <= exact.double().abs() / 16 + scales.double()[:, None] * 2**-10 + 1e-12).all()
+    torch.testing.assert_close(found.abs().amax(-1), exact.double().abs().amax(-1), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("cells", [torch.int8, torch.float8_e4m3fn])
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("pages", [[[3, 1], [2]], [[1, 2], [3]]])
-def test_attention_over_a_cache_of_int8(static: bool, pages: list[list[int]]) -> None:
-    """A step over int8 is one over a float32 cache that holds the same values."""
+def test_attention_over_a_cache_of_codes(cells: torch.dtype, static: bool, pages: list[list[int]]) -> None:
+    """A step over codes is one over a float32 cache that holds the same values."""
     spec = AttentionSpec(1, 4, 2, 8, 0.3)
-    scaled, plain = (BACKEND.layout(spec, 2, 4, dtype) for dtype in (torch.int8, torch.float32))
+    scaled, plain = (BACKEND.layout(spec, 2, 4, dtype) for dtype in (cells, torch.float32))
     caches = [KVCache.allocate(layout, 5, CPU) for layout in (scaled, plain)]
     generator = torch.Generator().manual_seed(1)
     past = torch.tensor([slot for row in pages for slot in range(row[0] * 4, row[0] * 4 + 3)])
@@ -53,8 +64,8 @@ def test_attention_over_a_cache_of_int8(static: bool, pages: list[list[int]]) ->
     for rows, other, before, new in zip(pair, Rows.of(caches[1], 1), old, (k, v), strict=True):
         rows.write(past, before)
         other.write(past, rows.at(past, torch.float32))
-        values, scales = quantize(new)
-        new.copy_(values * scales[..., None])  # what a float32 cache gets is what int8 holds
+        values, scales = quantize(new, cells)
+        new.copy_(values.float() * scales[..., None])  # what a float32 cache gets is what the codes hold
     slots = torch.tensor([row[0] * 4 + 3 for row in pages])
     padding = {"pad_to": 2, "pad_pages": 2} if static else {}
     inputs = AttentionInputs([1, 1], [4, 4], pages, slots, **padding)

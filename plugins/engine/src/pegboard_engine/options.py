@@ -41,7 +41,8 @@ class EngineOptions(BaseModel):
     page_size: tokens a page. max_num_tokens: new tokens a step, prompts and decodes together. max_num_seqs: requests that run at
     once. max_model_len: longest prompt + output; None for the model's own limit. kv_memory: bytes, a fraction of the memory that
     weights and workspace leave, a text such as "512MB", or None for room for a few full contexts of at most 512 MiB.
-    kv_dtype: of the cache; "auto" is the model's own, "int8" has a scale for each token and head, at a cost in accuracy.
+    kv_dtype: of the cache; "auto" is the model's own, "int8" and "float8_e4m3fn" have a scale for each token and head, at a cost in
+    accuracy.
     prefix_caching: whether requests share the pages of equal beginnings. policy: "fcfs", or "priority" (lower first).
     watermark: fraction of the pages that admission leaves free for those who run. look_past: how many waiting requests may overtake
     one that does not fit. max_logprobs: most log-probabilities a position. max_adapters: adapters that may be loaded at
@@ -56,7 +57,7 @@ class EngineOptions(BaseModel):
     max_num_seqs: int = Field(default=256, ge=1)
     max_model_len: int | None = Field(default=None, ge=2)
     kv_memory: int | float | str | None = None
-    kv_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
+    kv_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "float8_e4m3fn"] = "auto"
     prefix_caching: bool = True
     policy: Literal["fcfs", "priority"] = "fcfs"
     watermark: float = Field(default=0.01, ge=0, lt=1)
