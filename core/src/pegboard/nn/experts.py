@@ -85,7 +85,8 @@ class ExpertGroup(SharedStorage):
     lives as long as the product. Adapted ones add to it; where one layer is neither, each expert is computed by itself.
 
     An adapted layer's class may have a class method `grouped_delta(modules, x, ends, product)`: what modules of all experts, one each,
-    add to the output [N, out_features] of rows sorted by expert, made with `product`, the op `grouped_linear`; or None.
+    add to the output [N, out_features] of rows sorted by expert, made with `product`, the op `grouped_linear`; None for nothing,
+    NotImplemented for modules that are not alike.
     """
 
     def __init__(self, owner: Experts, names: Sequence[str]) -> None:
@@ -173,16 +174,18 @@ class ExpertGroup(SharedStorage):
             modules = [expert[place] for expert in self.members]
             kinds = {type(module) for module in modules}
             together = getattr(kinds.pop(), "grouped_delta", None) if len(kinds) == 1 else None
-            delta = None if together is None else together(modules, x, ends, self.kernels.grouped_linear)
-            if delta is None and any(hasattr(module, "base") for module in modules):
+            delta = NotImplemented if together is None else together(modules, x, ends, self.kernels.grouped_linear)
+            if delta is NotImplemented:
                 delta = self._apart(modules, x, ends, rows, ctx, part.shape[-1])
             parts.append(part if delta is None else part + delta)
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def _apart(
         self, modules: Sequence[Any], x: Tensor, ends: Tensor, rows: Tensor, ctx: ForwardContext | None, width: int
-    ) -> Tensor:
+    ) -> Tensor | None:
         """Return what the modules add, expert by expert; nothing for those that are not adapted."""
+        if not any(hasattr(module, "base") for module in modules):
+            return None
         found = []
         for expert, start, end, own in self._runs(ends, rows, ctx):
             module = modules[expert]
@@ -222,7 +225,7 @@ class _Views(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, storage: Tensor, *views: Tensor) -> Tensor:
         ctx.count = len(views)
-        return storage.view_as(storage)
+        return storage.data  # the same memory, but no view, which autograd would follow when a parameter is written to
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -95,7 +95,8 @@ def combine(out: Tensor, order: Tensor, weights: Tensor) -> Tensor:
     back[order] = torch.arange(len(order), device=order.device)
     # Gathered back and summed in a fixed order: adding at indices would depend on the order of threads.
     each = out.index_select(0, back).unflatten(0, weights.shape)
-    return (each * weights.to(torch.promote_types(out.dtype, torch.float32))[:, :, None]).sum(1).to(out.dtype)
+    summed: Tensor = (each * weights.to(torch.promote_types(out.dtype, torch.float32))[:, :, None]).sum(1)
+    return summed.to(out.dtype)
 
 
 class _GroupedLinear(torch.autograd.Function):

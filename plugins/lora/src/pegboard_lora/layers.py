@@ -90,6 +90,20 @@ class LoraLinear(nn.Module):
             active[0][0].linear,
         )
 
+    @classmethod
+    def grouped_delta(
+        cls, modules: Sequence[LoraLinear], x: Tensor, ends: Tensor, product: Callable[..., Tensor]
+    ) -> Tensor | None:
+        """Return what modules of all experts add to their outputs, as `pegboard.nn.experts.ExpertGroup` asks: two grouped products."""
+        first = modules[0]
+        if not any(module.enabled for module in modules):
+            return None
+        if any((m.enabled, m.rank, m.scaling) != (True, first.rank, first.scaling) for m in modules):
+            return NotImplemented  # type: ignore[no-any-return]
+        down = torch.stack([module.lora_a for module in modules]).to(x.dtype)
+        up = torch.stack([module.lora_b for module in modules]).to(x.dtype)
+        return product(product(first._dropped(x), down, ends), up, ends) * first.scaling
+
     @property
     def linear(self) -> Callable[..., Tensor]:
         """The product x @ weight.T that the base computes with."""
