@@ -32,6 +32,27 @@ if not torch.cuda.is_available():
 
     interpreter.InterpreterBuilder.create_dot = _create_dot
 
+    # The same holds for sums and the like of bfloat16, for its constants, and for integers that become bfloat16.
+    _binary, _cast = interpreter.InterpreterBuilder.binary_op, interpreter.InterpreterBuilder.cast_impl
+
+    def _binary_op(self: Any, left: Any, right: Any, op: Any) -> Any:
+        if left.dtype.scalar != language.bfloat16:
+            return _binary(self, left, right, op)
+        left, right = (_cast(self, x, language.float32) for x in (left, right))
+        return _cast(self, _binary(self, left, right, op), language.bfloat16)
+
+    def _cast_impl(self: Any, x: Any, to: Any) -> Any:
+        if to.scalar == language.bfloat16 and not x.dtype.scalar.is_floating():
+            x = _cast(self, x, language.float32)
+        return _cast(self, x, to)
+
+    def _get_bf16(self: Any, value: float) -> Any:
+        return _cast(self, self.get_fp32(value), language.bfloat16)
+
+    interpreter.InterpreterBuilder.binary_op = _binary_op
+    interpreter.InterpreterBuilder.cast_impl = _cast_impl
+    interpreter.InterpreterBuilder.get_bf16 = _get_bf16
+
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:

@@ -114,7 +114,7 @@ def quantise(weight: Tensor, *, double: bool) -> Nf4Matrix:
     codes, scales = nf4_table().quantise(weight, BLOCK)
     if codes.numel() % 2:
         codes = torch.cat([codes, codes.new_full((1,), 7)])  # the code of zero, which nobody reads
-    packed = codes[0::2].bitwise_left_shift_(4).bitwise_or_(codes[1::2])
+    packed = codes[0::2].bitwise_left_shift(4).bitwise_or_(codes[1::2])  # of its own: no view of twice as many codes
     shape = (weight.shape[0], weight.shape[1])
     if not double:
         return Nf4Matrix(shape, packed, scales)

@@ -1,0 +1,136 @@
+"""Products with weights of 8 or 4 bits: few rows straight from the packed weight, many with a weight that one kernel widens before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pegboard_triton.linear_small import add_parts
+from pegboard_triton.packed import FLOAT8, INT4, INT8, NF4, nf4_value, widen
+
+MOST = 32
+"""Rows of x up to which packed weights are multiplied as they are."""
+
+
+@triton.jit
+def packed_rows(
+    x,
+    weight,
+    scales,
+    bias,
+    out,
+    rows,
+    outputs,
+    x_stride,
+    INPUTS: tl.constexpr,
+    SCALED: tl.constexpr,
+    FORMAT: tl.constexpr,
+    BIAS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """out [M, N] = x [M, K] values^T + bias. SCALED: columns of a scale, of which BLOCK_K is a divisor or K is one group.
+
+    With SPLIT > 1: out [SPLIT, M, N] float32, the sums over parts of K, without bias.
+    """
+    packing: tl.constexpr = 2 if FORMAT == INT4 or FORMAT == NF4 else 1
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tl.arange(0, BLOCK_M)
+    k = tl.arange(0, BLOCK_K)
+    byte = tl.arange(0, BLOCK_K // packing)
+    row = tl.minimum(n, outputs - 1).to(tl.int64)
+    inputs = x + tl.minimum(m, rows - 1).to(tl.int64)[:, None] * x_stride + k[None, :]
+    weights = weight + row[:, None] * (INPUTS // packing) + byte[None, :]
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    steps: tl.constexpr = (INPUTS + BLOCK_K - 1) // BLOCK_K
+    part: tl.constexpr = (steps + SPLIT - 1) // SPLIT * BLOCK_K
+    even: tl.constexpr = INPUTS % BLOCK_K == 0 and steps % SPLIT == 0
+    groups: tl.constexpr = INPUTS // SCALED
+    first = tl.program_id(1) * part
+    for start in range(first, first + part, BLOCK_K):
+        if even:
+            a = tl.load(inputs + start)
+            b = tl.load(weights + start // packing)
+        else:
+            a = tl.load(inputs + start, mask=(k < INPUTS - start)[None, :], other=0.0)
+            b = tl.load(weights + start // packing, mask=(byte < (INPUTS - start) // packing)[None, :], other=0)
+        values = tl.trans(widen(b, FORMAT, x.dtype.element_ty))
+        if groups == 1:
+            total = tl.dot(a, values, total, input_precision="ieee")
+        else:
+            # A scale for each output once a step, in the place of one for each weight.
+            group = tl.minimum(start // SCALED, groups - 1)
+            scale = tl.load(scales + row * groups + group)
+            total += tl.dot(a, values, input_precision="ieee") * scale[None, :]
+    if groups == 1:
+        total = total * tl.load(scales + row)[None, :]
+    if FORMAT == FLOAT8:
+        total = total * 256.0
+    if BIAS and SPLIT == 1:
+        total += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]
+    at = out + (tl.program_id(1) * rows + m).to(tl.int64)[:, None] * outputs + n[None, :]
+    tl.store(at, total.to(out.dtype.element_ty), mask=(m < rows)[:, None] & (n < outputs)[None, :])
+
+
+@triton.jit
+def widen_all(packed, scales, table, nested, offset, out, size, SCALED: tl.constexpr, FORMAT: tl.constexpr,
+              NESTED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """out, flat [size] = the values of packed bytes times the scale of each SCALED of them, each rounded once.
+
+    NESTED: how many scales share one of `nested`; they are codes of `table` then, and `offset` is added. 0: they are float32.
+    """
+    byte = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    there = byte * 2 < size
+    tile = tl.load(packed + byte, mask=there, other=0)
+    group = byte * 2 // SCALED
+    if NESTED > 0:
+        code = tl.load(scales + group, mask=there, other=0)
+        scale = tl.load(table + code) * tl.load(nested + group // NESTED, mask=there, other=0.0) + tl.load(offset)
+    else:
+        scale = tl.load(scales + group, mask=there, other=0.0)
+    if FORMAT == NF4:
+        first, second = nf4_value(tile >> 4), nf4_value(tile & 15)
+    else:
+        first, second = (tile & 15).to(tl.float32) - 8.0, (tile >> 4).to(tl.float32) - 8.0
+    values = tl.reshape(tl.join(first * scale, second * scale), [2 * BLOCK]).to(out.dtype.element_ty)
+    at = tl.program_id(0).to(tl.int64) * (2 * BLOCK) + tl.arange(0, 2 * BLOCK)
+    tl.store(out + at, values, mask=at < size)
+
+
+def rows_product(
+    x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None, scaled: int, form: Any, use: dict[str, int]
+) -> Tensor:
+    """Return x values^T + bias [M, N]. weight: bytes [N, K] or [N, K / 2]. scales: float32, one for `scaled` columns of a row."""
+    rows, inputs = x.shape
+    outputs = weight.shape[0]
+    split = use["SPLIT"]
+    out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
+    target = out if split == 1 else torch.empty(split, rows, outputs, dtype=torch.float32, device=x.device)
+    packed_rows[(triton.cdiv(outputs, use["BLOCK_N"]), split)](
+        x,
+        weight,
+        scales,
+        bias,
+        target,
+        rows,
+        outputs,
+        x.stride(0),
+        INPUTS=inputs,
+        SCALED=scaled,
+        FORMAT=form,
+        BIAS=bias is not None,
+        BLOCK_M=16 if rows <= 16 else 32,
+        **use,
+    )
+    if split > 1:
+        size = rows * outputs
+        add_parts[(triton.cdiv(size, 512),)](
+            target, bias, out, size, outputs, BIAS=bias is not None, SPLIT=split, BLOCK=512, num_warps=4
+        )
+    return out
