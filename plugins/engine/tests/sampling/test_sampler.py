@@ -280,7 +280,7 @@ def test_half_precision_logits() -> None:
 
 
 def test_more_rows_than_are_worked_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pegboard_engine.sampling import logprobs, sampler
+    from pegboard_engine.sampling import logprobs, ops
 
     generator = np.random.default_rng(9)
     made = [
@@ -292,7 +292,7 @@ def test_more_rows_than_are_worked_on_at_once(monkeypatch: pytest.MonkeyPatch) -
         for i in range(23)
     ]
     whole = run(made)
-    monkeypatch.setitem(sampler._CHUNK, "cpu", 500)
+    monkeypatch.setitem(ops._CHUNK, "cpu", 500)
     monkeypatch.setattr(logprobs, "_CHUNK", 300)
     parts = run(made)
     assert whole.ids.tolist() == parts.ids.tolist()

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pegboard.ops import KernelTable, kernel_table
+from pegboard_engine.sampling import ops  # noqa: F401  # registers the ops
 from pegboard_engine.sampling.batch import PENALTIES, PROCESSORS, WORDS, SamplingBatch
-from pegboard_engine.sampling.blocks import draw, greatest
-from pegboard_engine.sampling.cuts import keep
 from pegboard_engine.sampling.logprobs import Logprobs, gather_logprobs
 from pegboard_engine.sampling.processors import Factory, Processors, factory_of
 from pegboard_engine.sampling.state import Counts, Tails
@@ -25,8 +25,8 @@ from pegboard_engine.sampling.state import Counts, Tails
 if TYPE_CHECKING:
     from pegboard.plugins.load import Registry
 
-_CHUNK = {"cpu": 1 << 21}
-_LARGE_CHUNK = 1 << 28
+_EDITS = ("processor_rows", "mask_rows", "edit_rows", "word_rows", "penalty_rows")
+"""What of a batch changes logits, which are float32 for that."""
 
 
 @dataclass(slots=True)
@@ -81,12 +81,18 @@ class _Proposals:
 class Sampler:
     """Samples for the slots of one running set. Batches must come in the order in which `SamplingColumns` made them.
 
-    processors: the registry that logits processors come from, or a function that makes one by name.
+    processors: the registry that logits processors come from, or a function that makes one by name. kernels: the ops `sample` and
+    `penalise_`; torch's without.
     """
 
     def __init__(
-        self, vocab_size: int, device: torch.device | str, processors: Registry | Factory | None = None
+        self,
+        vocab_size: int,
+        device: torch.device | str,
+        processors: Registry | Factory | None = None,
+        kernels: KernelTable | None = None,
     ) -> None:
+        self._kernels = kernel_table() if kernels is None else kernels
         self._vocab = vocab_size
         self._device = torch.device(device)
         # What each octet of a mask adds to eight logits.
@@ -100,8 +106,8 @@ class Sampler:
     def sample(self, logits: Tensor, batch: SamplingBatch | None) -> Sampled:
         """Choose a token for each row of logits [M, V], which may be changed. batch: None for the greatest of each."""
         if batch is None:
-            ids, valid = self._greatest(logits)
-            return Sampled(ids, valid)
+            ids, most = self._kernels.sample(logits)
+            return Sampled(ids, most.isfinite())
         chosen = self._choose(logits, batch, None)
         self._append(batch, chosen.ids[:, None], None, None)
         return chosen
@@ -136,11 +142,13 @@ class Sampler:
         raw = None
         if batch.logprob_rows is not None:
             raw = logits[self._index(batch.logprob_rows)]
-        logits = logits.float()
-        errors = self._edit_(logits, batch, at)
-        ids, valid = self._greatest(logits)
-        if batch.temperature is not None:
-            self._draw_(logits, batch, ids)
+        errors: dict[int, str] = {}
+        if any(getattr(batch, name) is not None for name in _EDITS):
+            logits = logits.float()
+            errors = self._edit_(logits, batch, at)
+        cuts = (batch.top_k, batch.top_p, batch.min_p, batch.typical_p)
+        ids, most = self._kernels.sample(logits, batch.temperature, batch.uniform, *cuts)
+        valid = most.isfinite()
         if errors:
             valid[torch.tensor(list(errors), device=valid.device)] = False
         sampled = Sampled(ids, valid, None, errors)
@@ -149,11 +157,6 @@ class Sampler:
             chosen = ids[self._index(batch.logprob_rows)]
             sampled.logprobs = gather_logprobs(raw, batch.logprob_rows, chosen, batch.logprob_nums, extra)
         return sampled
-
-    def _greatest(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        parts = [greatest(part.float()) for part in logits.split(self._rows_at_once)]
-        ids, values = parts[0] if len(parts) == 1 else (torch.cat(column) for column in zip(*parts, strict=True))
-        return ids, values.isfinite()
 
     def _edit_(self, logits: Tensor, batch: SamplingBatch, at: _Proposals | None) -> dict[int, str]:
         """Apply in place all that comes before the greedy choice."""
@@ -175,7 +178,7 @@ class Sampler:
             rows = batch.penalty_rows
             before = None if at is None else torch.from_numpy(at.ahead(rows)).to(logits.device)
             penalties = torch.tensor(batch.penalties).to(logits)
-            self._counts.penalise_(logits, self._index(rows), batch.slots[rows], penalties, before)
+            self._counts.penalise_(self._kernels, logits, self._index(rows), batch.slots[rows], penalties, before)
         return errors
 
     def _mask_(self, logits: Tensor, rows: np.ndarray, masks: np.ndarray) -> None:
@@ -195,28 +198,6 @@ class Sampler:
         complete = ((heads == endings) | (heads < 0)).all(1)
         values = torch.where(complete, float("-inf"), 0.0)
         logits.index_put_((self._index(rows), self._index(batch.word_ids)), values, accumulate=True)
-
-    def _draw_(self, logits: Tensor, batch: SamplingBatch, ids: Tensor) -> None:
-        """Replace the ids of rows that are not greedy."""
-        assert batch.temperature is not None and batch.uniform is not None
-        drawn = np.flatnonzero(batch.temperature > 0)
-        for start in range(0, len(drawn), self._rows_at_once):
-            rows = drawn[start : start + self._rows_at_once]
-            where = torch.from_numpy(rows).to(logits.device)
-            part = logits if len(rows) == len(logits) else logits[where]
-            most = part.gather(1, ids[where][:, None])
-            # Rows whose greatest is not finite come to nothing and are told by `valid`.
-            weights = torch.sub(part, most).div_(self._column(batch.temperature, rows)[:, None]).exp_()
-            cuts = (batch.top_k, batch.top_p, batch.min_p, batch.typical_p)
-            weights = keep(weights, *(None if cut is None else cut[rows] for cut in cuts))
-            ids[where] = draw(weights, self._column(batch.uniform, rows))
-
-    @property
-    def _rows_at_once(self) -> int:
-        return max(1, _CHUNK.get(self._device.type, _LARGE_CHUNK) // self._vocab)
-
-    def _column(self, values: np.ndarray, rows: np.ndarray) -> Tensor:
-        return torch.from_numpy(values[rows]).to(self._device)
 
     def _index(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values.astype(np.int64)).to(self._device)

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_PROMPT = 1 << 30
-"""Added to an id's count when the prompt holds it."""
+from pegboard.ops import KernelTable
+from pegboard_engine.sampling.ops import PROMPT
+
 _NONE = -2
 """In a tail: no token stands there yet."""
 
@@ -64,7 +65,7 @@ class Counts:
         listed = [np.unique(np.concatenate(pair)) for pair in zip(prompts, outputs, strict=True)]
         self._grow(max(map(len, listed)))
         self._counts[self._index(rows)] = 0
-        self._counts[self._places(rows, prompts)] = _PROMPT
+        self._counts[self._places(rows, prompts)] = PROMPT
         at = self._places(rows, outputs)
         self._counts.index_put_(at, torch.ones_like(at[1], dtype=torch.int32), accumulate=True)
         self._used[rows] = [len(ids) for ids in listed]
@@ -93,28 +94,19 @@ class Counts:
         self._used[rows] += width
 
     def penalise_(
-        self, logits: Tensor, rows: Tensor, slots: np.ndarray, penalties: Tensor, ahead: Tensor | None
+        self,
+        kernels: KernelTable,
+        logits: Tensor,
+        rows: Tensor,
+        slots: np.ndarray,
+        penalties: Tensor,
+        ahead: Tensor | None,
     ) -> None:
-        """Change the logits of `rows` [P] int64, which belong to slots [P], in place.
-
-        penalties: [P, 3] float32. ahead: [P, K] int64, proposed ids that precede the row, -1 for none. Repetition (arXiv:1909.05858)
-        divides positive logits of ids in prompt or output and multiplies others; then presence and frequency are subtracted.
-        """
+        """Change the logits of `rows` [P] int64, which belong to slots [P], in place: op `penalise_`."""
         table = self._rows.of(slots)
         at = self._index(table)
         listed = self._listed[at, : int(self._used[table].max())]
-        if ahead is not None:
-            listed = torch.cat([listed, ahead.clamp(min=0)], 1)
-        counts = self._counts[at[:, None], listed]
-        for column in [] if ahead is None else ahead.unbind(1):
-            counts += listed == column[:, None]
-        repetition, presence, frequency = penalties[:, :, None].unbind(1)
-        # An id that is listed twice gets the same value twice: the new one is made from the old logit.
-        where = (rows[:, None], listed)
-        old = logits[where]
-        new = torch.where(counts > 0, torch.where(old > 0, old / repetition, old * repetition), old)
-        counts &= _PROMPT - 1
-        logits[where] = new - frequency * counts - presence * (counts > 0)
+        kernels.penalise_(logits, rows, self._counts, at, penalties, listed, ahead)
 
     def _index(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values.astype(np.int64)).to(self._counts.device)
