@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 MODULES: tuple[str, ...] = (
+    "pegboard_triton.adamw",
     "pegboard_triton.attention.variants",
     "pegboard_triton.gated",
     "pegboard_triton.loss",

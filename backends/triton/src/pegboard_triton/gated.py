@@ -142,7 +142,7 @@ def _run(gate_up: Tensor, gelu: bool) -> Tensor:
         plain: Tensor = _gated(gate_up, gelu)
         return plain
     # Not where the caller may still look at it (a leaf, a view), nor under a compiler, which plans memory by itself.
-    overwrites = not (gate_up.is_leaf or gate_up._is_view() or torch.compiler.is_compiling())
+    overwrites = not (torch.compiler.is_compiling() or gate_up.is_leaf or gate_up._is_view())
     out: Tensor = _Gated.apply(gate_up, gelu, overwrites)  # type: ignore[no-untyped-call]
     return out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 """The dtypes that element-wise kernels take, and what Triton calls them."""
+
+INTERPRETED: bool = triton.knobs.runtime.interpret
+"""Whether kernels run in Triton's interpreter, on tensors of the host: settled when they are made, at import."""
 
 _LIBRARY = torch.library.Library("pegboard_triton", "FRAGMENT")
 
@@ -25,10 +29,7 @@ def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., A
 
     def make(function: Callable[..., Any]) -> Callable[..., Any]:
         def here(x: Tensor, *arguments: Any) -> Any:
-            if x.device.type == "cpu":
-                return function(x, *arguments)
-            # Triton launches on the current device, whatever its arguments lie on.
-            with torch.get_device_module(x.device).device(x.device):
+            with on(x.device):
                 return function(x, *arguments)
 
         _LIBRARY.define(schema)
@@ -40,18 +41,20 @@ def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., A
     return make
 
 
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Make a device the current one: Triton launches there, whatever its arguments lie on."""
+    if device.type == "cpu":
+        return nullcontext()
+    entered: AbstractContextManager[Any] = torch.get_device_module(device.type).device(device)
+    return entered
+
+
 def takes(*tensors: Tensor) -> bool:
     """Return whether kernels can compute with these: one dtype of `TYPES`, on a GPU or where kernels are interpreted."""
     first = tensors[0]
     if first.dtype not in TYPES or any(tensor.dtype != first.dtype for tensor in tensors[1:]):
         return False
-    return first.device.type not in ("cpu", "meta") or (first.device.type == "cpu" and interpreted())
-
-
-def interpreted() -> bool:
-    """Return whether kernels run in Triton's interpreter, on tensors of the host."""
-    found: bool = triton.knobs.runtime.interpret
-    return found
+    return first.device.type not in ("cpu", "meta") or (first.device.type == "cpu" and INTERPRETED)
 
 
 def differentiates(*tensors: Tensor) -> bool:
