@@ -189,6 +189,13 @@ class Engine(ABC):
         """Return numbers for monitoring. May be called from any thread."""
         return EngineStats()
 
+    def prepare(self) -> bool:
+        """Use a moment in which no request is there to make later steps faster; return whether another one would be of use.
+
+        It takes a small part of a second at most.
+        """
+        return False
+
     def reset_cache(self) -> None:
         """Forget every cached prefix; what runs is not touched."""
         return

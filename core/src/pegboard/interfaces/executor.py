@@ -46,6 +46,10 @@ class Executor(ABC):
     def close(self) -> None:
         """Free the model, the cache and any worker. Safe to call twice."""
 
+    def prepare(self) -> bool:
+        """Use a moment in which there is nothing to compute to make later steps faster; return whether another one would be of use."""
+        return False
+
     def restart(self) -> None:
         """Start again after ExecutorDied, with an empty cache and the same model."""
         raise ExecutorDied(f"{type(self).__name__} cannot start again")

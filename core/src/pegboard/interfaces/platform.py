@@ -48,7 +48,8 @@ class Platform(ABC):
     def capabilities(self, index: int = 0) -> frozenset[str]:
         """Return what the device does well, as words: "bf16" (fast matrix products in bfloat16), "fp8" (in float8_e4m3fn), "fp8_fnuz" (in
         float8_e4m3fnuz), "graphs" (see `capture`), "p2p" (devices read each other's memory), "pinned" (copies from pinned memory
-        of the host run beside the work).
+        of the host run beside the work), "apart" (it computes behind the caller's back, from memory of its own, as every device but
+        torch's host does without saying so).
         """
 
     @abstractmethod

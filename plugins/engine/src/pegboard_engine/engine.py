@@ -209,6 +209,9 @@ class PagedEngine(Engine):
     def adapters(self) -> Mapping[str, str]:
         return {} if self._executor is None else self._adapters.folders
 
+    def prepare(self) -> bool:
+        return not (self._requests or self._flights) and bool(self._loaded().prepare())
+
     def reset_cache(self) -> None:
         self._prefixes.reset()
 
@@ -293,8 +296,7 @@ class PagedEngine(Engine):
         self._steps += 1
         for slot in schedule.admitted:
             self._enter(slot)
-        slots = schedule.slots[schedule.sampled]
-        positions = schedule.places - self._table.num_prompt[slots]
+        positions = schedule.places - self._table.num_prompt[slots := schedule.slots[schedule.sampled]]
         if schedule.drafts is not None:
             slots, positions = spread(slots, positions, schedule.drafts)
         sampling = self._columns.batch(slots, positions, self._masks(slots)) if len(slots) else None
@@ -352,9 +354,8 @@ class PagedEngine(Engine):
 
     def _fail(self, schedule: Schedule, error: Exception) -> None:
         """End the requests of a step that raised; those that wait are not touched."""
-        table = self._table
-        alive = table.generation[schedule.slots] == schedule.generations
-        requests = [table.request(slot) for slot in schedule.slots[alive].tolist()]
+        alive = self._table.generation[schedule.slots] == schedule.generations
+        requests = [self._table.request(slot) for slot in schedule.slots[alive].tolist()]
         log.error("a step failed, and its %d requests with it", len(requests), exc_info=error)
         for request in requests:
             request.error = f"the step failed: {type(error).__name__}: {error}"
@@ -386,13 +387,12 @@ class PagedEngine(Engine):
 
     def _drain(self) -> None:
         """Collect the steps in flight; their outputs come with the next step."""
-        executor = self._loaded()
         try:
             while self._flights:
-                self._collect(executor)
+                self._collect(self._loaded())
         except ExecutorDied as error:
             self._lose(error)
-            self._restart(executor)
+            self._restart(self._loaded())
 
     def _loaded(self) -> Any:
         if self._executor is None:

@@ -10,6 +10,7 @@ from pegboard.build import BuiltModel
 from pegboard.interfaces.executor import Executor
 from pegboard.plugins.load import Registry
 from pegboard.types import CachePlan, StepPlan, StepResult
+from pegboard_engine.feed import computes_apart
 from pegboard_engine.runner import Runner, Started
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class UniprocExecutor(Executor):
 
     def load(self, built: BuiltModel, cache: CachePlan, registry: Registry) -> None:
         self._runner = Runner(built.load(), cache, registry)
-        self.depth = 1 if built.device.type == "cpu" else 2
+        self.depth = 2 if computes_apart(built) else 1
 
     def submit(self, plan: StepPlan) -> int:
         runner = self._loaded()
@@ -62,6 +63,9 @@ class UniprocExecutor(Executor):
 
     def unload_adapter(self, slot: int) -> None:
         self._loaded().unload_adapter(slot)
+
+    def prepare(self) -> bool:
+        return self._loaded().prepare()
 
     def close(self) -> None:
         self._runner = None

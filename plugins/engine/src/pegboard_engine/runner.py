@@ -12,10 +12,12 @@ from torch import Tensor
 
 from pegboard.build import BuiltModel
 from pegboard.plugins.load import Registry
-from pegboard.types import AttentionInputs, CachePlan, ForwardContext, KVCache, StepPlan, StepResult
+from pegboard.types import CachePlan, ForwardContext, KVCache, StepPlan, StepResult
 from pegboard_engine.adapters import ServedAdapters
 from pegboard_engine.alone import alone
-from pegboard_engine.graphs import DecodeGraphs
+from pegboard_engine.captured import CapturedSteps
+from pegboard_engine.feed import DeviceFeed, Fed, make_feed
+from pegboard_engine.graphs import DecodeGraphs, usable
 from pegboard_engine.rows import first_rows
 from pegboard_engine.sampling.logprobs import Logprobs, logprobs_of
 from pegboard_engine.sampling.sampler import Sampled, Sampler
@@ -25,12 +27,14 @@ _HEAD_ROWS = 256
 
 @dataclass(slots=True)
 class Started:
-    """A step whose work was given to the device. Its tensors are on their way to the host; `ready` is recorded behind them."""
+    """A step whose work was given to the device.
+
+    told: [M] int64 on its way to the host, `ready` being recorded behind it: the sampled ids, and -1 - id where the logits were not finite.
+    """
 
     step: int
-    ids: Tensor
-    valid: Tensor
-    ready: torch.Event | None
+    told: Tensor
+    ready: torch.Event | None = None
     logprobs: Logprobs | None = None
     extras: dict[str, Any] = field(default_factory=dict)
 
@@ -38,10 +42,12 @@ class Started:
         """Wait for it. extras: "valid" [M] bool, False where the logits were not finite, and what the plan asked for."""
         if self.ready is not None:
             self.ready.synchronize()
-        extras = {"valid": self.valid.numpy(), **self.extras}
+        told = self.told.numpy()
+        valid = told >= 0
+        extras = {"valid": valid, **self.extras}
         if self.logprobs is not None:
             extras["logprobs"] = self.logprobs.host()
-        return StepResult(self.step, self.ids.numpy(), extras)
+        return StepResult(self.step, np.where(valid, told, -1 - told), extras)
 
 
 class Runner:
@@ -51,86 +57,78 @@ class Runner:
         self._built = built
         self._groups = 1 + max(spec.group for spec in built.model.attention_specs)
         self._vocab_size = built.model.vocab_size
-        self._on_host = built.device.type == "cpu"
         self._sampler = Sampler(self._vocab_size, built.device, registry)
-        self._table = torch.zeros(cache.num_slots, cache.max_pages, dtype=torch.int32)
-        # The token sampled last in each slot, for steps that were planned before it was known.
-        self._last = torch.zeros(cache.num_slots, dtype=torch.int64, device=built.device)
+        self._feed = make_feed(built, cache)
         self.adapters = ServedAdapters(built, cache, registry)
         self.cache = KVCache.allocate(cache.layout, cache.num_pages, built.device)
-        self._graphs = DecodeGraphs(built, self.cache, self._groups) if cache.graphs else None
+        self._graphs: DecodeGraphs | None = None
+        self._captured: CapturedSteps | None = None
+        if cache.graphs and isinstance(self._feed, DeviceFeed) and usable(built) and not built.attention.static_pages:
+            self._captured = CapturedSteps(built, self.cache, self._feed, self._sampler, self._groups)
+        elif cache.graphs:
+            self._graphs = DecodeGraphs(built, self.cache, self._groups)
 
     @torch.inference_mode()
     def start(self, plan: StepPlan) -> Started:
         """Run a step, or give it to the device."""
-        slots, columns, pages = plan.table
-        if len(slots):
-            self._table.numpy()[slots, columns] = pages
-        inputs = AttentionInputs(
-            plan.query_lens,
-            plan.seq_lens,
-            self._table,
-            torch.from_numpy(plan.slot_mapping),
-            plan.num_decodes,
-            table_rows=plan.slots,
-        )
-        ids, positions = self._input_ids(plan), self._to_device(plan.positions)
+        width = None if self._captured is None else self._captured.width(plan)
+        fed = self._feed.put(plan, width)
         extras: dict[str, Any] = {}
-        logits = None
-        extents = self._extents(plan)
-        if self._graphs is not None and plan.num_decodes == len(plan.slots) and plan.adapters is None:
-            logits = self._graphs.run(ids, positions, inputs, extents)
+        greedy: Sampled | None = None
+        logits: Tensor | None = None
+        if self._captured is not None and width is not None:
+            logits, greedy = self._captured.run(fed, width)
+        elif self._graphs is not None and plan.num_decodes == len(plan.slots) and plan.adapters is None:
+            logits = self._graphs.run(fed.ids, fed.positions, fed.inputs, fed.extents)
         if logits is None:
-            logits = self._forward(plan, ids, positions, inputs, extents, extras)
+            logits = self._forward(plan, fed, extras)
         if logits is None:
-            return Started(
-                plan.step, torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.bool), None, None, extras
-            )
-        with alone(logits):
-            sampled = self._sample(plan, logits, extras)
+            return Started(plan.step, torch.empty(0, dtype=torch.int64), None, None, extras)
+        if greedy is None or plan.sampling is not None:
+            with alone(logits):
+                sampled = self._sample(plan, fed, logits, extras)
+        else:
+            sampled = greedy
         if sampled.errors:
             extras["errors"] = sampled.errors
-        ids, valid = (x.to("cpu", non_blocking=True) for x in (sampled.ids, sampled.valid))
-        return Started(plan.step, ids, valid, self._recorded(), sampled.logprobs, extras)
+        told = torch.where(sampled.valid, sampled.ids, -1 - sampled.ids).to("cpu", non_blocking=True)
+        started = Started(plan.step, told, self._recorded(), sampled.logprobs, extras)
+        if self._captured is not None:
+            self._captured.capture_due()
+        return started
 
-    def _forward(
-        self,
-        plan: StepPlan,
-        ids: Tensor,
-        positions: Tensor,
-        inputs: AttentionInputs,
-        extents: Tensor | None,
-        extras: dict[str, Any],
-    ) -> Tensor | None:
+    @torch.inference_mode()
+    def prepare(self) -> bool:
+        """Use a moment in which nothing is to be computed; return whether another one would be of use."""
+        return self._captured is not None and self._captured.capture_next()
+
+    def _forward(self, plan: StepPlan, fed: Fed, extras: dict[str, Any]) -> Tensor | None:
         """Run the model; return the logits of the rows to sample from, and put what else was asked for into `extras`."""
-        built, device = self._built, self._built.device
-        more = plan.extras.get("more_rows")
-        rows = plan.logits_indices if more is None else np.concatenate([plan.logits_indices, more])
-        all_rows = more is None and len(rows) == len(plan.input_ids)
+        built = self._built
         ctx = ForwardContext(
-            positions=positions,
-            plans=[built.attention.plan(inputs, device, self.cache.layout)] * self._groups,
+            positions=fed.positions,
+            plans=[built.attention.plan(fed.inputs, built.device, self.cache.layout)] * self._groups,
             cache=self.cache,
             adapter_slots=self.adapters.rows(plan.adapters, plan.query_lens),
-            logits_indices=None if all_rows else self._to_device(rows),
-            extents=extents,
+            logits_indices=fed.rows,
+            extents=fed.extents,
         )
-        hidden = built.model(ids, ctx)
+        hidden = built.model(fed.ids, ctx)
         count = len(plan.logits_indices)
         extras.update(self._extras(plan, hidden[count:]))
         return built.model.head(hidden[:count]) if count else None
 
-    def _sample(self, plan: StepPlan, logits: Tensor, extras: dict[str, Any]) -> Sampled:
+    def _sample(self, plan: StepPlan, fed: Fed, logits: Tensor, extras: dict[str, Any]) -> Sampled:
         """Choose tokens, and keep the last one of each slot; say in `extras` how many of each proposal stand."""
         if (drafts := plan.extras.get("drafts")) is None:
             sampled = self._sampler.sample(logits, plan.sampling)
-            self._last[self._to_device(plan.logits_slots)] = sampled.ids
+            self._feed.last.index_copy_(0, fed.slots[: len(sampled.ids)], sampled.ids)
             return sampled
         verified = self._sampler.verify(logits, plan.sampling, _proposed(plan, drafts))
         extras["accepted"] = verified.accepted.cpu().numpy()
         starts = first_rows(drafts)
-        last = verified.ids[self._to_device(starts + extras["accepted"])]
-        self._last[self._to_device(plan.logits_slots[starts])] = last
+        last = verified.ids[self._feed.index(starts + extras["accepted"])]
+        self._feed.last[self._feed.index(plan.logits_slots[starts])] = last
         return verified
 
     def update_weights(self, version: int) -> None:
@@ -146,21 +144,6 @@ class Runner:
         """Empty a slot."""
         self.adapters.unload(slot)
 
-    def _extents(self, plan: StepPlan) -> Tensor | None:
-        """Return [T] how many tokens each row's sequence has, for models that ask; those known to the plan's maker, or so far."""
-        if self._built.model.rope_limit is None:
-            return None
-        lens = plan.extras.get("extents", plan.seq_lens)
-        return self._to_device(np.repeat(np.asarray(lens, dtype=np.int64), plan.query_lens))
-
-    def _input_ids(self, plan: StepPlan) -> Tensor:
-        ids = torch.from_numpy(plan.input_ids)
-        unknown = np.flatnonzero(plan.input_ids[: plan.num_decodes] < 0)
-        ids = ids.to(self._built.device)
-        if len(unknown):
-            ids[self._to_device(unknown)] = self._last[self._to_device(plan.slots[unknown])]
-        return ids
-
     def _extras(self, plan: StepPlan, hidden: Tensor) -> dict[str, Any]:
         """What was asked for beside tokens, from the hidden states [P, H] of `more_rows`."""
         extras: dict[str, Any] = {}
@@ -169,19 +152,15 @@ class Runner:
             targets, most = prompt
             start = len(targets)
             # A whole prompt's logits at once would take more memory than the model.
-            chunks = zip(hidden[:start].split(_HEAD_ROWS), self._to_device(targets).split(_HEAD_ROWS), strict=True)
+            chunks = zip(hidden[:start].split(_HEAD_ROWS), self._feed.index(targets).split(_HEAD_ROWS), strict=True)
             extras["prompt"] = [logprobs_of(self._built.model.head(x), ids, most).host() for x, ids in chunks]
         if (pool := plan.extras.get("pool")) is not None:
             sums = [hidden[start + first : start + stop].float().sum(0) for first, stop in pool.tolist()]
             extras["pooled"] = torch.stack(sums).cpu().numpy()
         return extras
 
-    def _to_device(self, values: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(values)
-        return tensor if self._on_host else tensor.to(self._built.device, non_blocking=True)
-
     def _recorded(self) -> torch.Event | None:
-        if self._on_host:
+        if self._built.device.type == "cpu":
             return None
         event = torch.Event(self._built.device)
         event.record()

@@ -189,10 +189,10 @@ class EngineLoop:
                 log.error("the engine could not be closed", exc_info=error)
 
     def _work(self) -> None:
-        engine, busy, failures, steps = self._engine, False, 0, -1
+        engine, busy, idle, failures, steps = self._engine, False, True, 0, -1
         while True:
             with self._wake:
-                while not (busy or self._commands or self._stopping):
+                while not (busy or idle or self._commands or self._stopping):
                     self._wake.wait()
                 commands, self._commands = self._commands, []
                 stopping = self._stopping
@@ -202,7 +202,9 @@ class EngineLoop:
                 return
             busy = engine.has_unfinished()
             if not busy:
+                idle = engine.prepare()
                 continue
+            idle = True
             try:
                 outputs, failures = engine.step(), 0
             except Exception as error:

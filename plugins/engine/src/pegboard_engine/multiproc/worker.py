@@ -23,6 +23,7 @@ from pegboard.build import BuiltModel, choose_platform
 from pegboard.errors import PegboardError
 from pegboard.opened import open_any
 from pegboard.types import CachePlan
+from pegboard_engine.feed import computes_apart
 from pegboard_engine.multiproc.channel import Channel, ChannelClosed, Message
 from pegboard_engine.multiproc.doors import unpack_doors
 from pegboard_engine.multiproc.values import pack
@@ -72,6 +73,8 @@ class Worker:
             # A device that computes on its own gets the next step before the last one is waited for.
             while self._flying and (len(self._flying) >= self._ahead or not channel.ready()):
                 self._finish()
+            while not self._flying and not channel.ready() and self._runner.prepare():
+                pass
             message = channel.receive()
             if message.kind == "stop":
                 return
@@ -92,7 +95,7 @@ class Worker:
         cache: CachePlan = job["cache"]
         layout = replace(cache.layout, shard=(self._rank, job["world"]))
         self._runner = Runner(built, replace(cache, layout=layout), self._registry)
-        self._ahead = 1 if built.device.type == "cpu" else 2
+        self._ahead = 2 if computes_apart(built) else 1
 
     def _prepare(self) -> BuiltModel:
         """Return the model without weights, every name and shape of its files checked."""
