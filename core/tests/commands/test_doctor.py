@@ -6,15 +6,25 @@ import pytest
 
 DOOR = "from pegboard.plugins.spec import PluginSpec, Probe\n"
 PLATFORM = """
-from types import SimpleNamespace
-class Fake:
+from pegboard.interfaces.platform import DeviceInfo, Platform
+class Fake(Platform):
     def devices(self):
         {devices}
+    def device(self, index=0):
+        return "cpu"
+    def capabilities(self, index=0):
+        return frozenset(["fp8", "bf16"])
+    def default_dtype(self, index=0):
+        return "torch.bfloat16"
+    def attention_preference(self, phase, spec):
+        return ("loops",)
+    def synchronize(self, index=0):
+        pass
 def probe():
     {probe}
 S = PluginSpec(kind="platform", target=__name__ + ":Fake", probe=__name__ + ":probe")
 """
-ONE = "return [SimpleNamespace(index=0, name='Big', available_memory=2**30, total_memory=2**30)]"
+ONE = "return [DeviceInfo(0, 'Big', 2**30, 2**30)]"
 THERE = "return Probe(True, True, 'here')"
 WATCH = """
 from pegboard.plugins.hooks import hookimpl
@@ -42,7 +52,7 @@ def test_a_healthy_installation(add, peg) -> None:
     assert (said.status, said.err) == (0, "")
     assert "pegboard 0.1.0" in said.out
     assert "torch 2." in said.out
-    assert "fake:0 Big, 1.0 of 1.0 GiB available" in said.out
+    assert "  fake:0 Big, 1.0 of 1.0 GiB available\n    bf16, fp8; dtype auto is bfloat16\n    attention: " in said.out
     assert "other: absent (no driver)" in said.out
     assert "fake-peg 1.0: platform fake" in said.out
     assert "observers say\n  the garden is in order\n" in said.out

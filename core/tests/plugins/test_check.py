@@ -138,12 +138,22 @@ def test_a_module_of_the_working_directory_does_not_stand_in(site, tmp_path, mon
 
 PLATFORM = """
 from pegboard.plugins.spec import PluginSpec, Probe
-from types import SimpleNamespace
+from pegboard.interfaces.platform import DeviceInfo, Platform
 def probe():
     {probe}
-class Fake:
+class Fake(Platform):
     def devices(self):
         {devices}
+    def device(self, index=0):
+        return "cpu"
+    def capabilities(self, index=0):
+        return frozenset()
+    def default_dtype(self, index=0):
+        return "torch.float32"
+    def attention_preference(self, phase, spec):
+        return ("loops",)
+    def synchronize(self, index=0):
+        pass
 S = PluginSpec(kind="platform", target=__name__ + ":Fake", probe=__name__ + ":probe")
 """
 THERE = "return Probe(True, True, 'here')"
@@ -163,8 +173,16 @@ THERE = "return Probe(True, True, 'here')"
         ("raise OSError('odd')", "", Answer("failed", "OSError: odd")),
         (
             THERE,
-            "return [SimpleNamespace(index=1, name='Big', available_memory=2**30, total_memory=2**31)]",
-            Answer("ok", lines=("1 Big, 1.0 of 2.0 GiB available",)),
+            "return [DeviceInfo(1, 'Big', 2**31, 2**30)]",
+            Answer(
+                "ok",
+                lines=(
+                    "1 Big, 1.0 of 2.0 GiB available",
+                    "  nothing beyond plain computing; dtype auto is float32",
+                    "  attention: train, prefill, decode: none (loops: not installed)",
+                    "  kernels: train, prefill, decode: torch's alone",
+                ),
+            ),
         ),
     ],
 )

@@ -88,7 +88,9 @@ def _installed(name: str) -> str:
 def _devices(record: PluginRecord, answer: Answer) -> list[str]:
     if answer.status != "ok":
         return [f"{record.name}: {answer.status} ({answer.reason})"]
-    return [f"{record.name}:{line}" for line in answer.lines] or [f"{record.name}: no device"]
+    # What is indented describes the devices before it.
+    lines = [line if line.startswith(" ") else f"{record.name}:{line}" for line in answer.lines]
+    return lines or [f"{record.name}: no device"]
 
 
 def _plugins(pairs: list[tuple[PluginRecord, Answer]]) -> list[str]:

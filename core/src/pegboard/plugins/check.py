@@ -26,8 +26,8 @@ Question = Literal["door", "schema", "import", "devices", "advice"]
 """What a plugin is asked.
 
 door: its front door is opened. schema: and the JSON schema of its options made. import: and its implementation imported,
-which is compared with its interface. devices: a platform's probe and devices. advice: what an observer's `doctor` hook
-says.
+which is compared with its interface. devices: a platform's probe, its devices and what computes on them. advice: what an
+observer's `doctor` hook says.
 """
 
 MARK = "pegboard answers "
@@ -163,9 +163,11 @@ def _devices(registry: Registry, spec: PluginSpec, identity: str) -> Answer:
         return Answer("absent", probe.reason)
     if not probe.usable:
         return Answer("failed", f"it is present but not usable: {probe.reason}")
-    found = registry.create(spec.kind, identity).devices()
-    free = [f"{d.available_memory / 2**30:.1f} of {d.total_memory / 2**30:.1f} GiB available" for d in found]
-    return Answer("ok", lines=tuple(f"{d.index} {d.name}, {memory}" for d, memory in zip(found, free, strict=True)))
+    if lacking := complaint(spec.kind, registry.load(spec.kind, identity)):
+        return Answer("failed", lacking)
+    from pegboard.survey import survey
+
+    return Answer("ok", lines=tuple(survey(registry, registry.create(spec.kind, identity))))
 
 
 def _advice(registry: Registry, identity: str) -> Answer:
