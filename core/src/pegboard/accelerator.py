@@ -15,8 +15,8 @@ import torch
 from pegboard.errors import DeviceError
 from pegboard.interfaces.platform import DeviceInfo, Graph, Platform
 
-WARM_UPS = 2
-"""Runs of a piece of work before it is captured: libraries make their handles and choose their kernels in the first ones."""
+WARM_UPS = 1
+"""Runs of a piece of work before it is captured: libraries make their handles and kernels are compiled in the first one."""
 
 
 class AcceleratorPlatform(Platform):
@@ -98,7 +98,7 @@ class AcceleratorPlatform(Platform):
             return pool
 
     def capture(self, work: Callable[[], None], index: int = 0, memory: Any = None) -> Graph:
-        """Capture `work`, after running it twice on a side stream as capture wants it."""
+        """Capture `work`, after running it once on a side stream as capture wants it."""
         if not self.captures(index):
             return super().capture(work, index)
         module = self.module
@@ -113,6 +113,13 @@ class AcceleratorPlatform(Platform):
             with module.graph(graph, pool=memory):
                 work()
         return graph
+
+    def graph_batch(self, count: int) -> int:
+        """Return multiples of what a matrix unit pads to anyway, coarser for large batches, of which padding is a small part."""
+        if count <= 4:
+            return 1 << (count - 1).bit_length()
+        step = 8 if count <= 64 else 16 if count <= 256 else 64
+        return -(-count // step) * step
 
     def _info(self, index: int) -> DeviceInfo:
         module = self.module

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pegboard.build import BuiltModel
+from pegboard.ops import kernel_table
 from pegboard.plugins.load import Registry
 from pegboard.types import CachePlan, ForwardContext, KVCache, StepPlan, StepResult
 from pegboard_engine.adapters import ServedAdapters
@@ -57,7 +58,9 @@ class Runner:
         self._built = built
         self._groups = 1 + max(spec.group for spec in built.model.attention_specs)
         self._vocab_size = built.model.vocab_size
-        self._sampler = Sampler(self._vocab_size, built.device, registry)
+        offered = built.platform.kernels("decode", built.dtype, built.device.index or 0)
+        kernels = kernel_table(offered, owner=f"platform {built.platform_name!r}")
+        self._sampler = Sampler(self._vocab_size, built.device, registry, kernels)
         self._feed = make_feed(built, cache)
         self.adapters = ServedAdapters(built, cache, registry)
         self.cache = KVCache.allocate(cache.layout, cache.num_pages, built.device)
