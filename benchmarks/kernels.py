@@ -16,6 +16,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ def cases() -> Iterator[Case]:
             shape,
             both(norm.rms_norm),
             both(plain["rms_norm"]),
-            lambda seed, make=norms: make(seed, grad=True, ups=1),
+            partial(norms, grad=True, ups=1),
             5 * cell,
             "rms_norm_backward",
         )
@@ -119,7 +120,7 @@ def cases() -> Iterator[Case]:
             shape,
             both(add_norm, 2),
             both(plain["add_rms_norm"], 2),
-            lambda seed, make=added: make(seed, grad=True, ups=2),
+            partial(added, grad=True, ups=2),
             8 * cell,
             "rms_norm_backward",
         )
@@ -137,7 +138,7 @@ def cases() -> Iterator[Case]:
                 shape,
                 both(gated.silu_mul),
                 both(plain["silu_mul"]),
-                lambda seed, make=gate_up: make(seed, grad=True),
+                partial(gate_up, grad=True),
                 8 * cell,
                 "gated_backward",
             )
@@ -159,7 +160,7 @@ def cases() -> Iterator[Case]:
                 shape,
                 both(rotary.rotary),
                 both(plain["rotary"]),
-                lambda seed, make=turned: make(seed, grad=True),
+                partial(turned, grad=True),
                 2 * moved,
                 "rotary",
             )

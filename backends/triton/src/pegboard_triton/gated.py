@@ -143,7 +143,7 @@ def _run(gate_up: Tensor, gelu: bool) -> Tensor:
         return plain
     # Not where the caller may still look at it (a leaf, a view), nor under a compiler, which plans memory by itself.
     overwrites = not (torch.compiler.is_compiling() or gate_up.is_leaf or gate_up._is_view())
-    out: Tensor = _Gated.apply(gate_up, gelu, overwrites)  # type: ignore[no-untyped-call]
+    out: Tensor = _Gated.apply(gate_up, gelu, overwrites)
     return out
 
 

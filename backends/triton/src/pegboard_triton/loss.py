@@ -232,7 +232,7 @@ def add_product_(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """[N, K] + [M, N]^T x [M, K] -> the same memory: op `add_product_`, a half-precision product added to a float32 sum unrounded."""
     if total.device.type == "cpu" or total.dtype != torch.float32 or a.dtype == torch.float32:
         return ops.add_product_(total, a, b)
-    return torch.addmm(total, a.t(), b, out_dtype=torch.float32, out=total)  # type: ignore[call-overload, no-any-return]
+    return torch.addmm(total, a.t(), b, out_dtype=torch.float32, out=total)
 
 
 def replacements(phase: Phase, dtype: torch.dtype) -> dict[str, Callable[..., Any]]:

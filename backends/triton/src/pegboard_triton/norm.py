@@ -316,7 +316,7 @@ def variants() -> Iterator[Variant]:
         for block, rows, warps in ((128, 16, 4), (2048, 1, 4), (8192, 1, 8)):
             for add in (False, True):
                 for offset in (False, True)[: 1 if add else 2]:
-                    constants = {"OFFSET": offset, "ADD": add, "ROWS": rows, "BLOCK": block}
+                    constants: dict[str, Any] = {"OFFSET": offset, "ADD": add, "ROWS": rows, "BLOCK": block}
                     signature = pointers | sizes
                     if not add:
                         signature = {

@@ -125,7 +125,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     if not differentiates(x):
         plain: Tensor = _rotary(x, cos, sin, False)
         return plain
-    out: Tensor = _Rotary.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+    out: Tensor = _Rotary.apply(x, cos, sin)
     return out
 
 
