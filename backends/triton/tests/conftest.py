@@ -17,7 +17,7 @@ if not torch.cuda.is_available():
     _patch = interpreter._patch_lang_tensor
 
     def _patch_lang_tensor(tensor: Any, scope: Any) -> None:
-        """Let a scalar of a kernel be the bound of a loop: the interpreter's are arrays of one item, which numpy 2.4 takes for no integers."""
+        """Let a scalar of a kernel be the bound of a loop: the interpreter's are arrays of one item, no integers to numpy 2.4."""
         _patch(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 

@@ -12,8 +12,10 @@ MODULES: tuple[str, ...] = (
     "pegboard_triton.attention.variants",
     "pegboard_triton.gated",
     "pegboard_triton.loss",
+    "pegboard_triton.moe",
     "pegboard_triton.norm",
     "pegboard_triton.rotary",
+    "pegboard_triton.sampling.choose",
 )
 """The kernel modules of this distribution. Each offers `variants()`, and `replacements(phase, dtype)` if it replaces ops."""
 

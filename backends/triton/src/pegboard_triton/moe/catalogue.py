@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pegboard_triton.catalogue import Variant
-from pegboard_triton.moe import grouped, order, single
+from pegboard_triton.moe import grouped, order, single, training
 
 _SHAPE = {"HIDDEN": 2048, "INNER": 768, "EXPERTS": 128}
 _TYPES = {"bf16": "*bf16", "fp32": "*fp32"}
@@ -16,13 +16,20 @@ _LARGE = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "GROUP": 8, "DESCRIBED": 
 def variants() -> Iterator[Variant]:
     """Yield those of all kernels of mixtures of experts."""
     ids = {"ids": "*i64", "order": "*i32", "offsets": "*i32", "pairs": "i32"}
-    few = {"EXPERTS": 128, "CHUNK": 1024}
-    yield Variant("moe.order_few", order.order_few, ids, few, {"num_warps": 4})
+    few = {"EXPERTS": 128, "CHUNK": 1024, "PLACES": True}
+    placed = {**ids, "places": "*i32"}
+    yield Variant("moe.order_few", order.order_few, placed, few, {"num_warps": 4})
     chunked = {"EXPERTS": 128, "WIDTH": 128, "CHUNK": 256}
     counts = {"ids": "*i64", "counts": "*i32", "pairs": "i32"}
     yield Variant("moe.count_chunks", order.count_chunks, counts, chunked, {"num_warps": 4})
-    places = {**ids, "counts": "*i32", "chunks": "i32"}
-    yield Variant("moe.place_chunks", order.place_chunks, places, {**chunked, "ROWS": 32, "PART": 16}, {"num_warps": 8})
+    places = {**placed, "counts": "*i32", "chunks": "i32"}
+    yield Variant(
+        "moe.place_chunks",
+        order.place_chunks,
+        places,
+        {**chunked, "ROWS": 32, "PART": 16, "PLACES": True},
+        {"num_warps": 8},
+    )
     for name, pointer in _TYPES.items():
         rows = {**ids, "out": pointer, "weight": pointer, "blocks": "i32"}
         up = {**rows, "x": pointer, "x_stride": "i32"}
@@ -35,7 +42,9 @@ def variants() -> Iterator[Variant]:
             yield Variant(f"moe.gate_up[{name},{way}]", grouped.gate_up, up, {**same, **gates, **use}, options)
             yield Variant(f"moe.down[{name},{way}]", grouped.down, low, {**same, **use}, options)
         block = {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 32, "GROUP": 8}
-        tile, part = (f"tensordesc<{pointer[1:]}[{block[size]}, {block['BLOCK_K']}]>" for size in ("BLOCK_N", "BLOCK_M"))
+        tile, part = (
+            f"tensordesc<{pointer[1:]}[{block[size]}, {block['BLOCK_K']}]>" for size in ("BLOCK_N", "BLOCK_M")
+        )
         described = {"FEW": 0, "DESCRIBED": 1, **block}
         options = {"num_warps": 8, "num_stages": 2}
         up, low = {**up, "weight": tile}, {**low, "weight": tile, "act": part}
@@ -53,3 +62,13 @@ def variants() -> Iterator[Variant]:
         sums = {"parts": pointer, "ids": "*i64", "out": pointer}
         most = {"HIDDEN": 2048, "EXPERTS": 128, "TOP_K": 8, "BLOCK": 1024}
         yield Variant(f"moe.combine[{name}]", grouped.combine, sums, most, {"num_warps": 4})
+        spread = {"x": pointer, "order": "*i32", "offsets": "*i32", "out": pointer, "x_stride": "i32"}
+        wide = {"EXPERTS": 128, "TOP_K": 8, "WIDTH": 2048, "BLOCK": 1024}
+        yield Variant(f"moe.spread[{name}]", training.spread, spread, wide, {"num_warps": 4})
+        gathered = {"parts": pointer, "places": "*i32", "scales": "*fp32", "out": pointer}
+        sizes = {"TOP_K": 8, "WIDTH": 2048, "SCALED": True, "BLOCK": 1024}
+        yield Variant(f"moe.gather_sum[{name}]", training.gather_sum, gathered, sizes, {"num_warps": 4})
+        back = dict.fromkeys(("inner", "grad", "d_inner", "act"), pointer)
+        back |= {"order": "*i32", "offsets": "*i32", "scales": "*fp32", "d_scales": "*fp32"}
+        gated = {"EXPERTS": 128, "WIDTH": 768, "ACTIVATION": "silu", "BLOCK": 1024}
+        yield Variant(f"moe.gated_backward[{name}]", training.gated_backward, back, gated, {"num_warps": 4})

@@ -16,7 +16,7 @@ _FEW = 4096
 
 
 @triton.jit
-def order_few(ids, order, offsets, pairs, EXPERTS: tl.constexpr, CHUNK: tl.constexpr):
+def order_few(ids, order, places, offsets, pairs, EXPERTS: tl.constexpr, CHUNK: tl.constexpr, PLACES: tl.constexpr):
     """One program an expert: it counts the pairs of the experts before it and writes its own behind them."""
     expert = tl.program_id(0)
     start = 0
@@ -30,6 +30,8 @@ def order_few(ids, order, offsets, pairs, EXPERTS: tl.constexpr, CHUNK: tl.const
         own = (tl.load(ids + at, mask=at < pairs, other=-1) == expert).to(tl.int32)
         place = start + tl.cumsum(own, 0) - 1
         tl.store(order + place, at, mask=own > 0)
+        if PLACES:
+            tl.store(places + at, place, mask=own > 0)
         start += tl.sum(own, 0)
     if expert == EXPERTS - 1:
         tl.store(offsets + EXPERTS, start)
@@ -50,6 +52,7 @@ def place_chunks(
     ids,
     counts,
     order,
+    places,
     offsets,
     pairs,
     chunks,
@@ -58,6 +61,7 @@ def place_chunks(
     CHUNK: tl.constexpr,
     ROWS: tl.constexpr,
     PART: tl.constexpr,
+    PLACES: tl.constexpr,
 ):
     """One program a chunk: where each of its pairs stands."""
     chunk = tl.program_id(0)
@@ -84,19 +88,32 @@ def place_chunks(
         earlier = (found[:, None] == theirs[None, :]) & (other[None, :] < at[:, None])
         place += tl.sum(earlier.to(tl.int32), 1)
     tl.store(order + place, at, mask=known)
+    if PLACES:
+        tl.store(places + at, place, mask=known)
 
 
-def order_pairs(expert_ids: Tensor, experts: int) -> tuple[Tensor, Tensor]:
+def order_pairs(expert_ids: Tensor, experts: int, places: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return (order [P] int32, offsets [E + 1] int32): pairs of expert e are order[offsets[e] : offsets[e + 1]].
 
-    expert_ids: [T, K] int32 or int64, contiguous; P = T K. What lies behind offsets[E] is undefined.
+    expert_ids: [T, K] int32 or int64, contiguous; P = T K. What lies behind offsets[E] is undefined. places: [P] int32, written with
+    where each pair stands in the order; those in no expert's part stay as they are.
     """
     pairs = expert_ids.numel()
     order = torch.empty(pairs, dtype=torch.int32, device=expert_ids.device)
     offsets = torch.empty(experts + 1, dtype=torch.int32, device=expert_ids.device)
     if pairs <= _FEW:
         chunk = min(triton.next_power_of_2(max(pairs, 16)), 1024)
-        order_few[(experts,)](expert_ids, order, offsets, pairs, EXPERTS=experts, CHUNK=chunk, num_warps=4)
+        order_few[(experts,)](
+            expert_ids,
+            order,
+            places,
+            offsets,
+            pairs,
+            EXPERTS=experts,
+            CHUNK=chunk,
+            PLACES=places is not None,
+            num_warps=4,
+        )
         return order, offsets
     width = triton.next_power_of_2(experts)
     chunk = 256 if pairs <= 16384 else 512
@@ -108,6 +125,7 @@ def order_pairs(expert_ids: Tensor, experts: int) -> tuple[Tensor, Tensor]:
         expert_ids,
         counts,
         order,
+        places,
         offsets,
         pairs,
         chunks,
@@ -116,6 +134,7 @@ def order_pairs(expert_ids: Tensor, experts: int) -> tuple[Tensor, Tensor]:
         CHUNK=chunk,
         ROWS=rows,
         PART=part,
+        PLACES=places is not None,
         num_warps=8,
     )
     return order, offsets

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from pegboard import reference
+from pegboard.nn import grouped as core
+from pegboard_triton.moe import forward as launches
+from pegboard_triton.moe import moe, order
+from pegboard_triton.moe.forward import FEW, SINGLE, SORTED
+
+ROW = {"BLOCK_N": 8, "BLOCK_K": 16, "STAGES": 2, "num_warps": 4}
+TILE = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "GROUP": 2, "DESCRIBED": 0, "num_warps": 4, "num_stages": 2}
+TOLERANCES = {torch.float32: 1e-6, torch.bfloat16: 1.5e-2}
+
+# What the interpreter computes with says so where a sigmoid is 0 or 1.
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")
+
+
+def draw(
+    tokens: int, experts: int, top_k: int, hidden: int, inner: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(tokens)
+    x = torch.randn(tokens, hidden, generator=generator)
+    gate_up = torch.randn(experts, 2 * inner, hidden, generator=generator) * 0.3
+    down = torch.randn(experts, hidden, inner, generator=generator) * 0.3
+    weights, ids = torch.randn(tokens, experts, generator=generator).softmax(-1).topk(top_k)
+    return x.to(device, dtype), gate_up.to(device, dtype), down.to(device, dtype), ids.to(device), weights.to(device)
+
+
+def close(out: Tensor, exact: Tensor, tolerance: float) -> None:
+    assert out.shape == exact.shape
+    assert bool(out.isfinite().all())
+    assert float((out.double() - exact).norm()) <= tolerance * float(exact.norm())
+
+
+def launched(
+    way: int, use: dict[str, int], x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor, weights: Tensor
+) -> Tensor:
+    routing = launches.route(ids, gate_up.shape[0], way)
+    return launches.down(launches.gate_up(x, gate_up, routing, "silu", use), down, routing, weights, use)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("way", "use"), [(SINGLE, ROW), (FEW, TILE), (SORTED, TILE), (SORTED, TILE | {"DESCRIBED": 1})], ids=str
+)
+@pytest.mark.parametrize("sizes", [(1, 5, 2, 24, 12), (7, 3, 2, 40, 28), (21, 4, 3, 16, 32)], ids=str)
+def test_every_way_equals_the_reference(
+    way: int, use: dict[str, int], sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
+    if use.get("DESCRIBED") and any(size * dtype.itemsize % 16 for size in sizes[3:]):
+        pytest.skip("rows of a tensor descriptor are whole 16 bytes")
+    tokens, experts, top_k, hidden, inner = sizes
+    inputs = draw(tokens, experts, top_k, hidden, inner, dtype, device)
+    close(launched(way, use, *inputs), reference.OPS["moe"](*inputs), TOLERANCES[dtype])
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("way", [SINGLE, FEW, SORTED])
+def test_all_tokens_to_one_expert_and_pairs_of_none(way: int, device: torch.device) -> None:
+    x, gate_up, down, ids, weights = draw(19, 4, 2, 16, 8, torch.float32, device)
+    ids[:, 0], ids[:, 1] = 2, -1
+    ids[3, 1] = 4
+    exact = reference.OPS["moe"](x, gate_up, down, ids[:, :1], weights[:, :1])
+    use = ROW if way == SINGLE else TILE
+    close(launched(way, use, x, gate_up, down, ids, weights), exact, 1e-6)
+
+
+@pytest.mark.parametrize("activation", core.GATED)
+def test_op_with_gradients(activation: str, device: torch.device) -> None:
+    names = draw(9, 5, 2, 16, 12, torch.float32, device)
+    mine = [x.requires_grad_() if x.is_floating_point() else x for x in names]
+    exact = [x.detach().double().requires_grad_() if x.is_floating_point() else x for x in names]
+    out, right = moe(*mine, activation), core.moe(*exact, activation)
+    close(out.detach(), right.detach(), 1e-6)
+    upstream = torch.randn(right.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(device)
+    got = torch.autograd.grad(out, [x for x in mine if x.requires_grad], upstream.float())
+    wanted = torch.autograd.grad(right, [x for x in exact if x.requires_grad], upstream)
+    for found, expected in zip(got, wanted, strict=True):
+        close(found, expected, 2e-6)
+
+
+def test_only_the_gradients_that_are_wanted(device: torch.device) -> None:
+    x, gate_up, down, ids, weights = draw(3, 4, 2, 16, 8, torch.float32, device)
+    (grad,) = torch.autograd.grad(moe(x.requires_grad_(), gate_up, down, ids, weights).sum(), [x])
+    exact = x.detach().double().requires_grad_()
+    right = core.moe(exact, gate_up.double(), down.double(), ids, weights.double())
+    close(grad, torch.autograd.grad(right.sum(), [exact])[0], 2e-6)
+
+
+def test_stored_settings_and_no_tokens(device: torch.device) -> None:
+    for tokens in (0, 1, 40):
+        inputs = draw(tokens, 4, 2, 32, 16, torch.float32, device)
+        with torch.no_grad():
+            close(moe(*inputs), reference.OPS["moe"](*inputs), 1e-6)
+
+
+def test_same_bits_again(device: torch.device) -> None:
+    inputs = draw(30, 4, 2, 32, 16, torch.bfloat16, device)
+    for way in (SINGLE, FEW, SORTED):
+        use = ROW if way == SINGLE else TILE
+        assert torch.equal(launched(way, use, *inputs), launched(way, use, *inputs))
+
+
+@pytest.mark.parametrize(("pairs", "experts", "few"), [(1, 1, 64), (300, 5, 4096), (700, 6, 16), (50, 128, 16)])
+def test_order(pairs: int, experts: int, few: int, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order, "_FEW", few)
+    ids = torch.randint(-1, experts + 1, (pairs, 1), generator=torch.Generator().manual_seed(1)).to(device)
+    places = torch.full((pairs,), -1, dtype=torch.int32, device=device)
+    found, offsets = order.order_pairs(ids, experts, places)
+    flat = ids.view(-1)
+    wanted = [i for e in range(experts) for i in range(pairs) if flat[i] == e]
+    assert found[: len(wanted)].tolist() == wanted
+    assert offsets.tolist() == [int(((flat >= 0) & (flat < e)).sum()) for e in range(experts + 1)]
+    assert all(places[pair] == place for place, pair in enumerate(wanted))
+    assert int((places >= 0).sum()) == len(wanted)
+
+
+def test_what_kernels_do_not_take_goes_to_torch(device: torch.device, compare: Callable[..., None]) -> None:
+    inputs = [x.double() if x.is_floating_point() else x for x in draw(3, 4, 2, 8, 4, torch.float32, device)]
+    close(moe(*inputs), reference.OPS["moe"](*inputs), 1e-12)
