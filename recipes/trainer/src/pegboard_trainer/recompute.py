@@ -25,6 +25,7 @@ class _Result:
     def __init__(self, function: Callable[..., Tensor], arguments: tuple[Any, ...], out: Tensor) -> None:
         self._function, self._arguments = function, arguments
         self._out, self._version = weakref.ref(out), out._version
+        self._inputs = [a._version for a in arguments if isinstance(a, Tensor)]
         self.uses = 0
         self._again: Tensor | None = None
 
@@ -38,6 +39,9 @@ class _Result:
         self.uses -= 1
         again = self._again
         if again is None:
+            # What writes over an input in its backward pass must come after whoever needs this.
+            if [a._version for a in self._arguments if isinstance(a, Tensor)] != self._inputs:
+                raise RuntimeError(f"{self._function} cannot be computed again: an input of it was written over")
             with torch.no_grad():
                 again = self._function(*(_unpack(argument) for argument in self._arguments))
         self._again = again if self.uses > 0 else None
