@@ -168,19 +168,14 @@ class Ranks:
             ready, _, _ = select.select([child.stdout], [], [], 300)
             answers.append(child.stdout.readline().strip() if ready else "nothing in time")
         if answers != ["0"] * len(answers):
-            self.close(kill=True)
+            self.close()
             raise AssertionError(f"the processes said {answers}\n" + self._said.read_text()[before:][-4000:])
 
-    def close(self, *, kill: bool = False) -> None:
-        """End the processes."""
+    def close(self) -> None:
+        """End the processes, whatever they wait for."""
         for child in self._children:
-            assert child.stdin is not None and child.stdout is not None
-            child.stdin.close()
-            if kill:
-                child.kill()
-        for child in self._children:
-            child.wait(60)
-            child.stdout.close()  # type: ignore[union-attr]
+            child.kill()
+            child.communicate()
 
 
 @pytest.fixture(scope="session")

@@ -191,6 +191,32 @@ def test_a_resumed_run_may_not_change_its_objective(
     assert "other values of objective.beta" in capsys.readouterr().err
 
 
+def test_ktos_step_does_not_depend_on_how_it_is_divided(
+    tmp_path: Path, toy_model: Path, pairs: Path, group: Callable[..., None]
+) -> None:
+    """Which answers meet, and the mean of what they say, are of the data and of the whole step, in one process and in two."""
+    more = ["model.dtype=float64", "steps=3", "optimizer.lr=0.003", "optimizer.eps=1e-6", "batch.pack=false"]
+    more += ["checkpoint.last=false", "batch.length=128", "objective.undesirable_weight=0.01"]
+    large = run("kto", "full", toy_model, pairs, tmp_path / "large", *more, "batch.size=8")
+    assert max(column(large, "kl")) > 0
+    small = run("kto", "full", toy_model, pairs, tmp_path / "small", *more, "batch.size=2", "batch.accumulate=4")
+    paths = [f"model={toy_model}", f"data.path={pairs}", *SMALL, *more, "batch.size=2"]
+    meshes = {"shard": ["mesh.shard=2", "batch.accumulate=2"], "tensor": ["mesh.tensor=2", "batch.accumulate=4"]}
+    group(
+        2,
+        [
+            ["run", "kto", "--config", "full", *paths, f"output={tmp_path / name}", *mesh]
+            for name, mesh in meshes.items()
+        ],
+    )
+    logged = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in meshes
+    ]
+    for lines in (small, *logged):
+        for name in ("loss", "grad_norm", "kl"):
+            assert column(lines, name) == pytest.approx(column(large, name), rel=1e-8), name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "mesh"), [("dpo", "shard"), ("dpo", "tensor"), ("reward", "replicate"), ("distill", "tensor")]

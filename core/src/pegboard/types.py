@@ -181,8 +181,9 @@ class AttentionInputs:
     position lies in page 0 while one of its sequence's pages covers it is in the cache already: its key is read from there.
     num_decodes: the first `num_decodes` sequences have one new token each.
     pad_to, pad_pages: sequences, and pages of each, of a static (captured) decode batch; None for a batch planned for itself.
-    device_table: where block_table is a tensor, the same on the device, int32 and contiguous; whoever keeps it there changes it in place,
-    before the step that needs the change, so that a plan may read from it for as long as it lives. None: a plan copies what it needs.
+    device_table: where block_table is a tensor, the same on the device, int32 and contiguous, whose last row is no sequence's and holds
+    page 0 alone; whoever keeps it there changes it in place, before the step that needs the change, so that a plan may read from it
+    for as long as it lives. None: a plan copies what it needs.
     """
 
     query_lens: Sequence[int]
@@ -310,6 +311,7 @@ class Batch:
         parts["chosen"][i] and parts["rejected"][i] are of the same example.
     sequence_ids: [T] int64, the sequence of each row. Given by `seq_lens` when left out.
     example_ids: [N] int64, the example of each sequence, from 0 and ascending. Left out: each sequence is one.
+    target_lens: [N] on the host, how many of `target_rows` each sequence has. Counted when left out.
     """
 
     input_ids: Tensor
@@ -321,12 +323,16 @@ class Batch:
     parts: dict[str, Tensor] = field(default_factory=dict)
     sequence_ids: Tensor = None  # type: ignore[assignment]
     example_ids: Tensor = None  # type: ignore[assignment]
+    target_lens: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         import torch
 
         numbers = torch.arange(len(self.seq_lens))
         lengths = torch.tensor(self.seq_lens, dtype=torch.int64)
+        if len(self.target_lens) != len(self.seq_lens):
+            ends = torch.searchsorted(self.target_rows.cpu(), lengths.cumsum(0))
+            self.target_lens = ends.diff(prepend=ends.new_zeros(1)).tolist()
         for name, implied in (("sequence_ids", numbers.repeat_interleave(lengths)), ("example_ids", numbers)):
             if getattr(self, name) is None:
                 setattr(self, name, implied.to(self.input_ids.device))
@@ -348,6 +354,20 @@ class Batch:
             {name: moved(value) for name, value in self.parts.items()},
             moved(self.sequence_ids),
             moved(self.example_ids),
+            self.target_lens,
+        )
+
+    def sequences(self, first: int, last: int) -> Batch:
+        """Return sequences first … last - 1 as a batch of their own, of which each is an example, without extras and parts."""
+        start, stop = sum(self.seq_lens[:first]), sum(self.seq_lens[:last])
+        low, high = sum(self.target_lens[:first]), sum(self.target_lens[:last])
+        return Batch(
+            self.input_ids[start:stop],
+            self.positions[start:stop],
+            self.targets[start:stop],
+            self.seq_lens[first:last],
+            self.target_rows[low:high] - start,
+            target_lens=self.target_lens[first:last],
         )
 
 

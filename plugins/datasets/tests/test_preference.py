@@ -126,21 +126,21 @@ def test_a_label_that_is_none(tiny_tokenizer: Any) -> None:
         Labels(LabelsOptions())({"prompt": "a", "completion": "b", "label": "good"}, tiny_tokenizer)
 
 
-def test_a_batch_of_labels_gets_answers_to_other_prompts(tiny_tokenizer: Any) -> None:
+def test_a_prompt_meets_an_answer_to_another_one(tiny_tokenizer: Any) -> None:
     labels = Labels(LabelsOptions())
     rows = [{"prompt": p, "completion": a, "label": True} for p, a in (("p", "one"), ("p", "two"), ("q", "three"))]
-    examples = [tuple(labels(row, tiny_tokenizer)) for row in rows]
-    completed = labels.complete_batch(examples)
-    assert completed[:3] == examples
-    assert [row.part for (row,) in completed[3:]] == ["mismatched"] * 3
-    # A prompt meets the answer before it, but never one to the same prompt; the longest sequence stays the longest.
-    assert [learned(row, tiny_tokenizer) for (row,) in completed[3:]] == ["three", "three", "two"]
-    assert completed[5][0].input_ids == tiny_tokenizer.chat(
+    first, second, third = (tuple(labels(row, tiny_tokenizer)) for row in rows)
+    ((made,),) = labels.complete(third, [second, first])
+    assert made.part == "mismatched"
+    # Cut to the longer of the two; the answer is the nearest neighbour's, but never one to the same prompt.
+    assert made.input_ids == tiny_tokenizer.chat(
         [Message("user", "q"), Message("assistant", "two")], generation_prompt=False
     )
-    assert labels.complete_batch(examples[:2]) == examples[:2]
-    assert labels.complete_batch(examples[:1]) == examples[:1]
-    assert Labels(LabelsOptions(mismatched=False)).complete_batch(examples) is examples
+    assert learned(made, tiny_tokenizer) == "two"
+    ((made,),) = labels.complete(first, iter([second, third]))
+    assert learned(made, tiny_tokenizer) == "three"
+    assert labels.complete(first, [second]) == labels.complete(first, []) == ()
+    assert Labels(LabelsOptions(mismatched=False)).complete(third, [first]) == ()
 
 
 def test_prompts_keep_what_rewards_need(tiny_tokenizer: Any) -> None:

@@ -10,9 +10,10 @@ from torch.nn.functional import logsigmoid
 from pegboard.types import Batch
 from pegboard_dpo.plugin import DPO_OBJECTIVE, KTO_OBJECTIVE, ORPO_OBJECTIVE, SIMPO_OBJECTIVE
 from pegboard_sdk.conformance import ObjectiveSuite
-from pegboard_sdk.toys.roles import VOCABULARY, ToyRole, pack
+from pegboard_sdk.toys.roles import VOCABULARY, ToyRole, join_batches, pack
 
 EMPTY = torch.zeros(0, dtype=torch.int64)
+PARTS = ("desirable", "undesirable", "mismatched")
 
 
 def answers(seed: int, lengths: Sequence[int], *, learned: bool) -> Batch:
@@ -125,7 +126,7 @@ class TestCpo(Pairs):
 
 
 class TestKto(ObjectiveSuite):
-    """Without mismatched answers, whose mean couples a batch: the baseline has tests of its own."""
+    """Without mismatched answers."""
 
     spec = KTO_OBJECTIVE
     roles = ("policy", "reference")
@@ -145,3 +146,35 @@ class TestKto(ObjectiveSuite):
             value = 1 / (1 + (-0.3 * (logp - base)).exp())
             total = total + (1.5 * (1 - value) if good else 0.5 * value)
         return total
+
+
+class TestKtoBaseline(ObjectiveSuite):
+    """With mismatched answers, whose mean over a step is part of every loss of it."""
+
+    spec = KTO_OBJECTIVE
+    roles = ("policy", "reference")
+    options: ClassVar[Mapping[str, Any]] = {"beta": 0.2}
+
+    def batch(self, seed: int, *, learned: bool = True) -> Batch:
+        batch = answers(seed, (7, 5, 9, 6, 8), learned=learned)
+        places = ([0, 2], [1], [3, 4]) if learned else ([], [], [])
+        batch.parts = {name: torch.tensor(p, dtype=torch.int64) for name, p in zip(PARTS, places, strict=True)}
+        return batch
+
+    def join(self, a: Batch, b: Batch) -> Batch:
+        """Mismatched answers come last."""
+        first, behind = (join_batches(*(x.sequences(*span) for x in (a, b))) for span in ((0, 3), (3, 5)))
+        both = join_batches(first, behind)
+        both.parts = {
+            "desirable": torch.tensor([0, 2, 3, 5]),
+            "undesirable": torch.tensor([1, 4]),
+            "mismatched": torch.tensor([6, 7, 8, 9]),
+        }
+        return both
+
+    def expected(self, roles: Mapping[str, ToyRole], batch: Batch) -> Tensor:
+        mine, theirs = (logps_of(roles[name], batch) for name in ("policy", "reference"))
+        ratios = [logp - base for (logp, _), (base, _) in zip(mine, theirs, strict=True)]
+        z = max(float((ratios[3] + ratios[4]).detach()) / 2, 0.0)
+        good = sum(1 - torch.sigmoid(0.2 * (ratios[i] - z)) for i in (0, 2))
+        return good + 1 - torch.sigmoid(0.2 * (z - ratios[1]))

@@ -116,7 +116,7 @@ def test_ktos_baseline_is_the_mean_log_ratio_of_mismatched_answers() -> None:
     policy, reference = Counted(seed=4), ToyRole(seed=5, trained=False)
     batch = collate([GOOD, BAD, *OTHERS])
     out = KahnemanTversky(KtoOptions(beta=0.5))({"policy": policy, "reference": reference}, batch)
-    assert policy.seen == [(True, 7), (False, 7)]
+    assert policy.seen == [(False, 7), (True, 7)]
     ratios = (answer_logps(policy, batch) - answer_logps(reference, batch)).detach()
     baseline = ratios[2:].mean().clamp(min=0)
     assert baseline > 0

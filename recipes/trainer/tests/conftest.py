@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import settings
 from pegboard.errors import DataError
 from pegboard.interfaces.source import IndexedSource, Source
 from pegboard.interfaces.transform import Transform
-from pegboard.types import Row
+from pegboard.types import Example, Row
 from pegboard_trainer.examples import Examples, Limits
 from pegboard_trainer.feed import Part, make_feed
 from pegboard_trainer.packer import Batches, Packer
@@ -67,17 +67,34 @@ class Numbered(Transform):
         ]
 
 
+class Neighboured(Numbered):
+    """Adds to each example the first ids of all its neighbours."""
+
+    def complete(self, example: Example, neighbours: Iterable[Example]) -> Sequence[Example]:
+        ids = [row.input_ids[0] for (row,) in neighbours]
+        return ((Row(ids, [True] * len(ids), part="neighbours"),),)
+
+
 def make_examples(lengths: Sequence[Sequence[int]], *, streamed: bool = False, **options: Any) -> Examples:
     source: Source = Streamed(lengths) if streamed else Listed(lengths)
     indices = None if streamed else torch.arange(len(lengths))
     limits = options.pop("limits", Limits(10_000))
-    feed = make_feed([Part(source, Numbered(), indices)], options.pop("seed", 0), shuffle=options.pop("shuffle", True))
+    feed = make_feed(
+        [Part(source, options.pop("transform", None) or Numbered(), indices)],
+        options.pop("seed", 0),
+        shuffle=options.pop("shuffle", True),
+    )
     return Examples(feed, None, limits, **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")
 def examples() -> Callable[..., Examples]:
     return make_examples
+
+
+@pytest.fixture(scope="session")
+def neighboured() -> Transform:
+    return Neighboured()
 
 
 @pytest.fixture(scope="session")

@@ -200,7 +200,7 @@ def test_each_source_of_a_mix_has_its_own_format_and_holds_out_its_share(tmp_pat
         mixed(tmp_path, tiny_tokenizer, {"path": str(a), "weight": 1}, other)
     labels = {"path": str(a), "format": "labels"}
     with pytest.raises(
-        ConfigError, match=r"data\.mix has the formats Labels, PlainText, one of which adds to whole batches"
+        ConfigError, match=r"data\.mix has the formats Labels, PlainText, one of which looks at neighbours"
     ):
         mixed(tmp_path, tiny_tokenizer, labels, str(a))
 

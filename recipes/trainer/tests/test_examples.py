@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pegboard.errors import DataError
-from pegboard.types import Row
-from pegboard_trainer.examples import Counts, Examples, Limits, fit
+from pegboard.interfaces.transform import Transform
+from pegboard.types import Example, Row
+from pegboard_trainer.examples import Counts, Examples, Key, Limits, fit
 
 Make = Callable[..., Examples]
 
@@ -109,3 +110,34 @@ def test_a_key_leads_back_to_the_row_in_its_file(examples: Make) -> None:
     made = examples([[2]] * 9, seed=4, epochs=2)
     for key, (row,) in made:
         assert made.describe(key) == f"row {row.input_ids[0] // 1000}"
+
+
+def neighbours(examples: Examples, key: Key, example: Example) -> list[int]:
+    (((row,),)) = examples.added(key, example)
+    return row.input_ids
+
+
+def test_neighbours_before_an_example_come_first_and_the_nearest_of_them(
+    examples: Make, neighboured: Transform
+) -> None:
+    made = examples([[3, 2], [], [4]] + [[2]] * 12, shuffle=False, epochs=1, transform=neighboured)
+    found = {key: neighbours(made, key, example) for key, example in made}
+    assert found[0, 0, 1][:4] == [0, 2000, 3000, 4000]
+    assert found[0, 2, 0][:4] == [1, 0, 3000, 4000]
+    assert found[0, 9, 0] == [1000 * row for row in range(8, 1, -1)]
+    assert found[0, 14, 0] == [1000 * row for row in range(13, 5, -1)]
+    assert neighbours(examples([[2]], transform=neighboured), (0, 0, 0), (Row([0, 0], [True] * 2),)) == []
+
+
+@given(
+    lengths=st.lists(st.lists(st.integers(2, 5), max_size=3), min_size=1, max_size=12).filter(any),
+    streamed=st.booleans(),
+)
+def test_neighbours_are_the_same_whatever_was_read_before(
+    examples: Make, neighboured: Transform, lengths: list[list[int]], streamed: bool
+) -> None:
+    options = {"seed": 3, "streamed": streamed, "transform": neighboured}
+    whole = examples(lengths, **options)
+    for key, example in list(islice(whole, 20)):
+        fresh = examples(lengths, **options)
+        assert neighbours(fresh, key, example) == neighbours(whole, key, example)

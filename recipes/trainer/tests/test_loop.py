@@ -104,6 +104,34 @@ def test_a_batch_without_keys_counts_for_nothing() -> None:
     assert meters[0].take() == meters[1].take()
 
 
+class FromTheMean(Squares):
+    """Squares of distances from the mean of the step's values, which no gradient flows through."""
+
+    def totals(self, roles: Mapping[str, Role], batch: Batch) -> Tensor:
+        values = roles["policy"].hidden(batch)
+        assert not values.requires_grad
+        return torch.stack([values.sum(), values.new_full((), len(values))])
+
+    def __call__(self, roles: Mapping[str, Role], batch: Batch) -> LossOutput:
+        total, count = batch.extras["totals"]
+        return LossOutput(((roles["policy"].hidden(batch) - total / count) ** 2)[batch.target_rows].sum())
+
+
+def test_what_a_loss_knows_of_its_step_does_not_depend_on_how_that_is_divided() -> None:
+    tables = []
+    for group in ([batch_of(5, 3, 4)], split(batch_of(5, 3, 4))):
+        policy = Policy()
+        trainer = trainer_of(policy)
+        trainer.objective = FromTheMean()
+        trainer.step([*keyed(group), ([], batch_of(9))], 1.0, Meter(CPU, Single()))
+        tables.append(policy.table.detach())
+    torch.testing.assert_close(tables[0], tables[1], rtol=1e-12, atol=0)
+
+
+def split(batch: Batch) -> list[Batch]:
+    return [batch.sequences(0, 1), batch.sequences(1, len(batch.seq_lens))]
+
+
 def test_a_group_without_anything_to_learn_changes_nothing() -> None:
     policy = Policy()
     before = policy.table.detach().clone()

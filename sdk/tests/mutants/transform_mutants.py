@@ -117,21 +117,25 @@ class TestInventsAPart(Mutant):
             return replace(row, part="other")
 
 
-class TestAddsBefore(Mutant):
-    caught_by = ("test_a_batch_is_completed_behind_its_examples",)
+class TestAddsSomethingElseTheSecondTime(Mutant):
+    caught_by = ("test_neighbours_complete_an_example",)
 
     class broken(AcmeTransform):
-        def complete_batch(self, examples):
-            return [examples[-1], *examples]
+        times = 0
+
+        def complete(self, example, neighbours):
+            self.times += 1
+            return [example] * (self.times % 2)
 
 
 class TestAddsInPlace(Mutant):
-    caught_by = ("test_a_batch_is_completed_behind_its_examples",)
+    caught_by = ("test_neighbours_complete_an_example",)
 
     class broken(AcmeTransform):
-        def complete_batch(self, examples):
-            examples.append(examples[0])
-            return examples
+        def complete(self, example, neighbours):
+            example[0].input_ids.append(7)
+            example[0].mask.append(True)
+            return ()
 
 
 class TestTakesAnything(Mutant):

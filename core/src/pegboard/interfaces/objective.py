@@ -39,6 +39,15 @@ class Objective(ABC):
         The loop adds this over the accumulation group and the data-parallel ranks before the first backward; zero is legal.
         """
 
+    def totals(self, roles: Mapping[str, Role], batch: Batch) -> Tensor | None:
+        """Return sums over this batch that the loss of every batch of the step depends on, [K] without gradient; None for a loss that
+        needs none (whatever the batch).
+
+        The loop adds them as it adds denominators, before the first loss, and hands them to each batch as `extras["totals"]`. Every
+        call takes the same passes through the models, whatever the batch holds: divided ones need all ranks for each.
+        """
+        return None
+
     @abstractmethod
     def __call__(self, roles: Mapping[str, Role], batch: Batch) -> LossOutput:
         """Return the summed loss of the batch and metrics as (sum, count). Never synchronises with the device."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,8 +25,10 @@ class Transform(ABC):
         their `part`. Every example of a transform has the same parts.
         """
 
-    def complete_batch(self, examples: Sequence[Example]) -> Sequence[Example]:
-        """Return the examples of a batch with the sequences that only their neighbours give, such as a prompt with the answer to
-        another one. Called when the batch is full: what is added here is not counted against its size.
+    def complete(self, example: Example, neighbours: Iterable[Example]) -> Sequence[Example]:
+        """Return further sequences of an example, which its neighbours give: its prompt with the answer to another one, say.
+
+        neighbours: in the order of the data, those before it first, the nearest one first, then at an epoch's beginning those behind.
+        What is returned lies behind the batch that the example is in, and is not counted against its size.
         """
-        return examples
+        return ()

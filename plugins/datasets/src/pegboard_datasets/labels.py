@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Labels(Transform):
     """A prompt, an answer and a label a row; a preference pair gives one example of each label.
 
-    Sequences are the parts "desirable" and "undesirable", with the extra `label`. `complete_batch` appends the part "mismatched": each
+    Sequences are the parts "desirable" and "undesirable", with the extra `label`. `complete` gives the part "mismatched": a
     prompt with the answer to another one, from which KTO estimates how far the policy has moved.
     """
 
@@ -44,23 +44,20 @@ class Labels(Transform):
         messages = read_answered(row, name, option, options)
         return [_labelled(conversation_row(messages, tokenizer, learn="last"), label, extras)]
 
-    def complete_batch(self, examples: Sequence[Example]) -> Sequence[Example]:
-        """Append to a batch each prompt with the answer to the one before it, the first with the last one's.
+    def complete(self, example: Example, neighbours: Iterable[Example]) -> Sequence[Example]:
+        """Return the prompt with the answer of the nearest neighbour that answers another prompt; nothing where there is none.
 
-        An answer to the same prompt is passed over; where all prompts are the same, nothing is appended. No added sequence is longer
-        than the longest that is there.
+        It is no longer than the longer of the two answered prompts.
         """
         if not self._options.mismatched:
-            return examples
-        split = [_split(row) for (row,) in examples]
-        longest = max(len(row.input_ids) for (row,) in examples)
-        added: list[Example] = []
-        for number, (prompt, _) in enumerate(split):
-            before = [*reversed(split[:number]), *reversed(split[number + 1 :])]
-            answer = next((answer for other, answer in before if other.input_ids != prompt.input_ids), None)
-            if answer is not None:
-                added.append((_join(prompt, answer, longest),))
-        return [*examples, *added]
+            return ()
+        (own,) = example
+        prompt, _ = _split(own)
+        for (other,) in neighbours:
+            other_prompt, answer = _split(other)
+            if other_prompt.input_ids != prompt.input_ids:
+                return ((_join(prompt, answer, max(len(own.input_ids), len(other.input_ids))),),)
+        return ()
 
 
 def _labelled(row: Row, label: bool, extras: Mapping[str, Any]) -> Row:

@@ -22,7 +22,7 @@ MISMATCHED = "mismatched"
 class KahnemanTversky(Objective):
     """KTO: a sum over answers; the denominator is their number.
 
-    The baseline z is the mean log-ratio of the batch's mismatched sequences, at least 0, without gradient; a batch without such
+    The baseline z is the mean log-ratio of the step's mismatched sequences, at least 0, without gradient; a step without such
     sequences has z = 0. Needs the role "reference"; without mismatched sequences its log-probabilities in the data will do.
     """
 
@@ -34,21 +34,38 @@ class KahnemanTversky(Objective):
         answers = sum(indices.numel() for _, indices in _labelled(batch))
         return torch.full((), float(answers), dtype=torch.float64, device=batch.input_ids.device)
 
+    @torch.no_grad()
+    def totals(self, roles: Mapping[str, Role], batch: Batch) -> Tensor | None:
+        """Return sum and number of the mismatched sequences' log-ratios, [2]; None for a loss without a baseline."""
+        if self._options.loss != "kto":
+            return None
+        added = _added(batch)
+        if not added and "reference" not in roles:  # the data have the reference's log-probabilities
+            return torch.zeros(2, device=batch.input_ids.device)
+        # A batch without any takes the same passes, over a sequence that counts for nothing: other ranks take theirs.
+        first, last = (len(batch.seq_lens) - added, len(batch.seq_lens)) if added else (0, min(1, len(batch.seq_lens)))
+        mismatched = batch.sequences(first, last)
+        # Which answers meet is not known before the run, so that no data can hold what the reference gives them.
+        reference = reference_logps(roles, mismatched, in_data=False)
+        ratios = answer_logps(roles["policy"], mismatched) - reference
+        return torch.stack([ratios.sum(), ratios.new_full((), len(ratios))]) * float(added > 0)
+
     def __call__(self, roles: Mapping[str, Role], batch: Batch) -> LossOutput:
         """Return the summed, weighted loss of the role "policy", with the rewards of good and bad answers and the baseline."""
-        options = self._options
-        labelled = _labelled(batch)
-        mismatched = batch.parts.get(MISMATCHED)
-        # Which answers meet in a batch is not known before the run, so that no data can hold what the reference gives them.
-        reference = reference_logps(roles, batch, in_data=mismatched is None)
-        policy = roles["policy"]
-        logps = answer_logps(policy, batch, _hidden(policy, batch))
+        options, labelled, added = self._options, _labelled(batch), _added(batch)
+        totals = batch.extras["totals"] if "totals" in batch.extras else self.totals(roles, batch)
+        answers = batch.sequences(0, len(batch.seq_lens) - added)
+        if not added:
+            answers.extras = batch.extras
+        reference = reference_logps(roles, answers)
+        logps = answer_logps(roles["policy"], answers)
         ratios = logps - reference.to(logps.dtype)
         baseline = torch.zeros((), dtype=ratios.dtype, device=ratios.device)
         metrics: dict[str, tuple[Any, Any]] = {}
-        if options.loss == "kto" and mismatched is not None and mismatched.numel():
-            baseline = ratios.detach().index_select(0, mismatched).mean().clamp(min=0)
-            metrics["kl"] = (baseline * mismatched.numel(), mismatched.numel())
+        if totals is not None:
+            baseline = (totals[0] / totals[1].clamp(min=1)).clamp(min=0).to(ratios.dtype)
+        if added:
+            metrics["kl"] = (baseline * added, added)
         total = ratios.sum() * 0
         for desirable, indices in labelled:
             values = ratios.index_select(0, indices)
@@ -59,36 +76,14 @@ class KahnemanTversky(Objective):
         return LossOutput(total, metrics)
 
 
+def _added(batch: Batch) -> int:
+    """Return how many mismatched sequences there are, at the end of the batch."""
+    return batch.parts[MISMATCHED].numel() if MISMATCHED in batch.parts else 0
+
+
 def _labelled(batch: Batch) -> list[tuple[bool, Tensor]]:
     """Return (whether they are desirable, their sequences) of the answers of a batch."""
     found = [(name == "desirable", batch.parts[name]) for name in ("desirable", "undesirable") if name in batch.parts]
     if not found:
         raise DataError("the data does not tell good answers from bad ones", fix="set data.format=labels")
     return found
-
-
-def _hidden(policy: Role, batch: Batch) -> Tensor:
-    """Return the policy's states, [T, H]; those of the mismatched sequences at the end without gradient, so that none of
-    their activations is kept.
-    """
-    added = batch.parts[MISMATCHED].numel() if MISMATCHED in batch.parts else 0
-    if not added:
-        return policy.hidden(batch)
-    first = len(batch.seq_lens) - added
-    hidden = policy.hidden(_sequences(batch, 0, first))
-    with torch.no_grad():
-        others = policy.hidden(_sequences(batch, first, len(batch.seq_lens)))
-    return torch.cat([hidden, others])
-
-
-def _sequences(batch: Batch, first: int, last: int) -> Batch:
-    """Return the inputs of sequences first … last - 1, without targets."""
-    start, stop = sum(batch.seq_lens[:first]), sum(batch.seq_lens[:last])
-    rows = slice(start, stop)
-    return Batch(
-        batch.input_ids[rows],
-        batch.positions[rows],
-        batch.targets[rows],
-        batch.seq_lens[first:last],
-        batch.target_rows[:0],
-    )

@@ -94,9 +94,9 @@ class Opener:
             return [self.part(section.source(), section.format)]
         parts = [self.part(one.choice, one.format or section.format, one.weight) for one in section.mix]
         kinds = {type(part.transform) for part in parts}
-        if len(kinds) > 1 and any(kind.complete_batch is not Transform.complete_batch for kind in kinds):
+        if len(kinds) > 1 and any(kind.complete is not Transform.complete for kind in kinds):
             raise ConfigError(
-                f"data.mix has the formats {', '.join(sorted(kind.__name__ for kind in kinds))}, one of which adds to whole batches",
+                f"data.mix has the formats {', '.join(sorted(kind.__name__ for kind in kinds))}, one of which looks at neighbours",
                 fix="give all sources the same format",
             )
         return parts

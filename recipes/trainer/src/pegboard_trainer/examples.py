@@ -8,8 +8,12 @@ from typing import Literal
 
 from pegboard.errors import DataError
 from pegboard.interfaces.tokenizer import Tokenizer
+from pegboard.interfaces.transform import Transform
 from pegboard.types import Example, Row
 from pegboard_trainer.feed import Feed, Load, Place
+
+NEIGHBOURS = 8
+"""Rows on either side in which an example's neighbours are looked for."""
 
 Key = tuple[int, int, int]
 """Where an example comes from: epoch, position in that epoch, number within the row."""
@@ -48,6 +52,7 @@ class Examples:
     epochs: float | None = None
     counts: Counts = field(default_factory=Counts)
     next_key: Key = (0, 0, 0)
+    _recent: dict[tuple[int, int], Sequence[Example]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[tuple[Key, Example]]:
         """Yield (key, example) from `next_key` until `epochs` are over. Raises DataError when the first epoch holds no example."""
@@ -60,6 +65,7 @@ class Examples:
                     break
                 # A row that a restored position lies in was counted before.
                 examples = self._examples(place, load, self.counts if not sub else Counts())
+                self._remember(epoch, at, examples)
                 for number, example in list(enumerate(examples))[sub:]:
                     self.next_key = (epoch, at, number + 1)
                     found = True
@@ -93,9 +99,37 @@ class Examples:
         """Return where an example stands in its file."""
         return self.feed.describe(self.feed.place(key[0], key[1]))
 
-    def complete_batch(self, examples: Sequence[Example]) -> Sequence[Example]:
-        """Return the examples of a batch with what their transform adds to it."""
-        return self.feed.parts[0].transform.complete_batch(examples)
+    def added(self, key: Key, example: Example) -> Sequence[Example]:
+        """Return what the transform makes of an example and its neighbours: the same for a key, whatever batch it comes into."""
+        transform = self.feed.parts[0].transform
+        if type(transform).complete is Transform.complete:
+            return ()
+        return transform.complete(example, self._neighbours(key))
+
+    def _neighbours(self, key: Key) -> Iterator[Example]:
+        """Yield the examples before one in its epoch, from a few rows, nearest first; at its beginning those behind it too."""
+        epoch, position, sub = key
+        yield from reversed(self._recent_row(epoch, position)[:sub])
+        for at in range(position - 1, max(position - NEIGHBOURS, 0) - 1, -1):
+            yield from reversed(self._recent_row(epoch, at))
+        yield from self._recent_row(epoch, position)[sub + 1 :]
+        if position < NEIGHBOURS:
+            for at in range(position + 1, position + NEIGHBOURS):
+                yield from self._recent_row(epoch, at)
+
+    def _recent_row(self, epoch: int, position: int) -> Sequence[Example]:
+        """Return the examples of a row, none of one behind the last; read again where it is not among those read last."""
+        found = self._recent.get((epoch, position))
+        if found is None:
+            row = next(iter(self.feed.read(epoch, position)), None)
+            found = [] if row is None else self._examples(row[1], row[2], Counts())
+            self._remember(epoch, position, found)
+        return found
+
+    def _remember(self, epoch: int, position: int, examples: Sequence[Example]) -> None:
+        self._recent[epoch, position] = examples
+        while len(self._recent) > 2 * NEIGHBOURS:
+            del self._recent[next(iter(self._recent))]
 
     def _stop(self, epoch: int) -> int | None:
         """Return the position at which an epoch ends early, since `epochs` is not whole."""

@@ -17,6 +17,7 @@ from pegboard_trainer.examples import Key
 from pegboard_trainer.flops import StepCost
 from pegboard_trainer.meter import Meter, Reducer
 from pegboard_trainer.pace import Pace
+from pegboard_trainer.routing import Routing
 from pegboard_trainer.run import Run
 from pegboard_trainer.source import BatchSource, take
 from pegboard_trainer.update import Update
@@ -38,7 +39,7 @@ class NotFinite(PegboardError):
 @dataclass(slots=True)
 class Trainer:
     """What one step needs. cost, peak_flops: what a step computes, and what the devices of all ranks could in a second; None where
-    utilisation is not asked for.
+    utilisation is not asked for. routing: who follows the routers of a mixture of experts.
     """
 
     objective: Objective
@@ -52,6 +53,7 @@ class Trainer:
     accumulate: int = 1
     cost: StepCost | None = None
     peak_flops: float | None = None
+    routing: Routing | None = None
 
     def amounts(self, taken: Taken) -> dict[str, float]:
         """Return what the batches hold: tokens, those that are learned, and the operations that they take."""
@@ -69,12 +71,26 @@ class Trainer:
         counts = [self.objective.denominator(batch) * weight for batch, weight in group]
         total = self.reducer.sum(torch.stack(counts).sum())
         scale = torch.where(total > 0, 1 / total, 0.0)
+        self.share_totals(group)
+        shares = None if self.routing is None else self.routing.shares(group, self.reducer)
         self.update.begin(factor)
-        for (batch, weight), count in zip(group, counts, strict=True):
+        for number, ((batch, weight), count) in enumerate(zip(group, counts, strict=True)):
+            if self.routing is not None and shares is not None:
+                self.routing.begin(shares[number])
             output = self.objective(self.roles, batch)
             (output.sum * (scale * weight).to(output.sum.dtype)).backward()
             meter.add({"loss": (output.sum, count), **output.metrics}, weight)
         return self.update.finish()
+
+    @torch.no_grad()
+    def share_totals(self, group: Sequence[tuple[Batch, float]]) -> None:
+        """Give each batch what its loss needs to know of the whole group, of all ranks; group: batches with their weights."""
+        found = [(self.objective.totals(self.roles, batch), weight) for batch, weight in group]
+        known = [sums * weight for sums, weight in found if sums is not None]
+        if known:
+            totals = self.reducer.sum(torch.stack(known).sum(0))
+            for batch, _ in group:
+                batch.extras["totals"] = totals
 
 
 def train(trainer: Trainer, run: Run) -> None:

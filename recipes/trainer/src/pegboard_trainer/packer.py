@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,17 +13,19 @@ from pegboard_trainer.examples import Counts, Examples, Key
 
 @dataclass(slots=True)
 class Bin:
-    """A batch that is being filled."""
+    """A batch that is being filled. added: what lies behind the examples, and is not counted."""
 
     keys: list[Key] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
+    added: list[Example] = field(default_factory=list)
     tokens: int = 0
     sequences: int = 0
 
-    def add(self, key: Key, example: Example) -> None:
+    def add(self, key: Key, example: Example, added: Sequence[Example] = ()) -> None:
         """Append an example."""
         self.keys.append(key)
         self.examples.append(example)
+        self.added += added
         self.tokens += size_of(example)
         self.sequences += len(example)
 
@@ -41,8 +43,8 @@ class Packer:
     window: int = 8
     open: list[Bin] = field(default_factory=list)
 
-    def add(self, key: Key, example: Example) -> Bin | None:
-        """Place an example; return the batch that had to be closed for it, or that it filled."""
+    def add(self, key: Key, example: Example, added: Sequence[Example] = ()) -> Bin | None:
+        """Place an example and what is added for it; return the batch that had to be closed for it, or that it filled."""
         size = size_of(example)
         if not self.holds(size, len(example)):
             raise ValueError(
@@ -50,11 +52,11 @@ class Packer:
             )
         for bin in self.open:
             if self.holds(bin.tokens + size, bin.sequences + len(example)):
-                bin.add(key, example)
+                bin.add(key, example, added)
                 return self._close(bin) if self._full(bin) else None
         closed = self._close(max(self.open, key=lambda b: b.tokens)) if len(self.open) >= self.window else None
         fresh = Bin()
-        fresh.add(key, example)
+        fresh.add(key, example, added)
         self.open.append(fresh)
         # A second batch cannot be returned; one that is full already is closed by the next call that finds no room.
         return closed if closed is not None else (self._close(fresh) if self._full(fresh) else None)
@@ -98,14 +100,14 @@ class Batches:
 
     def collated(self, bin: Bin) -> tuple[list[Key], Batch]:
         """Return the keys of the examples in a bin, and the bin as a batch."""
-        return bin.keys, collate(self.examples.complete_batch(bin.examples))
+        return bin.keys, collate([*bin.examples, *bin.added])
 
     def next_bin(self) -> Bin:
         """Return the next batch before it becomes tensors. Raises StopIteration when all epochs are over."""
         if self._iterator is None:
             self._iterator = iter(self.examples)
         for key, example in self._iterator:
-            closed = self._packer.add(key, example)
+            closed = self._packer.add(key, example, self.examples.added(key, example))
             if closed is not None:
                 return closed
         last = self._packer.flush()
@@ -142,8 +144,9 @@ class Batches:
         self._packer.open = []
         for keys in state["open"]:
             bin = Bin()
-            for key in keys:
-                bin.add(tuple(key), self.examples.at(tuple(key)))
+            for key in (tuple(key) for key in keys):
+                example = self.examples.at(key)
+                bin.add(key, example, self.examples.added(key, example))
             self._packer.open.append(bin)
         counts = self.examples.counts
         counts.examples, counts.tokens, counts.truncated, counts.dropped = state["counts"]

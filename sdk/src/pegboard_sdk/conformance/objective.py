@@ -64,6 +64,19 @@ class ObjectiveSuite(PluginSuite):
         out: LossOutput = self.create()(models, batch)
         return out
 
+    def share_totals(self, models: Mapping[str, Role], *batches: Batch) -> None:
+        """Hand batches, of which the last one may be the others as one, what the loop would if they were a step."""
+        found = [self.create().totals(models, batch) for batch in batches]
+        parts = [sums for sums in (found[:-1] if len(found) > 1 else found) if sums is not None]
+        if parts:
+            assert len(parts) == max(len(found) - 1, 1), "totals is None for a loss, not for a batch"
+            total = torch.stack(parts).sum(0)
+            assert not total.requires_grad
+            if found[-1] is not None:
+                _close(found[-1], total)
+            for batch in batches:
+                batch.extras["totals"] = total
+
     def test_denominator(self) -> None:
         """A finite float64 scalar on the batch's device, more than zero when something counts."""
         denominator = self.create().denominator(self.batch(1))
@@ -82,13 +95,16 @@ class ObjectiveSuite(PluginSuite):
         """Sum and denominator of two batches as one are the two added: never a mean, whatever the split."""
         a, b, models, objective = self.batch(1), self.batch(2), self.models(), self.create()
         both = self.join(a, b)
+        self.share_totals(models, a, b, both)
         _close(self.loss(models, both).sum, self.loss(models, a).sum + self.loss(models, b).sum)
         _close(objective.denominator(both), objective.denominator(a) + objective.denominator(b))
 
     def test_metrics_are_sums_and_counts(self) -> None:
         """Each metric is (sum, count), and those of two batches as one are the two added."""
         a, b, models = self.batch(1), self.batch(2), self.models()
-        whole, *parts = (self.loss(models, batch).metrics for batch in (self.join(a, b), a, b))
+        both = self.join(a, b)
+        self.share_totals(models, a, b, both)
+        whole, *parts = (self.loss(models, batch).metrics for batch in (both, a, b))
         for name, pair in whole.items():
             assert isinstance(name, str) and len(pair) == 2
             for side in (0, 1):
@@ -118,6 +134,7 @@ class ObjectiveSuite(PluginSuite):
         """Along random directions through hidden states and head of the trained role."""
         self.needs("differentiable")
         models, batch = self.models(), self.batch(1)
+        self.share_totals(models, batch)
         parameters = models[self.roles[0]].parameters()
         grads = torch.autograd.grad(self.loss(models, batch).sum, parameters)
         for seed in range(3):

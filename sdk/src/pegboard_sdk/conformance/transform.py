@@ -70,16 +70,18 @@ class TransformSuite(PluginSuite):
         found = {tuple(s.part for s in example) for row in self.rows for example in self.examples(transform, row)}
         assert found <= set(self.parts)
 
-    def test_a_batch_is_completed_behind_its_examples(self) -> None:
-        """`complete_batch` keeps the examples as they are, and always adds the same."""
+    def test_neighbours_complete_an_example(self) -> None:
+        """`complete` makes the same of an example and its neighbours every time, and changes none of them."""
         transform = self.create()
         examples = [example for row in self.rows for example in self.examples(transform, row)]
         kept = deepcopy(examples)
-        completed = list(transform.complete_batch(examples))
-        assert completed[: len(kept)] == kept == examples
-        assert completed == list(transform.complete_batch(examples))
-        for sequence in (sequence for example in completed for sequence in example):
-            self.whole(sequence)
+        for number, example in enumerate(examples):
+            neighbours = [*reversed(examples[:number]), *examples[number + 1 :]]
+            added = list(transform.complete(example, iter(neighbours)))
+            assert added == list(transform.complete(example, neighbours))
+            for sequence in (sequence for one in added for sequence in one):
+                self.whole(sequence)
+        assert examples == kept
 
     def test_bad_rows_are_explained(self) -> None:
         """What is wrong with a row is a DataError that says what to do."""
