@@ -28,6 +28,7 @@ LONGROPE = {
     "partial_rotary_factor": 0.75,
 }
 GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 7}
+MIXED = {"num_experts_per_tok": 2}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", {**GEMMA, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 30.0}),
     "gemma3": ("gemma3_text", {**GEMMA, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
@@ -35,8 +36,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi4-longrope": ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 28}),
     "llama": ("llama", {}),
     "mistral-window": ("mistral", {"sliding_window": 7}),
+    "mixtral": ("mixtral", {**MIXED, "num_local_experts": 5}),
+    "olmoe": ("olmoe", {**MIXED, "num_experts": 6, "clip_qkv": 0.9, "norm_topk_prob": True}),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2-moe": (
+        "qwen2_moe",
+        {**MIXED, "num_experts": 6, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 20},
+    ),
     "qwen3": ("qwen3", {"head_dim": 16}),
+    "qwen3-moe": ("qwen3_moe", {**MIXED, "num_experts": 6, "moe_intermediate_size": 12, "mlp_only_layers": [1]}),
 }
 LENGTHS, NEW = (1, 40, 7, 23), 24
 # A tiny cache: 30 pages of 4 tokens for 168 that all four have in the end.

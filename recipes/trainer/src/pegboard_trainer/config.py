@@ -189,6 +189,18 @@ class MemorySection(Section):
     compile: bool = Field(default=False, description="each layer is compiled by torch.compile")
 
 
+class RoutingSection(Section):
+    """Losses and statistics of the routers of a mixture of experts."""
+
+    balance: Annotated[float, Field(ge=0)] | Literal["config"] = Field(
+        default=0.0,
+        description="coefficient of the load-balancing loss; `config` for the model's own router_aux_loss_coef",
+    )
+    z: float = Field(default=0.0, ge=0, description="coefficient of the z loss")
+    freeze: bool = Field(default=False, description="routers are not trained")
+    experts: bool = Field(default=False, description="the load of each expert is logged too")
+
+
 class AverageSection(Section):
     """A moving average of the weights, written as `average/` beside `model/` and measured in its place."""
 
@@ -233,6 +245,7 @@ class TrainConfig(Section):
     freeze: list[str] = Field(
         default_factory=list, description="patterns of parameters that are not trained, such as model.embed_tokens.*"
     )
+    routing: RoutingSection = Field(default_factory=RoutingSection)
     noise: float | None = Field(default=None, gt=0, description="NEFTune's alpha: noise on the embeddings")
     average: AverageSection | None = None
     profile: ProfileSection = Field(default_factory=ProfileSection)
@@ -252,7 +265,7 @@ class TrainConfig(Section):
 
         ranks: processes that see different data; only the batches of a step over all of them count.
         """
-        shared = {"seed", "clip", "adapter", "quantizer", "objective", "batch", "optimizer", "schedule"}
+        shared = {"seed", "clip", "adapter", "quantizer", "objective", "batch", "optimizer", "schedule", "routing"}
         outside: Any = {"path": True, "cache": True, "mix": {"__all__": {"path"}}}
         data = self.data.model_dump(mode="json", exclude=outside)
         found = self.model_dump(mode="json", include=shared)

@@ -18,6 +18,7 @@ from pegboard_trainer.flops import StepCost
 from pegboard_trainer.meter import Meter, Reducer
 from pegboard_trainer.pace import Pace
 from pegboard_trainer.routing import Routing
+from pegboard_trainer.routing import Routing
 from pegboard_trainer.run import Run
 from pegboard_trainer.source import BatchSource, take
 from pegboard_trainer.update import Update

@@ -23,6 +23,7 @@ from pegboard_trainer.mesh import Placer
 from pegboard_trainer.model_folder import portable_base
 from pegboard_trainer.noise import EmbeddingNoise
 from pegboard_trainer.roles import ModelRole, reference_of
+from pegboard_trainer.routing import freeze_routers
 
 if TYPE_CHECKING:
     from pegboard.classifier import HeadKind
@@ -118,6 +119,8 @@ def _build(
     if not role.trained or adapter is None:
         built.model.requires_grad_(role.trained)
     if role.trained:
+        if config.routing.freeze:
+            freeze_routers(built.model)
         freeze(built.model, config.freeze)
         save_memory(built, config.memory)
         if config.noise is not None:

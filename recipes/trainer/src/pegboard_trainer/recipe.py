@@ -38,6 +38,7 @@ from pegboard_trainer.patience import Patience
 from pegboard_trainer.placement import Placement
 from pegboard_trainer.profile import Profile
 from pegboard_trainer.roles import ModelRole
+from pegboard_trainer.routing import follow
 from pegboard_trainer.run import Run, save_rows
 from pegboard_trainer.run_folder import claim, make, nothing_left
 from pegboard_trainer.saver import Saver
@@ -92,6 +93,7 @@ def _run(spec: RecipeSpec, typed: TrainConfig, config: Mapping[str, Any], regist
     placement = placer.placement(roles)
     update = _update(typed, registry, policy, named, placement)
     average = None if typed.average is None else Averages(named, typed.average.decay, host=typed.average.host)
+    routing = follow((role.built.model for role in roles.values() if role.trained), policy.files.config, typed.routing)
     source = _source(spec, Setting(typed, registry, tokenizer, roles, objective, data, placement, policy.device))
     trainer = Trainer(
         objective=objective,
@@ -106,12 +108,14 @@ def _run(spec: RecipeSpec, typed: TrainConfig, config: Mapping[str, Any], regist
                 Stages(module for role in roles.values() for module in role.built.model.modules()),
                 SourceMetrics(source),
                 *([] if average is None else [average]),
+                *([] if routing is None else [routing]),
                 Profile(folder, policy.device, world.process, typed.profile),
             ]
         ),
         accumulate=typed.batch.accumulate,
         cost=None if typed.peak_tflops is None else StepCost.of(policy.model),
         peak_flops=_peak_flops(typed, policy, world),
+        routing=routing,
     )
     section = typed.validation
     patience = Patience(section.metric, section.greater, section.patience, section.margin)
