@@ -227,6 +227,30 @@ def test_a_table_of_one_width_with_rows_elsewhere(device: torch.device) -> None:
     torch.testing.assert_close(out.double(), wanted, rtol=2e-5, atol=2e-5)
 
 
+def test_a_table_that_is_on_the_device_is_read_there(device: torch.device) -> None:
+    """It changes in place; a plan of a static shape sees that, and its padding reads the last row."""
+    step = Step(SPEC, [40, 3, 1], [1] * 3, device)
+    table = torch.full((5, 4), -7, dtype=torch.int32)
+    table[-1] = 0
+    rows = [2, 0, 3]
+    for row, pages in zip(rows, step.table, strict=True):
+        table[row, : len(pages)] = torch.tensor(pages)
+    lying = torch.full_like(table, -7, device=device)
+    lens, slots = step.inputs.seq_lens, step.inputs.slot_mapping
+    inputs = AttentionInputs([1] * 3, lens, torch.full_like(table, -9), slots, 3, table_rows=rows, device_table=lying)
+    plan = BACKEND.plan(inputs, device, step.cache.layout)
+    static = BACKEND.plan(replace(inputs, pad_to=4, pad_pages=0), device, step.cache.layout)
+    lying.copy_(table)
+    q, k, v = qkv(SPEC, step.rows, device)
+    wanted = reference.paged_attention(q, k.double(), v.double(), SPEC, step.inputs, step.exact)
+    torch.testing.assert_close(BACKEND.attend(q, k, v, SPEC, plan, step.cache).double(), wanted, rtol=2e-5, atol=2e-5)
+    padded = [torch.cat([x, torch.zeros_like(x[:1])]) for x in (q, k, v)]
+    out = BACKEND.attend(*padded, SPEC, static, step.cache)[:3]
+    torch.testing.assert_close(out.double(), wanted, rtol=2e-5, atol=2e-5)
+    with pytest.raises(ValueError, match="room for 4"):
+        BACKEND.plan(replace(inputs, seq_lens=[1, 80, 1]), device, step.cache.layout)
+
+
 def test_what_does_not_fit_is_said(device: torch.device) -> None:
     step = Step(SPEC, [3], [2], device)
     with pytest.raises(ValueError, match="one new token each"):

@@ -107,6 +107,11 @@ class CachedPlan:
     def _reserve(self, inputs: AttentionInputs) -> None:
         """Make room for the largest batch of a static plan."""
         rows, width = inputs.pad_to or 0, inputs.pad_pages or 0
+        if inputs.device_table is not None:
+            self._rows, self._width = rows, inputs.device_table.shape[1]
+            self._lay_out(rows, rows, self._most_items(rows), 0)
+            self._count(rows)
+            return
         if not width and isinstance(inputs.block_table, Tensor):
             width = inputs.block_table.shape[1]
         if not width:
@@ -115,8 +120,12 @@ class CachedPlan:
             )
         self._rows, self._width = rows, width
         self._lay_out(rows, rows, self._most_items(rows), 1 + rows * width)
+        self._count(rows)
+
+    def _count(self, rows: int) -> None:
         self.counters = torch.zeros(rows, self.layout.num_kv_heads, dtype=torch.int32, device=self._device)
         self.most_queries, self.few, self.many = 1, True, False
+        self._all, self._ones = np.arange(rows, dtype=np.int32), np.ones(rows, np.int32)
 
     def _most_items(self, sequences: int) -> int:
         """Return how many items serve: enough programs for the whole device, and for sequences of different lengths to even out."""
@@ -153,60 +162,77 @@ class CachedPlan:
         if inputs.block_table is None or inputs.slot_mapping is None:
             raise ValueError("a batch over a cache has a block table and a slot mapping")
         queries, lens = _integers(inputs.query_lens), _integers(inputs.seq_lens)
-        starts_of, pages = self._pages(inputs, lens)
+        begins, pages = self._pages(inputs, lens)
         if self._static:
-            queries, lens, starts_of = self._padded(queries, lens, starts_of, len(pages))
-        few = np.flatnonzero((queries > 0) & (queries <= FEW)).astype(np.int32)
-        size, seqs, chunks = self._items(few, lens)
+            queries, lens = self._padded(queries, lens, pages.size)
+            few, own = self._all, lens
+            self.num_tokens = self._rows
+        else:
+            few = np.flatnonzero((queries > 0) & (queries <= FEW)).astype(np.int32)
+            own = lens[few]
+        size, seqs, chunks = self._items(few, own)
         if not self._static:
-            many = np.flatnonzero(queries > FEW).astype(np.int32)
-            self.most_queries = int(queries[few].max(initial=1))
-            self.few, self.many = len(few) > 0, len(many) > 0
-            self._lay_out(len(lens), int(queries.sum()), len(seqs), len(pages))
-            self.counters = torch.zeros(
-                len(lens) if self.few else 0, self.layout.num_kv_heads, dtype=torch.int32, device=self._device
-            )
-            self.tiles = _Tiles(many, queries, lens, self._device)
-        self.num_tokens = int(queries.sum())
-        packed = np.full(self._places["pages"] + len(pages), 0, dtype=np.int32)
-        packed[self._places["item_seqs"] : self._places["item_chunks"]] = -1
-        slots = inputs.slot_mapping
-        values: dict[str, Any] = {
-            "chunk_size": size,
-            "seq_lens": lens,
-            "starts": _starts(queries),
-            "page_starts": starts_of,
-            "item_seqs": seqs,
-            "item_chunks": chunks,
-            "pages": pages,
-        }
+            self._reserve_for(queries, lens, few, len(seqs), 1 + pages.size)
+        spare = 0  # where a page 0 stands that is no sequence's
+        if inputs.device_table is not None:
+            self.pages, spare = inputs.device_table.view(-1), inputs.device_table.numel() - inputs.device_table.shape[1]
+        at, slots = self._places, inputs.slot_mapping
+        host = torch.empty(at["pages"] + 1 + pages.size, dtype=torch.int32, pin_memory=self._device.type != "cpu")
+        # Written in place: for one sequence, copies between arrays would be most of the work.
+        packed = host.numpy()
+        packed[at["chunk_size"]] = size
+        packed[at["seq_lens"] : at["seq_lens"] + len(lens)] = lens
+        packed[at["starts"]] = 0
+        np.cumsum(queries, out=packed[at["starts"] + 1 : at["starts"] + 1 + len(queries)])
+        packed[at["page_starts"] : at["page_starts"] + len(begins)] = begins
+        packed[at["page_starts"] + len(begins) : at["page_starts"] + len(lens)] = spare
+        packed[at["item_seqs"] : at["item_seqs"] + len(seqs)] = seqs
+        packed[at["item_seqs"] + len(seqs) : at["item_chunks"]] = -1
+        packed[at["item_chunks"] : at["item_chunks"] + len(seqs)] = chunks
         if slots.device.type == "cpu":
-            values["slots"] = slots.numpy()
-        for name, value in values.items():
-            packed[self._places[name] : self._places[name] + np.size(value)] = value
-        send(packed, self._device, self._memory)
+            packed[at["slots"] : at["slots"] + len(slots)] = slots.numpy()
+            packed[at["slots"] + len(slots) : at["pages"]] = 0
+        packed[at["pages"]] = 0
+        packed[at["pages"] + 1 :] = pages.reshape(-1)
+        self._memory[: len(packed)].copy_(host, non_blocking=True)
         if slots.device.type != "cpu":
+            self.slots.zero_()
             self.slots[: len(slots)].copy_(slots)
 
-    def _padded(self, queries: Array, lens: Array, starts: Array, pages: int) -> tuple[Array, Array, Array]:
-        """Fill a batch up with sequences of one token in page 0, which is the first of `pages`."""
+    def _reserve_for(self, queries: Array, lens: Array, few: Array, items: int, pages: int) -> None:
+        """Make room for a batch, and say what it consists of."""
+        many = np.flatnonzero(queries > FEW).astype(np.int32)
+        self.few, self.many = len(few) > 0, len(many) > 0
+        self.most_queries = int(queries[few].max()) if self.few else 1
+        self.num_tokens = int(queries.sum())
+        self._lay_out(len(lens), self.num_tokens, items, pages)
+        rows = len(lens) if self.few else 0
+        self.counters = torch.zeros(rows, self.layout.num_kv_heads, dtype=torch.int32, device=self._device)
+        self.tiles = _Tiles(many, queries, lens, self._device)
+
+    def _padded(self, queries: Array, lens: Array, pages: int) -> tuple[Array, Array]:
+        """Fill a batch up with sequences of one token, which read and write page 0."""
         if len(lens) > self._rows or (queries != 1).any():
             raise ValueError(
                 f"a plan of a static shape takes up to {self._rows} sequences of one new token each; the batch has {len(lens)} with "
                 f"{int(queries.sum())}"
             )
-        if pages > 1 + self._rows * self._width:
+        if pages > self._rows * self._width:
             raise ValueError(
-                f"the batch has {pages - 1} pages, a plan of {self._rows} x {self._width} has room for {self._rows * self._width}"
+                f"the batch has {pages} pages, a plan of {self._rows} x {self._width} has room for {self._rows * self._width}"
             )
-        more = self._rows - len(lens)
-        ones = np.ones(more, np.int32)
-        return np.concatenate([queries, ones]), np.concatenate([lens, ones]), np.concatenate([starts, 0 * ones])
+        if len(lens) == self._rows:
+            return queries, lens
+        padded = np.ones(self._rows, np.int32)
+        padded[: len(lens)] = lens
+        return self._ones, padded
 
     def _pages(self, inputs: AttentionInputs, lens: Array) -> tuple[Array, Array]:
-        """Return where each sequence's pages begin, [N], and all of them behind a page 0 that none owns."""
+        """Return where each sequence's pages begin, [N], in the table on the device or behind one page 0 that none owns; and the pages that
+        are not on the device yet, in any shape.
+        """
         counts = -(-lens // self.layout.page_size)
-        zero, widest = np.zeros(1, np.int32), int(counts.max(initial=0))
+        widest = int(counts.max()) if len(counts) else 0
         rows = None if inputs.table_rows is None else _integers(inputs.table_rows)[: len(lens)]
         table: Tensor | Sequence[Sequence[int]] = inputs.block_table  # type: ignore[assignment]
         if not isinstance(table, Tensor):
@@ -215,23 +241,29 @@ class CachedPlan:
             short = [i for i, part in enumerate(parts) if len(part) < counts[i]]
             if short:
                 raise ValueError(f"sequence {short[0]} has more tokens than its row of block_table has pages for")
-            return 1 + _starts(counts)[:-1], np.concatenate([zero, *parts])
+            return 1 + _starts(counts)[:-1], np.concatenate([np.zeros(0, np.int32), *parts])
         if widest > table.shape[1]:
             raise ValueError(f"a sequence has {widest} pages, block_table has room for {table.shape[1]}")
-        block = table.numpy()[:, :widest][slice(len(lens)) if rows is None else rows]
+        if inputs.device_table is not None:
+            owned = np.arange(len(lens), dtype=np.int32) if rows is None else rows
+            return owned * np.int32(table.shape[1]), np.zeros(0, np.int32)
+        used = table.numpy()[:, :widest]
+        block = used[: len(lens)] if rows is None else used.take(rows, 0)
         if 2 * int(counts.sum()) < block.size:
             # Few long rows among short ones: what the others lack is not sent.
-            return 1 + _starts(counts)[:-1], np.concatenate([zero, block[np.arange(widest) < counts[:, None]]])
-        begins = 1 + np.arange(len(lens), dtype=np.int32) * widest
-        return begins, np.concatenate([zero, block.ravel()])
+            return 1 + _starts(counts)[:-1], block[np.arange(widest) < counts[:, None]]
+        return np.arange(1, 1 + len(lens) * max(widest, 1), max(widest, 1), dtype=np.int32), block
 
-    def _items(self, few: Array, lens: Array) -> tuple[int, Array, Array]:
-        """Return the keys of a chunk, and sequence and number of each chunk."""
-        own = lens[few]
+    def _items(self, few: Array, own: Array) -> tuple[int, Array, Array]:
+        """Return the keys of a chunk, and sequence and number of each chunk of the sequences `few`, which have `own` tokens."""
         room = self._most_items(self._rows if self._static else len(few)) - len(few)
         quantum = self._use["quantum"]
-        # A chunk more than the keys fill for each sequence at most, so that these sizes always fit.
+        # For each sequence one chunk more, at most, than its keys fill: these sizes always fit.
         size = max(-(-int(own.sum(dtype=np.int64)) // (room * quantum)) * quantum, quantum) if room > 0 else 1 << 30
         counts = -(-own // np.int32(size))
-        chunks = np.arange(int(counts.sum()), dtype=np.int32) - np.repeat(_starts(counts)[:-1], counts)
+        if len(few) == 1:
+            chunks = np.arange(counts[0], dtype=np.int32)
+            return size, np.full(len(chunks), few[0], np.int32), chunks
+        begins = _starts(counts)
+        chunks = np.arange(begins[-1], dtype=np.int32) - np.repeat(begins[:-1], counts)
         return size, np.repeat(few, counts), chunks
