@@ -58,11 +58,38 @@ class TestMoreFreeThanThere(Mutant):
 
 
 class TestAbstractDevice(Mutant):
-    caught_by = ("test_devices_compute",)
+    """A device without values, streams, random numbers or memory."""
+
+    caught_by = (
+        "test_devices_compute",
+        "test_streams_and_events",
+        "test_random_numbers_repeat",
+        "test_copies_between_devices",
+        "test_memory_that_is_taken_is_missing",
+    )
 
     class broken(AcmePlatform):
+        def devices(self):
+            return [DeviceInfo(index, "nothing", 1 << 33, 1 << 32) for index in range(2)]
+
         def device(self, index=0):
             return torch.device("meta")
+
+
+class TestClaimsPinnedMemory(Mutant):
+    caught_by = ("test_copies_from_pinned_memory",)
+
+    class broken(AcmePlatform):
+        def capabilities(self, index=0):
+            return frozenset({"pinned"})
+
+
+class TestNotesOfSeveralLines(Mutant):
+    caught_by = ("test_notes",)
+
+    class broken(AcmePlatform):
+        def notes(self, index=0):
+            return ["compiler 3\nfor all cards"]
 
 
 class TestAnyDevice(Mutant):

@@ -19,7 +19,7 @@ from pegboard_sdk.conformance.guard import standard
 from pegboard_sdk.conformance.op_samples import SAMPLES, Draw, Sample
 from pegboard_sdk.conformance.suite import PluginSuite
 
-CAPABILITIES = frozenset({"bf16", "fp8", "graphs", "p2p", "pinned"})
+CAPABILITIES = frozenset({"bf16", "fp8", "fp8_fnuz", "graphs", "p2p", "pinned"})
 PHASES: tuple[Phase, ...] = get_args(Phase)
 TOLERANCES: Mapping[torch.dtype, float] = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
@@ -200,6 +200,96 @@ class PlatformSuite(PluginSuite):
             graph.replay()
             platform.synchronize()
             assert bool((result == 3.0 * (turn + 1)).all())
+
+    def test_streams_and_events(self) -> None:
+        """Work on a stream of its own runs in order, and waits for what another stream recorded; the host can wait for an event."""
+        platform = self.create()
+        for index in self.indices():
+            device = platform.device(index)
+            if device.type == "cpu":
+                self.skip("the host computes in order, before it returns")
+            with torch.device(device):
+                x, y = torch.zeros(1 << 20), torch.zeros(1 << 20)
+            platform.synchronize(index)
+            first, second, done, copied = (
+                torch.Stream(device),
+                torch.Stream(device),
+                torch.Event(device),
+                torch.Event(device),
+            )
+            with first:
+                for _ in range(50):
+                    x.add_(1)
+                done.record(first)
+            with second:
+                second.wait_event(done)
+                y.copy_(x)
+                copied.record(second)
+            copied.synchronize()
+            assert done.query() and copied.query()
+            assert bool((y == 50).all())
+
+    def test_random_numbers_repeat(self) -> None:
+        """The same seed gives the same numbers on each device, with a generator of its own and with the device's state restored."""
+        platform = self.create()
+        for index in self.indices():
+            device = platform.device(index)
+            draws = [
+                torch.rand(100, device=device, generator=torch.Generator(device).manual_seed(seed))
+                for seed in (7, 7, 8)
+            ]
+            assert draws[0].equal(draws[1]) and not draws[0].equal(draws[2])
+            module = torch.random if device.type == "cpu" else torch.get_device_module(device)
+            state = module.get_rng_state() if device.type == "cpu" else module.get_rng_state(device)
+            before = torch.rand(100, device=device)
+            _ = module.set_rng_state(state) if device.type == "cpu" else module.set_rng_state(state, device)
+            assert torch.rand(100, device=device).equal(before)
+
+    def test_copies_from_pinned_memory(self) -> None:
+        """Pinned memory of the host is copied both ways, where "pinned" is a capability."""
+        platform = self.create()
+        for index in self.indices():
+            if "pinned" not in platform.capabilities(index):
+                self.skip("no pinned memory")
+            device = platform.device(index)
+            here, back = (torch.arange(1000.0).pin_memory() for _ in range(2))
+            assert here.is_pinned()
+            there = here.to(device, non_blocking=True) * 2
+            back.copy_(there, non_blocking=True)
+            platform.synchronize(index)
+            assert back.tolist() == [2.0 * i for i in range(1000)]
+
+    def test_copies_between_devices(self) -> None:
+        """What one device computed is read by another one."""
+        platform = self.create()
+        if len(self.indices()) < 2:
+            self.skip("one device")
+        first, second = (platform.device(index) for index in self.indices()[:2])
+        x = torch.arange(1000.0).to(first) + 1
+        assert x.to(second).tolist() == [i + 1.0 for i in range(1000)]
+
+    def test_memory_that_is_taken_is_missing(self) -> None:
+        """Bytes that tensors hold are no longer available, and are again when they are dropped."""
+        platform = self.create()
+        for index in self.indices():
+            device = platform.device(index)
+            if device.type == "cpu":
+                self.skip("the host's memory is shared with all that runs")
+            size = 1 << 28
+            before = platform.devices()[index].available_memory
+            held = torch.ones(size, dtype=torch.uint8, device=device)
+            platform.synchronize(index)
+            assert platform.devices()[index].available_memory <= before - size // 2
+            del held
+            platform.synchronize(index)
+            assert platform.devices()[index].available_memory > before - size // 2
+
+    def test_notes(self) -> None:
+        """Lines for people, and a reason for every first choice of attention that is a text."""
+        platform, layer = self.create(), AttentionSpec(0, 4, 2, 64, 0.125)
+        for index in self.indices():
+            assert all(isinstance(line, str) and line.strip() and "\n" not in line for line in platform.notes(index))
+        assert all(isinstance(platform.attention_reason(phase, layer), str) for phase in PHASES)
 
     def test_reserve(self) -> None:
         """Memory for weights is bytes on the device, as many as asked for, that can be written; or None."""
