@@ -44,6 +44,12 @@ class DecoderLayer(Layer):
         out: Tensor = x + getattr(self, self._mlp_name)(normed, ctx)
         return out
 
+    def chained(self, x: Tensor, delta: Tensor | None, ctx: ForwardContext) -> tuple[Tensor, Tensor]:
+        """As `forward` of x + delta, of which it returns the result as such a sum: each addition is one with the norm that follows it."""
+        normed, x = (self.input_layernorm(x), x) if delta is None else self.input_layernorm.add(delta, x)
+        normed, x = self.post_attention_layernorm.add(self.self_attn(normed, ctx), x)
+        return x, getattr(self, self._mlp_name)(normed, ctx)
+
 
 class Decoder(Layer):
     """Embedding, blocks and final norm, under the names that checkpoints give them."""
@@ -138,14 +144,29 @@ class CausalLM(Layer):
         """[T] ids -> hidden states after the final norm: [T, H], or [M, H] for `ctx.logits_indices`."""
         x = self.embed(input_ids, ctx)
         ctx.rope = [rotary(ctx.positions, x.dtype, ctx.extents) for rotary in self.rotaries]
-        for layer in self.model.layers:
-            x = layer(x, ctx)
+        delta: Tensor | None = None
+        if ctx.cache is not None and self._chains:
+            for layer in self.model.layers:
+                x, delta = layer.chained(x, delta, ctx)  # type: ignore[operator]
+        else:
+            for layer in self.model.layers:
+                x = layer(x, ctx)
         if self.region is not None:
+            x, delta = x if delta is None else x + delta, None
             x = self.region.finish(x, ctx.positions.shape[-1])
         if ctx.logits_indices is not None:
             x = x.index_select(0, ctx.logits_indices)
-        out: Tensor = self.model.norm(x)
+            delta = None if delta is None else delta.index_select(0, ctx.logits_indices)
+        out: Tensor = self.model.norm(x) if delta is None else self.model.norm.add(delta, x)[0]  # type: ignore[operator]
         return out
+
+    @property
+    def _chains(self) -> bool:
+        """Whether each layer takes what the one before adds apart from what it is added to. Whoever hooks into layers gets whole ones."""
+        return isinstance(self.model.norm, RMSNorm) and all(
+            type(layer) is DecoderLayer and not layer._forward_hooks and not layer._forward_pre_hooks
+            for layer in self.model.layers
+        )
 
     def fuse(self) -> None:
         """Give every group of layers that share an input one storage, where their kinds allow it. Values stay."""
