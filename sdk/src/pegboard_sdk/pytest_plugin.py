@@ -58,7 +58,7 @@ def torch_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
     def built(version: str, **kinds: str) -> None:
         folder = tmp_path / f"torch-{version}"
         for path in (folder / "torch", folder / f"torch-{version}.dist-info"):
-            path.mkdir(parents=True)
+            path.mkdir(parents=True, exist_ok=True)
         (path / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
         known = {"cuda": None, "hip": None, "xpu": None, **kinds}
         lines = [
