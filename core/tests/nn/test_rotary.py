@@ -132,3 +132,19 @@ def test_a_familys_own_scaling() -> None:
     rotary = Rotary(4, 100.0, {"rope_type": "halved", "factor": 2.0}, scalings={"halved": halved})
     rotary.materialise(torch.device("cpu"))
     torch.testing.assert_close(rotary.inv_freq, torch.tensor([0.25, 0.025]))
+
+
+def test_a_table_gives_what_is_computed() -> None:
+    rotary = Rotary(8, 100.0)
+    rotary.materialise(torch.device("cpu"))
+    positions = torch.tensor([5, 0, 11])
+    wanted = rotary(positions, torch.bfloat16)
+    rotary.tabulate(12, torch.bfloat16)
+    rotary.tabulate(4, torch.bfloat16)  # the longer one stays
+    calls: list[int] = []
+    rotary.register_forward_hook(lambda *_: calls.append(1))
+    for got, right in zip(rotary.look_up(positions, torch.bfloat16), wanted, strict=True):
+        assert torch.equal(got, right)
+    assert not calls
+    rotary.look_up(positions, torch.float32)
+    assert calls  # of another dtype: computed

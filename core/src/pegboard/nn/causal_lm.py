@@ -143,7 +143,11 @@ class CausalLM(Layer):
     def forward(self, input_ids: Tensor, ctx: ForwardContext) -> Tensor:
         """[T] ids -> hidden states after the final norm: [T, H], or [M, H] for `ctx.logits_indices`."""
         x = self.embed(input_ids, ctx)
-        ctx.rope = [rotary(ctx.positions, x.dtype, ctx.extents) for rotary in self.rotaries]
+        # Whoever runs steps over a cache knows how far positions go, and may have had their angles tabulated.
+        ctx.rope = [
+            (rotary if ctx.cache is None else rotary.look_up)(ctx.positions, x.dtype, ctx.extents)  # type: ignore[operator]
+            for rotary in self.rotaries
+        ]
         delta: Tensor | None = None
         if ctx.cache is not None and self._chains:
             for layer in self.model.layers:

@@ -55,6 +55,7 @@ class Rotary(nn.Module):
         self.dim = dim
         self._found = _frequencies(dim, theta, dict(scaling or {}), max_positions, scalings)
         self.factor, self.limit = self._found.factor, self._found.limit
+        self._table: tuple[Tensor, Tensor] | None = None
         self.register_buffer("inv_freq", torch.empty(dim // 2), persistent=False)
         if self._found.long is not None:
             self.register_buffer("long_freq", torch.empty(dim // 2), persistent=False)
@@ -64,6 +65,21 @@ class Rotary(nn.Module):
         self.inv_freq = torch.tensor(self._found.values, dtype=torch.float32, device=device)
         if self._found.long is not None:
             self.long_freq = torch.tensor(self._found.long, dtype=torch.float32, device=device)
+
+    @torch.no_grad()
+    def tabulate(self, count: int, dtype: torch.dtype) -> None:
+        """Keep what `forward` gives for positions below `count`, for `look_up`; nothing where it depends on more than the position."""
+        known = 0 if self._table is None or self._table[0].dtype != dtype else len(self._table[0])
+        if self.limit is None and count > known:
+            self._table = self(torch.arange(count, device=self.inv_freq.device), dtype)
+
+    def look_up(self, positions: Tensor, dtype: torch.dtype, extents: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `forward`, from the table where there is one. Its owner answers for positions being inside."""
+        if self._table is None or self._table[0].dtype != dtype or self._table[0].device != positions.device:
+            angles: tuple[Tensor, Tensor] = self(positions, dtype, extents)
+            return angles
+        cos, sin = self._table
+        return cos.index_select(0, positions), sin.index_select(0, positions)
 
     def forward(self, positions: Tensor, dtype: torch.dtype, extents: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """[T] int64 -> cos and sin, each [T, 1, dim] of `dtype`; the first half of sin is negated, as op `rotary` expects.

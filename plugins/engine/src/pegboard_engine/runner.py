@@ -64,6 +64,8 @@ class Runner:
         self._feed = make_feed(built, cache)
         self.adapters = ServedAdapters(built, cache, registry)
         self.cache = KVCache.allocate(cache.layout, cache.num_pages, built.device)
+        for rotary in built.model.rotaries:
+            rotary.tabulate(cache.max_pages * cache.layout.page_size, built.dtype)  # type: ignore[operator]
         self._graphs: DecodeGraphs | None = None
         self._captured: CapturedSteps | None = None
         if cache.graphs and isinstance(self._feed, DeviceFeed) and usable(built) and not built.attention.static_pages:
