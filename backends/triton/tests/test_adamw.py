@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pegboard_trainer.adamw_op import AdamWStep
 from pegboard_trainer.adamw_op import adamw_ as plain
+from pegboard_triton import adamw
 from pegboard_triton.adamw import adamw_, replacements
 
 HOW = AdamWStep(lr=0.02, beta1=0.9, beta2=0.95, eps=1e-6, weight_decay=0.1)
@@ -42,6 +43,12 @@ def update(function: Any, t: Any, how: AdamWStep, factor: Tensor | None = None) 
     count = range(len(t.weights))
     seeds = [(i * 7919 + 5) << 31 | 77 + i for i in count]
     function(t.weights, t.gradients, t.first, t.second, t.masters, [3 + i for i in count], seeds, how, factor)
+
+
+@pytest.fixture(params=["together", "alone"], autouse=True)
+def launches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors share a launch where they are small, or have one each."""
+    monkeypatch.setattr(adamw, "SMALL", 1 << 20 if request.param == "together" else 0)
 
 
 @pytest.mark.parametrize("master", [False, True])

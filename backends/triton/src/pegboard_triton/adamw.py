@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from pegboard.ops import registered
+from pegboard_triton.adamw_kernels import FIELDS, adamw_update, adamw_update_many
 from pegboard_triton.catalogue import Variant
 from pegboard_triton.operators import INTERPRETED, TYPES, on
 from pegboard_triton.tuning import choice
@@ -18,76 +21,47 @@ from pegboard_triton.tuning import choice
 if TYPE_CHECKING:
     from pegboard.interfaces.platform import Phase
 
+SMALL = 1 << 20
+"""Numbers of a tensor up to which it shares a launch with others; a larger one keeps a device busy by itself."""
 
-@triton.jit
-def _mixed(x):
-    """A hash of 32 bits in which each bit of the input changes half of those of the result (Wellons, 2018)."""
-    x = (x ^ (x >> 16)) * 0x7FEB352D
-    x = (x ^ (x >> 15)) * 0x846CA68B
-    return x ^ (x >> 16)
+_KINDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
 
-@triton.jit
-def _rounded(value, noise):
-    """Return float32 as bfloat16: 16 random bits are added, and the lower half is cut; what is no number stays none."""
-    bits = value.to(tl.uint32, bitcast=True)
-    bits = tl.where(value == value, bits + noise, bits | 0x400000)
-    return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+class _Item(NamedTuple):
+    """A tensor to be updated, with what belongs to it."""
 
+    weight: Tensor
+    gradient: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    master: Tensor | None
+    step: int
+    seed: int
 
-@triton.jit(do_not_specialize=["seed_low", "seed_high"])
-def _update(
-    weight,
-    gradient,
-    exp_avg,
-    exp_avg_sq,
-    master,
-    factor,
-    count,
-    rate,
-    decay,
-    beta1,
-    beta2,
-    eps,
-    correction,
-    seed_low,
-    seed_high,
-    MASTER: tl.constexpr,
-    FACTOR: tl.constexpr,
-    RANDOM: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """rate: the learning rate over the first moment's correction. correction: one over the root of the second's. decay: 1 - lr * decay.
+    def fits(self) -> bool:
+        """Whether the kernels can update it."""
+        tensors = [x for x in self[:5] if isinstance(x, Tensor)]
+        return (
+            (self.weight.device.type != "cpu" or INTERPRETED)
+            and self.weight.dtype in TYPES
+            and self.gradient.dtype in TYPES
+            and self.exp_avg.dtype in (torch.float32, torch.bfloat16)
+            and self.exp_avg_sq.dtype == self.exp_avg.dtype
+            and (self.master is None or self.master.dtype == torch.float32)
+            and all(tensor.device == self.weight.device and tensor.is_contiguous() for tensor in tensors)
+        )
 
-    RANDOM: whether the weight, a bfloat16 without a master, is rounded at random; bfloat16 moments always are.
-    """
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < count
-    value = tl.load((master if MASTER else weight) + place, inside, other=0.0).to(tl.float32)
-    slope = tl.load(gradient + place, inside, other=0.0).to(tl.float32)
-    if FACTOR:
-        slope *= tl.load(factor).to(tl.float32)
-    first = tl.load(exp_avg + place, inside, other=0.0).to(tl.float32)
-    second = tl.load(exp_avg_sq + place, inside, other=0.0).to(tl.float32)
-    first += (1.0 - beta1) * (slope - first)
-    second = beta2 * second + (1.0 - beta2) * slope * slope
-    value = value * decay - rate * first / (tl.sqrt(second) * correction + eps)
-    narrow: tl.constexpr = exp_avg.dtype.element_ty == tl.bfloat16
-    if RANDOM or narrow:
-        low, high = seed_low.to(tl.uint32, bitcast=True), seed_high.to(tl.uint32, bitcast=True)
-        bits = _mixed(_mixed(place.to(tl.uint32) + low) ^ high)
-    if MASTER:
-        tl.store(master + place, value, inside)
-    if RANDOM:
-        tl.store(weight + place, _rounded(value, bits & 0xFFFF), inside)
-    else:
-        tl.store(weight + place, value.to(weight.dtype.element_ty), inside)
-    if narrow:
-        tl.store(exp_avg + place, _rounded(first, bits >> 16), inside)
-        tl.store(exp_avg_sq + place, _rounded(second, _mixed(bits ^ 0x9E3779B9) & 0xFFFF), inside)
-    else:
-        tl.store(exp_avg + place, first, inside)
-        tl.store(exp_avg_sq + place, second, inside)
+    def kinds(self) -> tuple[Any, ...]:
+        """What tensors of one launch have in common."""
+        return self.weight.device, self.weight.dtype, self.gradient.dtype, self.exp_avg.dtype, self.master is not None
+
+    def corrections(self, how: Any) -> tuple[float, float]:
+        """Return the learning rate over the first moment's correction, and one over the root of the second's."""
+        return how.lr / (1 - how.beta1**self.step), (1 - how.beta2**self.step) ** -0.5
+
+    def at_random(self, how: Any) -> bool:
+        """Whether the weight itself is rounded at random."""
+        return bool(how.at_random) and self.master is None and self.weight.dtype == torch.bfloat16
 
 
 def adamw_(
@@ -103,60 +77,91 @@ def adamw_(
 ) -> None:
     """Op `adamw_` of pegboard-trainer, in place: float32 within, each tensor read and written once, the same random bits.
 
-    Tensors of other dtypes (float64), or that do not lie densely, are left to torch, one by one.
+    Small tensors share a launch. Those of other dtypes (float64), or that do not lie densely, are left to torch.
     """
-    others: list[int] = []
-    for i, (weight, gradient, master) in enumerate(zip(weights, gradients, masters, strict=True)):
-        if not _fits(weight, gradient, exp_avgs[i], exp_avg_sqs[i], master):
-            others.append(i)
-            continue
-        count = weight.numel()
-        if not count:
-            continue
-        use = dict(choice("adamw", weight.device))
-        block = use.pop("BLOCK")
-        at_random = how.at_random and master is None and weight.dtype == torch.bfloat16
-        with on(weight.device):
-            _update[(triton.cdiv(count, block),)](
-                weight,
-                gradient,
-                exp_avgs[i],
-                exp_avg_sqs[i],
-                master,
-                factor,
-                count,
-                how.lr / (1 - how.beta1 ** steps[i]),
-                1 - how.lr * how.weight_decay,
-                how.beta1,
-                how.beta2,
-                how.eps,
-                (1 - how.beta2 ** steps[i]) ** -0.5,
-                _signed(seeds[i] & 0xFFFFFFFF),
-                _signed(seeds[i] >> 32),
-                MASTER=master is not None,
-                FACTOR=factor is not None,
-                RANDOM=at_random,
-                BLOCK=block,
-                **use,
-            )
+    others: list[_Item] = []
+    small: dict[tuple[Any, ...], list[_Item]] = {}
+    columns = weights, gradients, exp_avgs, exp_avg_sqs, masters, steps, seeds
+    for item in map(_Item, *columns):
+        if not item.fits():
+            others.append(item)
+        elif item.weight.numel() <= SMALL:
+            small.setdefault(item.kinds(), []).append(item)
+        else:
+            _launch(item, how, factor)
+    for items in small.values():
+        _launch_many(items, how, factor)
     if others:
-        rest = (
-            [values[i] for i in others] for values in (weights, gradients, exp_avgs, exp_avg_sqs, masters, steps, seeds)
+        registered()["adamw_"].function(*map(list, zip(*others, strict=True)), how, factor)
+
+
+def _launch(item: _Item, how: Any, factor: Tensor | None) -> None:
+    use = dict(choice("adamw", item.weight.device))
+    block, count = use.pop("BLOCK"), item.weight.numel()
+    rate, correction = item.corrections(how)
+    with on(item.weight.device):
+        adamw_update[(triton.cdiv(count, block),)](
+            item.weight,
+            item.gradient,
+            item.exp_avg,
+            item.exp_avg_sq,
+            item.master,
+            factor,
+            count,
+            rate,
+            1 - how.lr * how.weight_decay,
+            how.beta1,
+            how.beta2,
+            how.eps,
+            correction,
+            _signed(item.seed & 0xFFFFFFFF),
+            _signed(item.seed >> 32),
+            MASTER=item.master is not None,
+            FACTOR=factor is not None,
+            RANDOM=item.at_random(how),
+            BLOCK=block,
+            **use,
         )
-        registered()["adamw_"].function(*rest, how, factor)
 
 
-def _fits(weight: Tensor, gradient: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, master: Tensor | None) -> bool:
-    tensors = [weight, gradient, exp_avg, exp_avg_sq, *([] if master is None else [master])]
-    return (
-        (weight.device.type != "cpu" or INTERPRETED)
-        and weight.dtype in TYPES
-        and gradient.dtype in TYPES
-        and exp_avg.dtype in (torch.float32, torch.bfloat16)
-        and exp_avg_sq.dtype == exp_avg.dtype
-        and (master is None or master.dtype == torch.float32)
-        and all(tensor.device == weight.device and tensor.is_contiguous() for tensor in tensors)
-    )
+def _launch_many(items: Sequence[_Item], how: Any, factor: Tensor | None) -> None:
+    """Update tensors that are alike in `kinds`."""
+    first, block = items[0], 1024
+    table, programs = np.empty((len(items), FIELDS.value), np.int64), 0
+    counts = [triton.cdiv(item.weight.numel(), block) for item in items]
+    for i, item in enumerate(items):
+        rate, correction = item.corrections(how)
+        addresses = [0 if x is None else x.data_ptr() for x in item[:5]]
+        table[i] = *addresses, item.weight.numel(), programs, _word(rate), item.seed, _word(correction)
+        programs += counts[i]
+    if not programs:
+        return
+    device = first.weight.device
+    owners = np.arange(len(items), dtype=np.int32).repeat(counts)
+    with on(device):
+        adamw_update_many[(programs,)](
+            torch.from_numpy(table).to(device),
+            torch.from_numpy(owners).to(device),
+            factor,
+            1 - how.lr * how.weight_decay,
+            how.beta1,
+            how.beta2,
+            how.eps,
+            WEIGHT=_KINDS[first.weight.dtype],
+            GRADIENT=_KINDS[first.gradient.dtype],
+            MOMENT=_KINDS[first.exp_avg.dtype],
+            MASTER=first.master is not None,
+            FACTOR=factor is not None,
+            RANDOM=first.at_random(how),
+            BLOCK=block,
+            num_warps=4,
+        )
+
+
+def _word(value: float) -> int:
+    """Return the bits of a float32 as the int32 that has them."""
+    found: int = struct.unpack("i", struct.pack("f", value))[0]
+    return found
 
 
 def _signed(bits: int) -> int:
@@ -188,5 +193,11 @@ def variants() -> Iterator[Variant]:
             signature["master"] = "*fp32"
         else:
             constants["master"] = None
-        name = f"adamw[{weight},{moment}{',master' * master}]"
-        yield Variant(name, _update, signature, constants, {"num_warps": 4})
+        name = f"[{weight},{moment}{',master' * master}]"
+        yield Variant(f"adamw{name}", adamw_update, signature, constants, {"num_warps": 4})
+        constants.pop("master", None)
+        kinds = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}
+        constants |= {"WEIGHT": kinds[weight], "GRADIENT": kinds[weight], "MOMENT": kinds[moment]}
+        many = dict.fromkeys(("decay", "beta1", "beta2", "eps"), "fp32")
+        many |= {"table": "*i64", "owners": "*i32", "factor": "*fp32"}
+        yield Variant(f"adamw.many{name}", adamw_update_many, many, constants, {"num_warps": 4})

@@ -33,7 +33,7 @@ def _sigmoid_of(gate, GELU: tl.constexpr):
 
 
 @triton.jit
-def _forward(gate_up, out, size, stride, GELU: tl.constexpr, BLOCK: tl.constexpr):
+def gated_forward(gate_up, out, size, stride, GELU: tl.constexpr, BLOCK: tl.constexpr):
     blocks = tl.cdiv(size, BLOCK)
     row = (tl.program_id(0) // blocks).to(tl.int64)
     column = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
@@ -45,7 +45,7 @@ def _forward(gate_up, out, size, stride, GELU: tl.constexpr, BLOCK: tl.constexpr
 
 
 @triton.jit
-def _backward(grad, gate_up, out, size, stride, out_stride, GELU: tl.constexpr, BLOCK: tl.constexpr):
+def gated_backward(grad, gate_up, out, size, stride, out_stride, GELU: tl.constexpr, BLOCK: tl.constexpr):
     """out: [T, 2 size]; it may be gate_up itself, since each number is read by the program that writes it."""
     blocks = tl.cdiv(size, BLOCK)
     row = (tl.program_id(0) // blocks).to(tl.int64)
@@ -79,7 +79,7 @@ def _gated(gate_up: Tensor, gelu: bool) -> Tensor:
     block = min(use.pop("BLOCK"), triton.next_power_of_2(max(size, 1)))
     programs = rows * triton.cdiv(size, block)
     if programs:
-        _forward[(programs,)](gate_up, out, size, gate_up.stride(0), GELU=gelu, BLOCK=block, **use)
+        gated_forward[(programs,)](gate_up, out, size, gate_up.stride(0), GELU=gelu, BLOCK=block, **use)
     return out
 
 
@@ -89,7 +89,7 @@ def _launch_backward(grad: Tensor, gate_up: Tensor, out: Tensor, gelu: bool) -> 
     block = min(use.pop("BLOCK"), triton.next_power_of_2(max(size, 1)))
     programs = rows * triton.cdiv(size, block)
     if programs:
-        _backward[(programs,)](
+        gated_backward[(programs,)](
             grad, gate_up, out, size, gate_up.stride(0), out.stride(0), GELU=gelu, BLOCK=block, **use
         )
 
@@ -172,6 +172,6 @@ def variants() -> Iterator[Variant]:
         for gelu, name in ((False, "silu_mul"), (True, "gelu_tanh_mul")):
             constants = {"GELU": gelu, "BLOCK": 1024}
             forward = {"gate_up": f"*{dtype}", "out": f"*{dtype}", "size": "i32", "stride": "i32"}
-            yield Variant(f"{name}[{dtype}]", _forward, forward, constants, {"num_warps": 4})
+            yield Variant(f"{name}[{dtype}]", gated_forward, forward, constants, {"num_warps": 4})
             backward = {"grad": f"*{dtype}"} | forward | {"out_stride": "i32"}
-            yield Variant(f"{name}.backward[{dtype}]", _backward, backward, constants, {"num_warps": 4})
+            yield Variant(f"{name}.backward[{dtype}]", gated_backward, backward, constants, {"num_warps": 4})

@@ -48,7 +48,9 @@ def _log_sum(base, first, last, softcap, CAP: tl.constexpr, BLOCK: tl.constexpr)
 
 
 @triton.jit
-def _sums(logits, targets, norms, picked, columns, stride, part, softcap, CAP: tl.constexpr, BLOCK: tl.constexpr):
+def logits_sums_kernel(
+    logits, targets, norms, picked, columns, stride, part, softcap, CAP: tl.constexpr, BLOCK: tl.constexpr
+):
     """norms: [rows, parts], of `part` columns each; the last axis of the grid is the part."""
     row = tl.program_id(0).to(tl.int64)
     number = tl.program_id(1)
@@ -76,7 +78,7 @@ def _slope_of(base, start, target, norm, factor, columns, softcap, CAP: tl.const
 
 
 @triton.jit
-def _slope(
+def logits_slope_kernel(
     logits,
     targets,
     norms,
@@ -99,7 +101,9 @@ def _slope(
 
 
 @triton.jit
-def _cross_entropy(logits, targets, logps, rows, columns, stride, softcap, CAP: tl.constexpr, BLOCK: tl.constexpr):
+def cross_entropy_kernel(
+    logits, targets, logps, rows, columns, stride, softcap, CAP: tl.constexpr, BLOCK: tl.constexpr
+):
     blocks = tl.cdiv(columns, BLOCK)
     program, programs = tl.program_id(0), tl.num_programs(0)
     for turn in range(tl.cdiv(rows - program, programs)):
@@ -129,7 +133,7 @@ def _logits_sums(logits: Tensor, targets: Tensor, softcap: float) -> tuple[Tenso
     norms = logits.new_empty((rows, parts), dtype=torch.float32)
     picked = logits.new_empty(rows, dtype=torch.float32)
     if rows:
-        _sums[(rows, parts)](
+        logits_sums_kernel[(rows, parts)](
             logits,
             targets,
             norms,
@@ -158,7 +162,7 @@ def _logits_slope(logits: Tensor, targets: Tensor, norm: Tensor, factor: Tensor 
     block = min(use.pop("BLOCK"), triton.next_power_of_2(columns))
     programs = rows * triton.cdiv(columns, block)
     if programs:
-        _slope[(programs,)](
+        logits_slope_kernel[(programs,)](
             logits,
             targets,
             norm,
@@ -185,7 +189,7 @@ def _entropy(logits: Tensor, targets: Tensor, softcap: float) -> Tensor:
         use = dict(choice("cross_entropy", logits.device, columns=columns))
         block = min(use.pop("BLOCK"), triton.next_power_of_2(columns))
         programs = min(rows, use.pop("programs"))
-        _cross_entropy[(programs,)](
+        cross_entropy_kernel[(programs,)](
             logits, targets, logps, rows, columns, logits.stride(0), softcap, CAP=softcap > 0, BLOCK=block, **use
         )
     return logps
@@ -230,7 +234,8 @@ def cross_entropy_(logits: Tensor, targets: Tensor, softcap: float | None = None
 
 def add_product_(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """[N, K] + [M, N]^T x [M, K] -> the same memory: op `add_product_`, a half-precision product added to a float32 sum unrounded."""
-    if total.device.type == "cpu" or total.dtype != torch.float32 or a.dtype == torch.float32:
+    # Torch has this for the devices that it calls "cuda", AMD's among them.
+    if total.device.type != "cuda" or total.dtype != torch.float32 or a.dtype == torch.float32:
         return ops.add_product_(total, a, b)
     return torch.addmm(total, a.t(), b, out_dtype=torch.float32, out=total)
 
@@ -255,8 +260,10 @@ def variants() -> Iterator[Variant]:
             constants = {"CAP": cap, "BLOCK": 4096}
             end = f"[{dtype}{',capped' * cap}]"
             sums = chunk | {"norms": "*fp32", "picked": "*fp32", "part": "i32"}
-            yield Variant(f"logits_sums{end}", _sums, sums, constants, {"num_warps": 8})
+            yield Variant(f"logits_sums{end}", logits_sums_kernel, sums, constants, {"num_warps": 8})
             slope = chunk | {"norms": "*fp32", "factors": "*fp32"}
-            yield Variant(f"logits_slope{end}", _slope, slope, constants | {"FACTOR": True}, {"num_warps": 4})
+            yield Variant(
+                f"logits_slope{end}", logits_slope_kernel, slope, constants | {"FACTOR": True}, {"num_warps": 4}
+            )
             entropy = chunk | {"logps": "*fp32", "rows": "i32"}
-            yield Variant(f"cross_entropy{end}", _cross_entropy, entropy, constants, {"num_warps": 16})
+            yield Variant(f"cross_entropy{end}", cross_entropy_kernel, entropy, constants, {"num_warps": 16})

@@ -27,7 +27,7 @@ WIDEST = 32768
 
 
 @triton.jit
-def _forward(
+def rms_norm_forward(
     x,
     residual,
     weight,
@@ -63,7 +63,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def rms_norm_backward(
     grad,
     grad_total,
     x,
@@ -113,7 +113,7 @@ def _backward(
 
 
 @triton.jit
-def _sum_parts(parts, out, count, size, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+def rms_norm_sum_parts(parts, out, count, size, COUNT: tl.constexpr, BLOCK: tl.constexpr):
     """[count, size] float32 -> [size], in a fixed order."""
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((COUNT, BLOCK), tl.float32)
@@ -163,7 +163,7 @@ def _launch_forward(
     block = triton.next_power_of_2(size)
     use = dict(choice("rms_norm", x.device, size=block, rows=rows))
     per_program = use.pop("ROWS")
-    _forward[(triton.cdiv(rows, per_program),)](
+    rms_norm_forward[(triton.cdiv(rows, per_program),)](
         x,
         residual,
         weight,
@@ -207,7 +207,7 @@ def _norm_backward(
     tiles = triton.cdiv(triton.cdiv(rows, per_program), programs)
     programs = triton.cdiv(rows, per_program * tiles)
     parts = x.new_empty((programs if needs_weight else 0, size), dtype=torch.float32)
-    _backward[(programs,)](
+    rms_norm_backward[(programs,)](
         grad,
         grad_total,
         x,
@@ -229,7 +229,7 @@ def _norm_backward(
     if not needs_weight:
         return d_x, weight.new_empty(0)
     d_weight = torch.empty_like(weight)
-    _sum_parts[(triton.cdiv(size, 32),)](parts, d_weight, programs, size, COUNT=64, BLOCK=32, num_warps=4)
+    rms_norm_sum_parts[(triton.cdiv(size, 32),)](parts, d_weight, programs, size, COUNT=64, BLOCK=32, num_warps=4)
     return d_x, d_weight
 
 
@@ -324,7 +324,7 @@ def variants() -> Iterator[Variant]:
                         }
                         constants |= {"residual": None, "total": None}
                     name = f"{'add_' * add}{'offset_' * offset}rms_norm[{dtype},{block}]"
-                    yield Variant(name, _forward, signature, constants, {"num_warps": warps})
+                    yield Variant(name, rms_norm_forward, signature, constants, {"num_warps": warps})
         grads = dict.fromkeys(("grad", "grad_total", "x", "weight", "d_x"), f"*{dtype}")
         grads |= {"d_weight": "*fp32", "tiles": "i32"} | sizes
         for block, rows, warps in ((128, 16, 4), (2048, 1, 4), (8192, 1, 8)):
@@ -335,6 +335,6 @@ def variants() -> Iterator[Variant]:
                     del signature["grad_total"]
                     constants |= {"grad_total": None}
                 name = f"{'add_' * add}rms_norm.backward[{dtype},{block}]"
-                yield Variant(name, _backward, signature, constants, {"num_warps": warps})
+                yield Variant(name, rms_norm_backward, signature, constants, {"num_warps": warps})
         parts = {"parts": "*fp32", "out": f"*{dtype}", "count": "i32", "size": "i32"}
-        yield Variant(f"rms_norm.sum_parts[{dtype}]", _sum_parts, parts, {"COUNT": 64, "BLOCK": 32})
+        yield Variant(f"rms_norm.sum_parts[{dtype}]", rms_norm_sum_parts, parts, {"COUNT": 64, "BLOCK": 32})

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @triton.jit
-def _turn(
+def rotary_turn(
     x,
     cos,
     sin,
@@ -75,7 +75,7 @@ def _rotary(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
     width = cos.shape[-1]
     use = dict(choice("rotary", x.device, tokens=tokens))
     per_program = min(use.pop("HEADS"), triton.next_power_of_2(heads))
-    _turn[(tokens, triton.cdiv(heads, per_program))](
+    rotary_turn[(tokens, triton.cdiv(heads, per_program))](
         x,
         cos,
         sin,
@@ -143,4 +143,4 @@ def variants() -> Iterator[Variant]:
             for rest in (0, 64):
                 constants = {"BACK": back, "HEADS": 16, "HALF": 32, "REST": rest}
                 name = f"rotary{'.backward' * back}[{dtype},{'part' if rest else 'whole'}]"
-                yield Variant(name, _turn, signature, constants, {"num_warps": 4})
+                yield Variant(name, rotary_turn, signature, constants, {"num_warps": 4})
