@@ -16,6 +16,7 @@ MODULES: tuple[str, ...] = (
     "pegboard_triton.norm",
     "pegboard_triton.rotary",
     "pegboard_triton.sampling.choose",
+    "pegboard_triton.sampling.penalties",
 )
 """The kernel modules of this distribution. Each offers `variants()`, and `replacements(phase, dtype)` if it replaces ops."""
 
