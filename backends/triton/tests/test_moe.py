@@ -117,6 +117,8 @@ def test_same_bits_again(device: torch.device) -> None:
 @pytest.mark.parametrize(("pairs", "experts", "few"), [(1, 1, 64), (300, 5, 4096), (700, 6, 16), (50, 128, 16)])
 def test_order(pairs: int, experts: int, few: int, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(order, "_FEW", few)
+    monkeypatch.setattr(order, "_PART", 64)
+    monkeypatch.setattr(order, "_MOST_CHUNKS", 5)
     ids = torch.randint(-1, experts + 1, (pairs, 1), generator=torch.Generator().manual_seed(1)).to(device)
     places = torch.full((pairs,), -1, dtype=torch.int32, device=device)
     found, offsets = order.order_pairs(ids, experts, places)

@@ -19,7 +19,7 @@ def variants() -> Iterator[Variant]:
     few = {"EXPERTS": 128, "CHUNK": 1024, "PLACES": True}
     placed = {**ids, "places": "*i32"}
     yield Variant("moe.order_few", order.order_few, placed, few, {"num_warps": 4})
-    chunked = {"EXPERTS": 128, "WIDTH": 128, "CHUNK": 256}
+    chunked = {"EXPERTS": 128, "WIDTH": 128, "CHUNK": 1024, "PART": 1024}
     counts = {"ids": "*i64", "counts": "*i32", "pairs": "i32"}
     yield Variant("moe.count_chunks", order.count_chunks, counts, chunked, {"num_warps": 4})
     places = {**placed, "counts": "*i32", "chunks": "i32"}
@@ -27,7 +27,7 @@ def variants() -> Iterator[Variant]:
         "moe.place_chunks",
         order.place_chunks,
         places,
-        {**chunked, "ROWS": 32, "PART": 16, "PLACES": True},
+        {**chunked, "ROWS": 16, "SHARE": 8, "PLACES": True},
         {"num_warps": 8},
     )
     for name, pointer in _TYPES.items():

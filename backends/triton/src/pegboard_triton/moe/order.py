@@ -11,8 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_FEW = 4096
+_FEW = 2048
 """Pairs up to which each expert looks for its own; with more, pairs are counted in chunks first."""
+
+_PART, _MOST_CHUNKS, _SHARE = 1024, 128, 8
+"""Pairs that a program looks at at once, chunks at most, and experts that a program places."""
 
 
 @triton.jit
@@ -38,13 +41,17 @@ def order_few(ids, order, places, offsets, pairs, EXPERTS: tl.constexpr, CHUNK: 
 
 
 @triton.jit
-def count_chunks(ids, counts, pairs, EXPERTS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
-    """One program a chunk: how many of its pairs each expert has, counts [chunks, WIDTH]."""
-    at = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
-    found = tl.load(ids + at, mask=at < pairs, other=-1)
-    expert = tl.arange(0, WIDTH)
-    bins = tl.sum(((found[:, None] == expert[None, :]) & (expert < EXPERTS)[None, :]).to(tl.int32), 0)
-    tl.store(counts + tl.program_id(0) * WIDTH + expert, bins)
+def count_chunks(
+    ids, counts, pairs, EXPERTS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, PART: tl.constexpr
+):
+    """One program a chunk: how many of its pairs each expert has, counts [chunks, WIDTH]. PART: pairs that are looked at at once."""
+    bins = tl.zeros([WIDTH], tl.int32)
+    for first in range(0, CHUNK, PART):
+        at = tl.program_id(0) * CHUNK + first + tl.arange(0, PART)
+        found = tl.load(ids + at, mask=at < pairs, other=-1).to(tl.int32)
+        known = (found >= 0) & (found < EXPERTS)
+        bins += tl.histogram(tl.where(known, found, 0), WIDTH, mask=known)
+    tl.store(counts + tl.program_id(0) * WIDTH + tl.arange(0, WIDTH), bins)
 
 
 @triton.jit
@@ -59,37 +66,36 @@ def place_chunks(
     EXPERTS: tl.constexpr,
     WIDTH: tl.constexpr,
     CHUNK: tl.constexpr,
-    ROWS: tl.constexpr,
     PART: tl.constexpr,
+    ROWS: tl.constexpr,
+    SHARE: tl.constexpr,
     PLACES: tl.constexpr,
 ):
-    """One program a chunk: where each of its pairs stands."""
+    """One program a chunk and SHARE experts: it writes their pairs of that chunk behind those of earlier chunks."""
     chunk = tl.program_id(0)
-    expert = tl.arange(0, WIDTH)
+    index = tl.arange(0, WIDTH)
     total = tl.zeros([WIDTH], tl.int32)
     before = tl.zeros([WIDTH], tl.int32)
     for first in range(0, chunks, ROWS):
         row = first + tl.arange(0, ROWS)
-        block = tl.load(counts + row[:, None] * WIDTH + expert[None, :], mask=row[:, None] < chunks, other=0)
+        block = tl.load(counts + row[:, None] * WIDTH + index[None, :], mask=row[:, None] < chunks, other=0)
         total += tl.sum(block, 0)
         before += tl.sum(tl.where(row[:, None] < chunk, block, 0), 0)
-    start = tl.cumsum(total, 0) - total
-    if chunk == 0:
-        tl.store(offsets + expert, start, mask=expert < EXPERTS)
+    starts = tl.cumsum(total, 0) - total
+    if (chunk == 0) & (tl.program_id(1) == 0):
+        tl.store(offsets + index, starts, mask=index < EXPERTS)
         tl.store(offsets + EXPERTS, tl.sum(total, 0))
-    start += before
-    at = chunk * CHUNK + tl.arange(0, CHUNK)
-    found = tl.load(ids + at, mask=at < pairs, other=-1)
-    known = (found >= 0) & (found < EXPERTS)
-    place = tl.sum(tl.where(found[:, None] == expert[None, :], start[None, :], 0), 1)
-    for first in range(0, CHUNK, PART):
-        other = chunk * CHUNK + first + tl.arange(0, PART)
-        theirs = tl.load(ids + other, mask=other < pairs, other=-1)
-        earlier = (found[:, None] == theirs[None, :]) & (other[None, :] < at[:, None])
-        place += tl.sum(earlier.to(tl.int32), 1)
-    tl.store(order + place, at, mask=known)
-    if PLACES:
-        tl.store(places + at, place, mask=known)
+    starts += before
+    for expert in range(tl.program_id(1) * SHARE, tl.program_id(1) * SHARE + SHARE):
+        start = tl.sum(tl.where(index == expert, starts, 0), 0)
+        for first in range(0, CHUNK, PART):
+            at = chunk * CHUNK + first + tl.arange(0, PART)
+            own = (tl.load(ids + at, mask=(at < pairs) & (expert < EXPERTS), other=-1) == expert).to(tl.int32)
+            place = start + tl.cumsum(own, 0) - 1
+            tl.store(order + place, at, mask=own > 0)
+            if PLACES:
+                tl.store(places + at, place, mask=own > 0)
+            start += tl.sum(own, 0)
 
 
 def order_pairs(expert_ids: Tensor, experts: int, places: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -115,13 +121,14 @@ def order_pairs(expert_ids: Tensor, experts: int, places: Tensor | None = None) 
             num_warps=4,
         )
         return order, offsets
-    width = triton.next_power_of_2(experts)
-    chunk = 256 if pairs <= 16384 else 512
+    # Histograms have at least as many bins as a warp of any vendor has lanes.
+    width = max(triton.next_power_of_2(experts), 64)
+    chunk = max(_PART, triton.next_power_of_2(triton.cdiv(pairs, _MOST_CHUNKS)))
     chunks = triton.cdiv(pairs, chunk)
     counts = torch.empty(chunks, width, dtype=torch.int32, device=expert_ids.device)
-    count_chunks[(chunks,)](expert_ids, counts, pairs, EXPERTS=experts, WIDTH=width, CHUNK=chunk, num_warps=4)
-    rows, part = max(4096 // width, 1), 16
-    place_chunks[(chunks,)](
+    sizes = {"EXPERTS": experts, "WIDTH": width, "CHUNK": chunk, "PART": _PART, "num_warps": 4}
+    count_chunks[(chunks,)](expert_ids, counts, pairs, **sizes)
+    place_chunks[(chunks, triton.cdiv(experts, _SHARE))](
         expert_ids,
         counts,
         order,
@@ -129,12 +136,9 @@ def order_pairs(expert_ids: Tensor, experts: int, places: Tensor | None = None) 
         offsets,
         pairs,
         chunks,
-        EXPERTS=experts,
-        WIDTH=width,
-        CHUNK=chunk,
-        ROWS=rows,
-        PART=part,
+        ROWS=max(2048 // width, 1),
+        SHARE=_SHARE,
         PLACES=places is not None,
-        num_warps=8,
+        **sizes,
     )
     return order, offsets
