@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pegboard_triton.attention.cells import kind, raw, row_scale, widened
+from pegboard_triton.attention.early import early, gdc_launch_dependents, gdc_wait
 from pegboard_triton.tuning import choice
 
 if TYPE_CHECKING:
@@ -41,13 +42,8 @@ def decode_kernel(
     parts,
     sums,
     counters,
-    seq_lens,
-    starts,
-    page_starts,
+    items,
     pages,
-    item_seqs,
-    item_chunks,
-    chunk_size,
     scale,
     softcap,
     window,
@@ -68,23 +64,27 @@ def decode_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Program (h, i): key head h of item i, which is a chunk of the keys of a sequence, or nothing where its sequence is -1.
 
+    items: int32 [items, 8], see `plan.ITEM`. EARLY: this may begin before the kernel in front of it has ended, which wrote q and cells.
     q: [T, heads, HEAD_DIM]. out: the same, contiguous. parts: float32 [items, kv_heads, GROUP * QUERIES, HEAD_DIM]. sums: the same without
     HEAD_DIM, logarithms of base 2. counters: int32 [N, kv_heads], zero before and after. QUERIES: most new tokens of a sequence.
     """
     kv_head = tl.program_id(0)
     kv_heads = tl.num_programs(0)
     item = tl.program_id(1)
-    seq = tl.load(item_seqs + item)
+    # One line of memory says all: loads that wait for one another would be most of a short sequence's time.
+    seq = tl.load(items + item * 8)
+    chunk = tl.load(items + item * 8 + 1)
+    size = tl.load(items + item * 8 + 2)
+    length = tl.load(items + item * 8 + 3)
+    begin = tl.load(items + item * 8 + 4)
+    queries = tl.load(items + item * 8 + 5)
+    table = pages + tl.load(items + item * 8 + 6)
     if seq < 0:
         return
-    chunk = tl.load(item_chunks + item)
-    size = tl.load(chunk_size)
-    length = tl.load(seq_lens + seq)
-    begin = tl.load(starts + seq)
-    queries = tl.load(starts + seq + 1) - begin
     first = 0
     if WINDOWED:
         first = tl.maximum(length - queries + 1 - window, 0)
@@ -99,6 +99,9 @@ def decode_kernel(
     dims = tl.arange(0, BLOCK_D)
     real = dims < HEAD_DIM
     asked = token < queries
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     block_q = tl.load(
         q + (begin + token).to(tl.int64)[:, None] * q_stride + head[:, None] * q_head + dims[None, :],
         mask=asked[:, None] & real[None, :],
@@ -107,7 +110,6 @@ def decode_kernel(
     position = length - queries + token
     low = tl.maximum(chunk * size, first // BLOCK_N * BLOCK_N)
     high = tl.minimum((chunk + 1) * size, length)
-    table = pages + tl.load(page_starts + seq)
     place = kv_head.to(tl.int64) * head_stride
 
     largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -235,13 +237,8 @@ def decode(
         parts,
         sums,
         plan.counters,
-        plan.seq_lens,
-        plan.starts,
-        plan.page_starts,
+        plan.items,
         plan.pages,
-        plan.item_seqs,
-        plan.item_chunks,
-        plan.chunk_size,
         spec.scale,
         spec.softcap or 0.0,
         spec.window or 0,
@@ -261,5 +258,6 @@ def decode(
         BLOCK_D=max(16, triton.next_power_of_2(spec.head_dim)),
         BLOCK_R=triton.next_power_of_2(rows),
         BLOCK_S=max(1, min(16, 4096 // (triton.next_power_of_2(rows) * triton.next_power_of_2(spec.head_dim)))),
+        **early(q.device),
         **use,
     )

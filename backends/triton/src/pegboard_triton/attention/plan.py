@@ -17,6 +17,11 @@ Array = np.ndarray[Any, np.dtype[np.int32]]
 FEW = 8
 """New tokens up to which a sequence is one of few queries over many keys: a decode, or one with proposed tokens behind it."""
 
+ITEM = ("sequence", "chunk", "keys of a chunk", "tokens", "first row", "new tokens", "first page", "")
+"""What the eight numbers of an item say: which chunk of which sequence it is, and of that sequence its length, its rows of the batch, and
+where its pages begin. Its sequence is -1 where there is no item.
+"""
+
 _ALIGNED = 16
 """Places that each array is a multiple of: kernels are compiled for what addresses divide by."""
 
@@ -87,9 +92,9 @@ class WholePlan:
 class CachedPlan:
     """Sequences over a paged cache.
 
-    On the device, int32: seq_lens [N]; starts [N + 1], the first row of each sequence; pages, all pages of all sequences, and page_starts
-    [N], where each one's begin; slots [T]. item_seqs, item_chunks [num_items]: which chunk, of chunk_size [1] keys, of which sequence,
-    for sequences of at most FEW new tokens; -1 where there is none. counters: [N, kv_heads], zeros. tiles: of the other sequences.
+    On the device, int32: items [num_items, 8], chunks of keys of the sequences that have at most FEW new tokens, see ITEM. pages: all pages
+    of all sequences. slots [T]. For the other sequences: seq_lens [N], starts [N + 1], the first row of each, and page_starts [N], where
+    its pages begin; tiles. counters: [N, kv_heads], zeros.
 
     most_queries: most new tokens of a sequence of items. few, many: whether there are any items, any tiles.
     A plan of a static shape has room for `pad_to` sequences of one new token; those that are not there read and write page 0.
@@ -134,16 +139,15 @@ class CachedPlan:
 
     def _lay_out(self, sequences: int, tokens: int, items: int, pages: int) -> None:
         """Make the device's memory and its parts."""
+        others = 0 if self._static else sequences
         sizes = {
-            "chunk_size": 1,
-            "seq_lens": sequences,
-            "starts": sequences + 1,
-            "page_starts": sequences,
-            "item_seqs": items,
-            "item_chunks": items,
+            "items": len(ITEM) * items,
+            "seq_lens": others,
+            "starts": others + 1,
+            "page_starts": others,
             "slots": tokens,
-            "pages": pages,
         }
+        sizes["pages"] = pages
         self._places: dict[str, int] = {}
         total = 0
         for name, size in sizes.items():
@@ -176,19 +180,23 @@ class CachedPlan:
         spare = 0  # where a page 0 stands that is no sequence's
         if inputs.device_table is not None:
             self.pages, spare = inputs.device_table.view(-1), inputs.device_table.numel() - inputs.device_table.shape[1]
+        if len(begins) < len(lens):
+            begins = np.concatenate([begins, np.full(len(lens) - len(begins), spare, np.int32)])
         at, slots = self._places, inputs.slot_mapping
         host = torch.empty(at["pages"] + 1 + pages.size, dtype=torch.int32, pin_memory=self._device.type != "cpu")
         # Written in place: for one sequence, copies between arrays would be most of the work.
         packed = host.numpy()
-        packed[at["chunk_size"]] = size
-        packed[at["seq_lens"] : at["seq_lens"] + len(lens)] = lens
-        packed[at["starts"]] = 0
-        np.cumsum(queries, out=packed[at["starts"] + 1 : at["starts"] + 1 + len(queries)])
-        packed[at["page_starts"] : at["page_starts"] + len(begins)] = begins
-        packed[at["page_starts"] + len(begins) : at["page_starts"] + len(lens)] = spare
-        packed[at["item_seqs"] : at["item_seqs"] + len(seqs)] = seqs
-        packed[at["item_seqs"] + len(seqs) : at["item_chunks"]] = -1
-        packed[at["item_chunks"] : at["item_chunks"] + len(seqs)] = chunks
+        items = packed[: self.num_items * len(ITEM)].reshape(self.num_items, len(ITEM))
+        used = items[: len(seqs)]
+        items[len(seqs) :, 0] = -1
+        starts = self._all if self._static else _starts(queries)
+        used[:, 0], used[:, 1], used[:, 2] = seqs, chunks, size
+        for column, values in ((3, lens), (4, starts), (5, queries), (6, begins)):
+            used[:, column] = values[seqs]
+        if not self._static:
+            packed[at["seq_lens"] : at["seq_lens"] + len(lens)] = lens
+            packed[at["starts"] : at["starts"] + len(starts)] = starts
+            packed[at["page_starts"] : at["page_starts"] + len(lens)] = begins
         if slots.device.type == "cpu":
             packed[at["slots"] : at["slots"] + len(slots)] = slots.numpy()
             packed[at["slots"] + len(slots) : at["pages"]] = 0

@@ -28,7 +28,7 @@ def variants() -> Iterator[Variant]:
                 layer = {"GROUP": group, "HEAD_DIM": dim, "BLOCK_D": dim, "PAGE": 16, "KIND": code, **branches}
                 yield _decode(f"{name[:-1]},{group}x{dim}]", dtype, signature, layer)
                 yield _prefill(f"{name[:-1]},{group}x{dim}]", dtype, signature, layer)
-            at = {"HEAD_DIM": 80, "BLOCK_D": 128, "PAGE": 16, "KIND": code, "BLOCK_H": 8}
+            at = {"HEAD_DIM": 80, "BLOCK_D": 128, "PAGE": 16, "KIND": code, "BLOCK_H": 8, "EARLY": False}
             yield _write(name, dtype, signature, at)
             yield _prepare(name, dtype, signature, at)
         whole = {"GROUP": 4, "HEAD_DIM": 128, "BLOCK_D": 128, "PAGE": 0, "KIND": 0, "CAPPED": False, "WINDOWED": False}
@@ -41,13 +41,14 @@ def _cells(dtype: str, pointer: str | None) -> dict[str, str]:
 
 
 def _decode(name: str, dtype: str, cells: dict[str, str], layer: dict[str, Any]) -> Variant:
-    arrays = dict.fromkeys((*_ARRAYS, "item_seqs", "item_chunks", "chunk_size", "counters"), "*i32")
+    arrays = dict.fromkeys(("items", "pages", "counters"), "*i32")
     signature = {"q": f"*{dtype}", "out": f"*{dtype}", "parts": "*fp32", "sums": "*fp32", **cells, **arrays, **_LAYER}
     blocks = {
         "QUERIES": 1,
         "BLOCK_M": 16,
         "BLOCK_R": layer["GROUP"],
         "BLOCK_S": 8,
+        "EARLY": False,
         "BLOCK_N": 16 if dtype == "fp32" else 64,
     }
     options = {"num_warps": 4, "num_stages": 1 if dtype == "fp32" else 2}

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pegboard_triton.attention.cells import encoded, kind, raw
+from pegboard_triton.attention.early import early, gdc_launch_dependents, gdc_wait
 
 if TYPE_CHECKING:
     from pegboard.types import AttentionSpec, HeadNorms
@@ -52,8 +53,12 @@ def write_kernel(
     KIND: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Program (t, b): block b of the key heads of token t. k, v: [T, kv_heads, HEAD_DIM]. slots: int32 [T]."""
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     dims = tl.arange(0, BLOCK_D)
@@ -95,11 +100,15 @@ def prepare_kernel(
     NORMED: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Program (t, b): block b of all heads of token t: queries to `q`, keys and values to the cache.
 
     qkv: [T, heads + 2 * kv_heads, HEAD_DIM]. cos, sin: [T, TURNED], sin with its first half negated. q: [T, heads, HEAD_DIM], contiguous.
     """
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     dims = tl.arange(0, BLOCK_D)
@@ -163,6 +172,7 @@ def write(
         BLOCK_H=block_h,
         BLOCK_D=block_d,
         num_warps=4,
+        **early(cells[0].device),
     )
 
 
@@ -211,5 +221,6 @@ def prepare(
         BLOCK_H=block_h,
         BLOCK_D=block_d,
         num_warps=4,
+        **early(cells[0].device),
     )
     return q
