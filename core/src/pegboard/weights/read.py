@@ -65,6 +65,10 @@ class SafetensorsTensor:
             )
         self._fill(self._begin, out)
 
+    def read_bytes(self, start: int, out: Tensor) -> None:
+        """Read bytes of the tensor's data from `start` on into `out`, a dense uint8 tensor on the host. Raises as `load`."""
+        self._fill(self._begin + start, out)
+
     def rows(self, start: int, stop: int) -> Tensor:
         """Read rows start … stop - 1 into new memory. Raises IndexError outside the tensor, else as `load`."""
         if not self.shape or not 0 <= start <= stop <= self.shape[0]:
