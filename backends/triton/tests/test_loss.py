@@ -80,6 +80,23 @@ def test_parts_of_a_row_join(device: torch.device, monkeypatch: pytest.MonkeyPat
     assert tuning.choice is not loss.choice
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.parametrize("far", [50.0, 70.0, 3000.0, float("inf")])
+def test_what_comes_late_and_is_great(device: torch.device, far: float) -> None:
+    """The first block's greatest says little of the last one's; a first block may be -inf altogether."""
+    logits = torch.zeros(3, 9000, device=device)
+    logits[1, 8200:] = far if far < 1e9 else 4.0
+    logits[2, :4096] = -far
+    exact = logits.double().log_softmax(-1)
+    targets = torch.tensor([0, 8300, 5000], device=device)
+    close(loss.logits_sums(logits, targets)[0], logits.double().logsumexp(-1), 3e-6)
+    found, slope = loss.cross_entropy_(logits.clone(), targets)
+    close(found, exact.gather(1, targets[:, None]).squeeze(1), 3e-6)
+    wanted = exact.exp()
+    wanted[torch.arange(3), targets] -= 1
+    close(slope, wanted, 3e-6)
+
+
 def test_rows_beside_others_and_far_values(device: torch.device, dtype: torch.dtype) -> None:
     """Rows of a wider matrix, whose other columns stay as they are; logits that a single pass without the greatest would lose."""
     logits, targets = chunk(4, 120, dtype, device)

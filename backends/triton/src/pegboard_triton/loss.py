@@ -32,19 +32,44 @@ def _capped(value, softcap, CAP: tl.constexpr):
 
 
 @triton.jit
-def _log_sum(base, first, last, softcap, CAP: tl.constexpr, BLOCK: tl.constexpr):
-    """Return log(sum(exp(capped))) of the columns from `first` to before `last`, carried along with the greatest so far."""
-    lane = tl.arange(0, BLOCK)
+def _block(base, start, last, softcap, CAP: tl.constexpr, BLOCK: tl.constexpr):
+    """Return a block of a row's capped logits, -inf from `last` on."""
+    column = start + tl.arange(0, BLOCK)
+    value = _capped(tl.load(base + column, column < last, other=0.0).to(tl.float32), softcap, CAP)
+    return tl.where(column < last, value, float("-inf"))
+
+
+@triton.jit
+def _careful_log_sum(base, first, last, softcap, CAP: tl.constexpr, BLOCK: tl.constexpr):
+    """Return log(sum(exp)) of the columns from `first` to before `last`, scaled by the greatest so far: all threads wait for it."""
     top = -3.0e38
     total = 0.0
     for start in range(first, last, BLOCK):
-        inside = start + lane < last
-        value = _capped(tl.load(base + start + lane, inside, other=0.0).to(tl.float32), softcap, CAP)
-        value = tl.where(inside, value, float("-inf"))
+        value = _block(base, start, last, softcap, CAP, BLOCK)
         higher = tl.maximum(top, tl.max(value, 0))
         total = total * tl.exp(top - higher) + tl.sum(tl.exp(value - higher), 0)
         top = higher
     return top + tl.log(total)
+
+
+@triton.jit
+def _log_sum(base, first, last, softcap, CAP: tl.constexpr, BLOCK: tl.constexpr):
+    """As `_careful_log_sum`, scaled by the greatest of the first block, so that no thread waits for another until the end.
+
+    A row that goes far beyond that (by 60: sums of 2^40 such exponentials are still numbers) is read again, carefully.
+    """
+    value = _block(base, first, last, softcap, CAP, BLOCK)
+    scale = tl.maximum(tl.max(value, 0), -1.0e30)
+    total = tl.exp(value - scale)
+    top = value
+    for start in range(first + BLOCK, last, BLOCK):
+        value = _block(base, start, last, softcap, CAP, BLOCK)
+        total += tl.exp(value - scale)
+        top = tl.maximum(top, value)
+    norm = scale + tl.log(tl.sum(total, 0))
+    if tl.max(top, 0) - scale > 60.0:
+        norm = _careful_log_sum(base, first, last, softcap, CAP, BLOCK)
+    return norm
 
 
 @triton.jit
