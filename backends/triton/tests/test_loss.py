@@ -80,7 +80,7 @@ def test_parts_of_a_row_join(device: torch.device, monkeypatch: pytest.MonkeyPat
     assert tuning.choice is not loss.choice
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:(overflow|divide by zero) encountered:RuntimeWarning")
 @pytest.mark.parametrize("far", [50.0, 70.0, 3000.0, float("inf")])
 def test_what_comes_late_and_is_great(device: torch.device, far: float) -> None:
     """The first block's greatest says little of the last one's; a first block may be -inf altogether."""
