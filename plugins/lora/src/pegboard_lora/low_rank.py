@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -40,8 +41,9 @@ class _Fork(torch.autograd.Function):
 class _AddLowRank(torch.autograd.Function):
     """out[:, start_i : start_i + n_i] += scaling_i * (x A_i^T) B_i^T for several (A_i, B_i) that read the same x.
 
-    One product serves all A_i. Kept for the backward pass: x (shared with whoever else keeps it)
-    and x A^T, [T, sum of ranks].
+    One product serves all A_i, and one all B_i, which stand along the diagonal of a matrix: the zeros beside them are few, and a second
+    pass over `out` would cost more. Kept for the backward pass: x (shared with whoever else keeps it), x A^T, [T, sum of ranks], and
+    both matrices.
     """
 
     @staticmethod
@@ -55,47 +57,46 @@ class _AddLowRank(torch.autograd.Function):
         scalings: Sequence[float],
         *factors: Tensor,
     ) -> Tensor:
-        count = len(starts)
-        downs, ups = factors[:count], factors[count:]
-        down = _stack(downs, x.dtype)
+        downs, ups = factors[: len(starts)], factors[len(starts) :]
+        scaling = scalings[0] if len(set(scalings)) == 1 else None
+        down, up = _stack(downs, x.dtype), _diagonal(ups, starts, None if scaling is not None else scalings, x.dtype)
         inner = linear(x, down, None)
-        for start, scaling, up, part in zip(starts, scalings, ups, _split(inner, downs), strict=True):
-            _add_product(out[:, start : start + up.shape[0]], part, up.to(x.dtype), scaling, linear)
-        ctx.save_for_backward(x, inner, *factors)
-        ctx.ahead, ctx.linear, ctx.starts, ctx.scalings = ahead, linear, starts, scalings
+        columns = slice(min(starts), min(starts) + up.shape[0])
+        _add_product(out[:, columns], inner, up, 1.0 if scaling is None else scaling, linear)
+        ctx.save_for_backward(x, inner, down, up)
+        ctx.ahead, ctx.linear, ctx.starts, ctx.scalings, ctx.scaling = ahead, linear, starts, scalings, scaling
+        ctx.columns = columns
+        ctx.like = [(factor.shape[0], factor.dtype) for factor in factors]
         ctx.mark_dirty(out)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (grad,) = grads
-        x, inner, *factors = ctx.saved_tensors
-        linear, starts, scalings = ctx.linear, ctx.starts, ctx.scalings
-        count = len(starts)
-        downs, ups = factors[:count], factors[count:]
-        d_inner = torch.empty_like(inner)
-        d_ups: list[Tensor | None] = []
-        parts = zip(
-            starts,
-            scalings,
-            ups,
-            _split(inner, downs),
-            _split(d_inner, downs),
-            ctx.needs_input_grad[6 + count :],
-            strict=True,
-        )
-        for start, scaling, up, part, d_part, needed in parts:
-            part_grad = grad[:, start : start + up.shape[0]]
-            d_part.copy_(linear(part_grad, up.to(grad.dtype).t(), None)).mul_(scaling)
-            # Written as (inner^T grad)^T: the narrow factor first is the faster order on a CPU.
-            d_ups.append(linear(part.t(), part_grad.t(), None).t().to(up.dtype).mul_(scaling) if needed else None)
+        x, inner, down, up = ctx.saved_tensors
+        linear, count = ctx.linear, len(ctx.starts)
+        needs_down, needs_up = ctx.needs_input_grad[6 : 6 + count], ctx.needs_input_grad[6 + count :]
+        own = grad[:, ctx.columns]
+        d_inner = linear(own, up.t(), None)
+        if ctx.scaling is not None:
+            d_inner.mul_(ctx.scaling)
+        d_ups: list[Tensor | None] = [None] * count
+        if any(needs_up):
+            # As (inner^T grad)^T: the narrow factor first is the faster order on a CPU.
+            d_up = linear(inner.t(), own.t(), None)
+            places = zip(ctx.starts, ctx.scalings, _ranks(ctx.like[:count]), ctx.like[count:], needs_up, strict=True)
+            for index, (start, scaling, ranks, (rows, dtype), needed) in enumerate(places):
+                if needed:
+                    begin = start - ctx.columns.start
+                    part = d_up[ranks, begin : begin + rows].t()
+                    d_ups[index] = torch.mul(part, scaling, out=part.new_empty(part.shape, dtype=dtype))
         if ctx.ahead is not None:
-            ctx.ahead.left = d_inner, _stack(downs, grad.dtype)
-        d_x = linear(d_inner, _stack(downs, grad.dtype).t(), None) if ctx.needs_input_grad[1] else None
-        d_downs: Sequence[Tensor | None] = [None] * count
-        if any(ctx.needs_input_grad[6 : 6 + count]):
-            stacked = linear(d_inner.t(), x.t(), None)
-            d_downs = [d.to(a.dtype) for d, a in zip(stacked.split([a.shape[0] for a in downs]), downs, strict=True)]
+            ctx.ahead.left = d_inner, down
+        d_x = linear(d_inner, down.t(), None) if ctx.needs_input_grad[1] else None
+        d_downs: list[Tensor | None] = [None] * count
+        if any(needs_down):
+            stacked = linear(d_inner.t(), x.t(), None).split([ranks for ranks, _ in ctx.like[:count]])
+            d_downs = [d.to(dtype) for d, (_, dtype) in zip(stacked, ctx.like[:count], strict=True)]
         return (grad, d_x, None, None, None, None, *d_downs, *d_ups)
 
 
@@ -117,7 +118,7 @@ def with_low_rank(
         return add_low_rank(base(x), x, starts, scalings, downs, ups, linear)
     ahead = _Ahead()
     flat = _flat(x)
-    out = _flat(base(_Fork.apply(flat, ahead, linear)))  # type: ignore[no-untyped-call]
+    out = _flat(base(_Fork.apply(flat, ahead, linear)))
     added: Tensor = _AddLowRank.apply(out, flat.detach(), ahead, linear, tuple(starts), tuple(scalings), *downs, *ups)
     return added.view(*x.shape[:-1], added.shape[-1])
 
@@ -150,8 +151,25 @@ def _stack(downs: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return (downs[0] if len(downs) == 1 else torch.cat(tuple(downs))).to(dtype)
 
 
-def _split(inner: Tensor, downs: Sequence[Tensor]) -> Sequence[Tensor]:
-    return inner.split([down.shape[0] for down in downs], -1)
+def _diagonal(
+    ups: Sequence[Tensor], starts: Sequence[int], scalings: Sequence[float] | None, dtype: torch.dtype
+) -> Tensor:
+    """Return all B_i, [n_i, r_i], in one matrix: rows as they stand from the first start on, columns side by side, zeros elsewhere."""
+    if len(ups) == 1:
+        return (ups[0] if scalings is None else ups[0] * scalings[0]).to(dtype)
+    first = min(starts)
+    rows = max(start + up.shape[0] for start, up in zip(starts, ups, strict=True)) - first
+    made = ups[0].new_zeros(rows, sum(up.shape[1] for up in ups), dtype=dtype)
+    for index, (start, ranks) in enumerate(zip(starts, _ranks([(up.shape[1], dtype) for up in ups]), strict=True)):
+        up = ups[index] if scalings is None else ups[index] * scalings[index]
+        made[start - first : start - first + up.shape[0], ranks] = up
+    return made
+
+
+def _ranks(like: Sequence[tuple[int, torch.dtype]]) -> list[slice]:
+    """Return the columns of each update, one after the other. like: of each the rank, and what it is in."""
+    ends = list(accumulate(rank for rank, _ in like))
+    return [slice(end - rank, end) for end, (rank, _) in zip(ends, like, strict=True)]
 
 
 def _add_product(out: Tensor, inner: Tensor, up: Tensor, scaling: float, linear: Callable[..., Tensor]) -> None:
