@@ -33,9 +33,14 @@ LONGROPE = {
     "long_factor": [2.0, 4.0, 6.0, 7.0, 8.0, 9.0],
     "partial_rotary_factor": 0.75,
 }
+QWEN_MIXED = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma2": ("gemma2", "gemma2", {**GEMMA, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}),
     "gemma3": ("gemma3", "gemma3_text", GEMMA),
+    "mixtral": ("llama", "mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
+    "olmoe": ("olmoe", "olmoe", {"num_experts": 5, "num_experts_per_tok": 2, "clip_qkv": 0.8}),
+    "qwen2moe": ("qwen2moe", "qwen2_moe", {**QWEN_MIXED, "shared_expert_intermediate_size": 64}),
+    "qwen3moe": ("qwen3moe", "qwen3_moe", {**QWEN_MIXED, "norm_topk_prob": True, "head_dim": 32}),
     "phi3": ("phi3", "phi3", {"tie_word_embeddings": False, "sliding_window": 9}),
     "phi4-mini": (
         "phi3",
@@ -58,7 +63,7 @@ def peer(name: str) -> Any:
 
 
 def write(model: Any, arch: str, path: Path) -> None:
-    """As the converters of llama.cpp do: norms of Gemma with 1 added, LongRoPE's factors as tensors."""
+    """As the converters of llama.cpp do: norms of Gemma with 1 added, LongRoPE's factors as tensors, experts in one tensor."""
     import gguf
 
     config, writer = model.config, gguf.GGUFWriter(path, arch)
@@ -69,7 +74,7 @@ def write(model: Any, arch: str, path: Path) -> None:
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    if config.sliding_window is not None:
+    if getattr(config, "sliding_window", None):
         writer.add_sliding_window(config.sliding_window)
     if arch.startswith("gemma"):
         writer.add_key_length(config.head_dim)
@@ -79,6 +84,15 @@ def write(model: Any, arch: str, path: Path) -> None:
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
     if arch == "gemma3":
         writer.add_rope_freq_base(config.rope_parameters["full_attention"]["rope_theta"])
+    if hasattr(config, "num_experts_per_tok"):
+        writer.add_expert_count(config.num_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+        if getattr(config, "clip_qkv", None):
+            writer.add_clamp_kqv(config.clip_qkv)
+        if getattr(config, "head_dim", None):
+            writer.add_key_length(config.head_dim)
+            writer.add_value_length(config.head_dim)
     if arch == "phi3":
         rope = config.rope_parameters
         writer.add_rope_freq_base(rope["rope_theta"])
@@ -98,8 +112,23 @@ def write(model: Any, arch: str, path: Path) -> None:
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
+        if name.endswith((".gate_up_proj", ".experts.down_proj")):
+            parts = (
+                {"gate": tensor.chunk(2, 1)[0], "up": tensor.chunk(2, 1)[1]} if "gate_up" in name else {"down": tensor}
+            )
+            for part, experts in parts.items():
+                writer.add_tensor(f"blk.{name.split('.')[2]}.ffn_{part}_exps.weight", experts.contiguous().numpy())
+            continue
+        if name.endswith("shared_expert_gate.weight"):
+            tensor = tensor.squeeze()
+        if arch == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+            tensor = tensor.view(heads, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
         stored = tensor + 1 if arch.startswith("gemma") and name.endswith("norm.weight") else tensor
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), stored.contiguous().numpy())
+        own = names.get_name(name, try_suffixes=(".weight", ".bias")) or names.get_name(
+            name.replace("mlp.gate", "block_sparse_moe.gate"), try_suffixes=(".weight",)
+        )
+        writer.add_tensor(own, stored.contiguous().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -155,7 +155,25 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "more layers": ({"extra_pairs": [("llama.block_count", U32, 4_000_000_000)]}, "4000000000 layers"),
     "wrong width": ({"extra_pairs": [("llama.feed_forward_length", U32, 128)]}, "gate_proj"),
     "a part": ({"extra_pairs": [("split.count", U32, 3)]}, "one of 3 parts"),
-    "experts": ({"extra_pairs": [("llama.expert_count", U32, 8)]}, "mixture of 8 experts"),
+    "half a mixture": (
+        {"extra_pairs": [("llama.expert_count", U32, 8)]},
+        "lacks the metadata key llama.expert_used_count",
+    ),
+    "millions of experts": (
+        {"extra_pairs": [("llama.expert_count", U32, 4_000_000), ("llama.expert_used_count", U32, 2)]},
+        "expert_count is 4000000; expected 1 to 4096",
+    ),
+    "a mixture without experts": (
+        {"extra_pairs": [("llama.expert_count", U32, 8), ("llama.expert_used_count", U32, 2)]},
+        "blk.0.ffn_gate.weight",
+    ),
+    "other experts": (
+        {
+            "extra_pairs": [("llama.expert_count", U32, 8), ("llama.expert_used_count", U32, 2)],
+            "extra_tensors": {"blk.0.ffn_up_exps.weight": np.ones((4, 8, 8), np.float32)},
+        },
+        "blk.0.ffn_up_exps.weight has shape .*; expected matrices of 8 experts",
+    ),
     "uneven heads": (
         {"extra_pairs": [("llama.attention.head_count_kv", ARRAY, (I32, [2, 4]))]},
         "differs between layers",

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pegboard.nn import Experts, Head, MoE
 from pegboard_trainer.flops import StepCost, measured_flops
 from pegboard_trainer.pace import Pace, peak_memory
 
@@ -35,6 +37,14 @@ def test_frozen_weights_take_no_gradient_of_their_own(tiny_model: Any) -> None:
     frozen = StepCost.of(tiny_model.model)
     assert (frozen.trained, frozen.head_trained) == (0, 0)
     assert frozen.flops([1], 0) == 4 * frozen.matrices + sum(12 * width for width, _ in frozen.attention)
+
+
+def test_of_experts_those_count_that_a_token_uses() -> None:
+    model = nn.Module()
+    model.layer = MoE(6, Experts(8, 6, 4), 2, renormalise=True, shared=3)
+    model.head = Head(6, 5)
+    cost = StepCost.of(model)  # type: ignore[arg-type]
+    assert cost.matrices == cost.trained == 2 * 3 * 6 * 4 + 3 * 6 * 3 + 6
 
 
 @pytest.mark.parametrize(("window", "pairs"), [(None, 15), (2, 9), (9, 15)])

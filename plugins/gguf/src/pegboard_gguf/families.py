@@ -10,6 +10,10 @@ import numpy as np
 
 from pegboard.errors import ModelError
 from pegboard_gguf.container import Container
+from pegboard_gguf.names import MIXTRAL
+
+MOST_EXPERTS = 4096
+"""Of a layer: a hostile file must not make names for millions."""
 
 Addition = Callable[[Container, str, Mapping[str, Any]], dict[str, Any]]
 """(container, prefix of its keys, config so far) -> keys to set."""
@@ -26,6 +30,48 @@ def _llama(container: Container, prefix: str, config: Mapping[str, Any]) -> dict
 def _qwen(container: Container, prefix: str, config: Mapping[str, Any]) -> dict[str, Any]:
     window = container.metadata.integer(f"{prefix}.attention.sliding_window")
     return {"sliding_window": window, "use_sliding_window": True, "max_window_layers": 0} if window else {}
+
+
+def _mixture(container: Container, prefix: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what all mixtures have."""
+    metadata, counts = container.metadata, {}
+    for key, name in (("num_experts", "expert_count"), ("num_experts_per_tok", "expert_used_count")):
+        counts[key] = value = metadata.need(f"{prefix}.{name}")
+        if not 1 <= value <= MOST_EXPERTS:
+            raise ModelError(
+                f"{container.where}: the metadata key {prefix}.{name} is {value}; expected 1 to {MOST_EXPERTS}"
+            )
+    return {**counts, "output_router_logits": False}
+
+
+def _mixtral(container: Container, prefix: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    more = _mixture(container, prefix, config)
+    window = container.metadata.integer(f"{prefix}.attention.sliding_window") or None
+    return {**more, "num_local_experts": more.pop("num_experts"), "sliding_window": window}
+
+
+def _olmoe(container: Container, prefix: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    # Files do not say whether the chosen weights are made to sum to 1: those of the released models are not.
+    clip = container.metadata.number(f"{prefix}.attention.clamp_kqv") or None
+    return {**_mixture(container, prefix, config), "norm_topk_prob": False, "clip_qkv": clip}
+
+
+def _qwen_mixture(container: Container, prefix: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Files do not say whether the chosen weights are made to sum to 1: Qwen3's are, Qwen2's are not."""
+    inner = {"moe_intermediate_size": _rows(container, "blk.0.ffn_gate_exps.weight", 1)}
+    if prefix == "qwen2moe":
+        inner["shared_expert_intermediate_size"] = _rows(container, "blk.0.ffn_gate_shexp.weight", 0)
+        inner["qkv_bias"] = config["attention_bias"]
+    more = {**_mixture(container, prefix, config), **inner, "norm_topk_prob": prefix == "qwen3moe"}
+    return {**more, "decoder_sparse_step": 1, "mlp_only_layers": []}
+
+
+def _rows(container: Container, name: str, axis: int) -> int:
+    """Return a size that old files tell by the shape of a tensor alone."""
+    info = container.tensors.get(name)
+    if info is None or len(info.shape) != axis + 2:
+        raise ModelError(f"{container.where} lacks the tensor {name}", fix="convert or download it again")
+    return info.shape[axis]
 
 
 def _gemma(largest: int, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,6 +129,17 @@ def _phi3(container: Container, prefix: str, config: Mapping[str, Any]) -> dict[
 
 
 ADDITIONS: Mapping[str, Addition] = MappingProxyType(
-    {"llama": _llama, "qwen2": _qwen, "qwen3": _qwen, "gemma2": _gemma2, "gemma3": _gemma3, "phi3": _phi3}
+    {
+        "llama": _llama,
+        MIXTRAL: _mixtral,
+        "olmoe": _olmoe,
+        "qwen2": _qwen,
+        "qwen2moe": _qwen_mixture,
+        "qwen3": _qwen,
+        "qwen3moe": _qwen_mixture,
+        "gemma2": _gemma2,
+        "gemma3": _gemma3,
+        "phi3": _phi3,
+    }
 )
-"""By the architecture that a file names."""
+"""By the key of `ARCHITECTURES`."""

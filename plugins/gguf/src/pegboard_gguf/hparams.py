@@ -8,12 +8,16 @@ from pegboard.errors import ModelError
 from pegboard_gguf.container import Container
 from pegboard_gguf.families import ADDITIONS
 from pegboard_gguf.metadata import Metadata
-from pegboard_gguf.names import architecture_of
+from pegboard_gguf.names import ARCHITECTURES, MIXTRAL, architecture_of, kind_of
 from pegboard_gguf.rope import rope_scaling
 
 _CLASSES = {
     "llama": ("LlamaForCausalLM", "llama"),
+    MIXTRAL: ("MixtralForCausalLM", "mixtral"),
+    "olmoe": ("OlmoeForCausalLM", "olmoe"),
     "qwen2": ("Qwen2ForCausalLM", "qwen2"),
+    "qwen2moe": ("Qwen2MoeForCausalLM", "qwen2_moe"),
+    "qwen3moe": ("Qwen3MoeForCausalLM", "qwen3_moe"),
     "qwen3": ("Qwen3ForCausalLM", "qwen3"),
     "gemma2": ("Gemma2ForCausalLM", "gemma2"),
     "gemma3": ("Gemma3ForCausalLM", "gemma3_text"),
@@ -26,8 +30,10 @@ _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 def model_config(container: Container) -> dict[str, Any]:
     """Return config.json. Raises ModelError naming the key that is missing or has no Hugging Face counterpart."""
     metadata, prefix = container.metadata, architecture_of(container)
-    _refuse_experts(metadata, prefix)
-    class_name, model_type = _CLASSES[prefix]
+    kind = kind_of(container)
+    if not ARCHITECTURES[kind].experts:
+        _refuse_experts(metadata, prefix)
+    class_name, model_type = _CLASSES[kind]
     hidden = _positive(metadata, f"{prefix}.embedding_length")
     heads = _uniform(metadata, f"{prefix}.attention.head_count")
     kv_heads = _uniform(metadata, f"{prefix}.attention.head_count_kv", default=heads)
@@ -59,7 +65,7 @@ def model_config(container: Container) -> dict[str, Any]:
         "torch_dtype": _dtype(container),
         **token_ids(metadata),
     }
-    return config | ADDITIONS[prefix](container, prefix, config)
+    return config | ADDITIONS[kind](container, prefix, config)
 
 
 def generation_config(container: Container) -> dict[str, Any]:
@@ -100,7 +106,7 @@ def _refuse_experts(metadata: Metadata, prefix: str) -> None:
     experts = metadata.integer(f"{prefix}.expert_count")
     if experts:
         raise ModelError(
-            f"{metadata.where} is a mixture of {experts} experts, which is not read from GGUF yet",
+            f"{metadata.where} is a mixture of {experts} experts, which {prefix} models are not",
             fix="use the Hugging Face folder",
         )
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pegboard.nn import Attention, CausalLM
+from pegboard.nn.moe import mixtures
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,27 +32,34 @@ class StepCost:
 
     @classmethod
     def of(cls, model: CausalLM) -> StepCost:
-        """Count a model's layers, or their parts that are here. An adapter's matrices count beside those of the layer that they adapt."""
-        matrices = trained = 0
+        """Count a model's layers, or their parts that are here. An adapter's matrices count beside those of the layer that they adapt.
+
+        Of the experts of a mixture those count that a token uses.
+        """
+        matrices = trained = 0.0
         attention = []
+        used = {
+            id(module): layer.k / layer.experts.count for layer in mixtures(model) for module in layer.experts.modules()
+        }
         for module in model.modules():
             if isinstance(module, Attention):
                 attention.append((module.spec.num_heads * module.spec.head_dim, module.spec.window))
             if not hasattr(module, "in_features"):
                 continue
+            part = used.get(id(module), 1.0)
             if hasattr(module, "base"):
                 own = [p for p in module.parameters(recurse=False) if p.dim() == 2]
-                matrices += sum(p.numel() for p in own)
-                trained += sum(p.numel() for p in own if p.requires_grad)
+                matrices += part * sum(p.numel() for p in own)
+                trained += part * sum(p.numel() for p in own if p.requires_grad)
                 continue
             shape: tuple[Any, Any] = (module.in_features, module.out_features)
             size = int(shape[0]) * int(shape[1])
             weight = getattr(module, "weight", None)
-            matrices += size
-            trained += size if isinstance(weight, nn.Parameter) and weight.requires_grad else 0
+            matrices += part * size
+            trained += part * size if isinstance(weight, nn.Parameter) and weight.requires_grad else 0
         head = model.head.part
         size = int(head.shape[0]) * int(head.shape[1])
-        return cls(matrices, trained, size, size if head.requires_grad else 0, tuple(attention))
+        return cls(round(matrices), round(trained), size, size if head.requires_grad else 0, tuple(attention))
 
     def flops(self, seq_lens: Sequence[int], targets: int) -> float:
         """Return the operations of one batch, forward and backward: sequences of these lengths, `targets` rows through the head.
