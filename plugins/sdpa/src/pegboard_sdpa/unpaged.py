@@ -12,6 +12,7 @@ from torch import Tensor
 from pegboard.types import AttentionInputs, AttentionSpec, KVCache
 from pegboard_sdpa.capped import capped_attention
 from pegboard_sdpa.masks import causal_mask
+from pegboard_sdpa.varlen import serves, varlen_attention
 
 _SMALLEST_BUCKET = 16
 
@@ -26,7 +27,8 @@ class _Bucket:
 
 
 class UnpagedPlan:
-    """Sequences in buckets of a padded length each.
+    """Sequences of one length in one piece, others by torch's variable-length attention where the device has it, or else in buckets of a
+    padded length each.
 
     Padding stands behind a sequence, so causal attention never looks at it and needs no mask for it.
     """
@@ -40,13 +42,16 @@ class UnpagedPlan:
         self._lay_out(inputs)
 
     def _lay_out(self, inputs: AttentionInputs) -> None:
-        lens = list(inputs.query_lens)
-        self._uniform = lens[0] if lens and len(set(lens)) == 1 else None
+        self._lens = [int(length) for length in inputs.query_lens]
+        self._uniform = self._lens[0] if self._lens and len(set(self._lens)) == 1 else None
+        self._longest = max(self._lens, default=0)
         self._buckets: list[_Bucket] = []
         self._inverse: Tensor | None = None
+        self._cu_seqlens: Tensor | None = None
         self._masks: dict[tuple[int, int], Tensor] = {}
-        if self._uniform is not None or not lens:
-            return
+
+    def _make_buckets(self) -> None:
+        lens = self._lens
         starts = [0]
         for length in lens:
             starts.append(starts[-1] + length)
@@ -69,10 +74,17 @@ class UnpagedPlan:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, cache: KVCache | None) -> Tensor:
         """[T, heads, D] -> [T, heads, D]."""
+        if not self._lens:
+            return torch.empty_like(q)
+        # A window takes a mask elsewhere, and every product that it hides.
+        windowed = spec.window is not None and spec.window < self._longest
+        if (self._uniform is None or windowed) and serves(q, spec):
+            return varlen_attention(q, k, v, spec, self._starts(), self._longest)
         if self._uniform is not None:
             return self._padded(q, k, v, q.shape[0] // self._uniform, self._uniform, spec)
         if self._inverse is None:
-            return torch.empty_like(q)
+            self._make_buckets()
+        assert self._inverse is not None
         parts = [
             self._padded(
                 q.index_select(0, bucket.rows),
@@ -85,6 +97,12 @@ class UnpagedPlan:
             for bucket in self._buckets
         ]
         return torch.cat(parts).index_select(0, self._inverse)
+
+    def _starts(self) -> Tensor:
+        """Return the first row of each sequence and the end, [N + 1] int32."""
+        if self._cu_seqlens is None:
+            self._cu_seqlens = torch.tensor([0, *self._lens]).cumsum(0, dtype=torch.int32).to(self._device)
+        return self._cu_seqlens
 
     def _padded(self, q: Tensor, k: Tensor, v: Tensor, count: int, length: int, spec: AttentionSpec) -> Tensor:
         q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
