@@ -1,52 +1,29 @@
-"""The product of few rows with a matrix, as in decoding: bound by how fast the matrix is read, each of its rows once."""
+"""The product of few rows with a matrix, as in decoding: bound by how fast the matrix is read, each of its rows once.
+
+Without matrix units: a program multiplies a few rows of the matrix with up to four rows of x, which leaves every thread enough
+loads in flight to read at the memory's speed, and many small programs to fill the card even where the matrix is narrow.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from pegboard import ops
+from pegboard_triton.catalogue import Variant
+from pegboard_triton.operators import TYPES, differentiates, operator, takes
 from pegboard_triton.tuning import choice
 
-MOST = 16
-"""Rows of x up to which the kernels here are asked; the narrowest tile of matrix units has as many."""
+if TYPE_CHECKING:
+    from pegboard.interfaces.platform import Phase
 
-
-@triton.jit
-def one_row(
-    x,
-    weight,
-    bias,
-    out,
-    outputs,
-    stride,
-    INPUTS: tl.constexpr,
-    BIAS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """out [N] = weight [N, K] x + bias, a few rows of the weight a program, without matrix units."""
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
-    row = tl.minimum(n, outputs - 1).to(tl.int64)
-    weights = weight + row[:, None] * stride + k[None, :]
-    total = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    for start in tl.range(0, INPUTS, BLOCK_K, num_stages=STAGES):
-        if INPUTS % BLOCK_K == 0:
-            b = tl.load(weights + start)
-            a = tl.load(x + start + k)
-        else:
-            inside = k < INPUTS - start
-            b = tl.load(weights + start, mask=inside[None, :], other=0.0)
-            a = tl.load(x + start + k, mask=inside, other=0.0)
-        total += a.to(tl.float32)[None, :] * b.to(tl.float32)
-    value = tl.sum(total, 1)
-    if BIAS:
-        value += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)
-    tl.store(out + n, value.to(out.dtype.element_ty), mask=n < outputs)
+_TOGETHER = 4
+"""Rows of x that a program multiplies."""
 
 
 @triton.jit
@@ -60,72 +37,120 @@ def few_rows(
     x_stride,
     stride,
     INPUTS: tl.constexpr,
+    TOGETHER: tl.constexpr,
     BIAS: tl.constexpr,
-    SPLIT: tl.constexpr,
-    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
-    """out [M, N] = x [M, K] weight^T + bias. With SPLIT > 1: out [SPLIT, M, N] float32, the sums over parts of K, without bias."""
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    m = tl.arange(0, BLOCK_M)
+    """out [M, N] = x [M, K] weight^T + bias. Programs: groups of TOGETHER (1 to 4) rows of x, which follow each other; tiles of N."""
+    m = tl.program_id(0) * TOGETHER
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    row = tl.minimum(n, outputs - 1).to(tl.int64)
-    inputs = x + tl.minimum(m, rows - 1).to(tl.int64)[:, None] * x_stride + k[None, :]
-    weights = weight + row[None, :] * stride + k[:, None]
-    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    steps: tl.constexpr = (INPUTS + BLOCK_K - 1) // BLOCK_K
-    part: tl.constexpr = (steps + SPLIT - 1) // SPLIT * BLOCK_K
-    even: tl.constexpr = INPUTS % BLOCK_K == 0 and steps % SPLIT == 0
-    first = tl.program_id(1) * part
-    for start in range(first, first + part, BLOCK_K):
-        if even:
-            a = tl.load(inputs + start)
-            b = tl.load(weights + start)
+    weights = weight + tl.minimum(n, outputs - 1).to(tl.int64)[:, None] * stride + k[None, :]
+    total0 = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    total1 = total0
+    total2 = total0
+    total3 = total0
+    row0 = x + m.to(tl.int64) * x_stride + k
+    row1 = x + tl.minimum(m + 1, rows - 1).to(tl.int64) * x_stride + k
+    row2 = x + tl.minimum(m + 2, rows - 1).to(tl.int64) * x_stride + k
+    row3 = x + tl.minimum(m + 3, rows - 1).to(tl.int64) * x_stride + k
+    for start in tl.range(0, INPUTS, BLOCK_K, num_stages=STAGES):
+        inside = k < INPUTS - start
+        if INPUTS % BLOCK_K == 0:
+            b = tl.load(weights + start).to(tl.float32)
         else:
-            inside = k < INPUTS - start
-            a = tl.load(inputs + start, mask=inside[None, :], other=0.0)
-            b = tl.load(weights + start, mask=inside[:, None], other=0.0)
-        total = tl.dot(a, b, total, input_precision="ieee")
-    if BIAS and SPLIT == 1:
-        total += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]
-    at = out + (tl.program_id(1) * rows + m).to(tl.int64)[:, None] * outputs + n[None, :]
-    tl.store(at, total.to(out.dtype.element_ty), mask=(m < rows)[:, None] & (n < outputs)[None, :])
+            b = tl.load(weights + start, mask=inside[None, :], other=0.0).to(tl.float32)
+        total0 += b * tl.load(row0 + start, mask=inside, other=0.0).to(tl.float32)[None, :]
+        if TOGETHER > 1:
+            total1 += b * tl.load(row1 + start, mask=inside, other=0.0).to(tl.float32)[None, :]
+        if TOGETHER > 2:
+            total2 += b * tl.load(row2 + start, mask=inside, other=0.0).to(tl.float32)[None, :]
+        if TOGETHER > 3:
+            total3 += b * tl.load(row3 + start, mask=inside, other=0.0).to(tl.float32)[None, :]
+    _finish(total0, bias, out, m, n, rows, outputs, BIAS)
+    if TOGETHER > 1:
+        _finish(total1, bias, out, m + 1, n, rows, outputs, BIAS)
+    if TOGETHER > 2:
+        _finish(total2, bias, out, m + 2, n, rows, outputs, BIAS)
+    if TOGETHER > 3:
+        _finish(total3, bias, out, m + 3, n, rows, outputs, BIAS)
 
 
 @triton.jit
-def add_parts(parts, bias, out, size, outputs, BIAS: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr):
-    """out [M, N] = the sum of parts [SPLIT, M, N] in their order, + bias. size: M N."""
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    there = at < size
-    total = tl.zeros([BLOCK], tl.float32)
-    for part in tl.static_range(SPLIT):
-        total += tl.load(parts + part * size + at, mask=there, other=0.0)
+def _finish(total, bias, out, m, n, rows, outputs, BIAS: tl.constexpr):
+    value = tl.sum(total, 1)
     if BIAS:
-        total += tl.load(bias + at % outputs, mask=there, other=0.0).to(tl.float32)
-    tl.store(out + at, total.to(out.dtype.element_ty), mask=there)
+        value += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)
+    at = out + m.to(tl.int64) * outputs + n
+    tl.store(at, value.to(out.dtype.element_ty), mask=(n < outputs) & (m < rows))
 
 
-def launch(x: Tensor, weight: Tensor, bias: Tensor | None, use: dict[str, int]) -> Tensor:
-    """Return [M, N]. x: [M, K] of at most MOST rows; weight: [N, K]; both with rows that are contiguous in themselves. use: settings."""
+def launch(x: Tensor, weight: Tensor, bias: Tensor | None, use: Mapping[str, int]) -> Tensor:
+    """Return [M, N]. x: [M, K], weight: [N, K], both with rows that are contiguous in themselves. use: BLOCK_N and so on."""
     rows, inputs = x.shape
     outputs = weight.shape[0]
     out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
-    common = {"INPUTS": inputs, "BIAS": bias is not None}
-    use = dict(use)
-    if use.pop("DOT") == 0:
-        grid = (triton.cdiv(outputs, use["BLOCK_N"]),)
-        one_row[grid](x, weight, bias, out, outputs, weight.stride(0), **common, **use)
-        return out
-    split = use["SPLIT"]
-    target = out if split == 1 else torch.empty(split, rows, outputs, dtype=torch.float32, device=x.device)
-    grid = (triton.cdiv(outputs, use["BLOCK_N"]), split)
-    few_rows[grid](
-        x, weight, bias, target, rows, outputs, x.stride(0), weight.stride(0), **common, BLOCK_M=MOST, **use
+    together = min(rows, _TOGETHER)
+    few_rows[(triton.cdiv(rows, together), triton.cdiv(outputs, use["BLOCK_N"]))](
+        x,
+        weight,
+        bias,
+        out,
+        rows,
+        outputs,
+        x.stride(0),
+        weight.stride(0),
+        INPUTS=inputs,
+        TOGETHER=together,
+        BIAS=bias is not None,
+        **use,
     )
-    if split > 1:
-        size = rows * outputs
-        add_parts[(triton.cdiv(size, 512),)](
-            target, bias, out, size, outputs, BIAS=bias is not None, SPLIT=split, BLOCK=512, num_warps=4
-        )
     return out
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty((x.shape[0], weight.shape[0]))
+
+
+@operator("linear_small(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _fake)
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    use = choice("linear_small", x.device, rows=x.shape[0], outputs=weight.shape[0], inputs=weight.shape[1])
+    return launch(x, weight, bias, {name: value for name, value in use.items() if name != "most"})
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[T, K] x [N, K] -> [T, N]: op `linear`."""
+    fits = (
+        x.dim() == weight.dim() == 2
+        and 0 < x.shape[0] <= _most(x.device)
+        and x.dtype.itemsize == 2
+        and weight.numel() > 0
+        and x.stride(1) == weight.stride(1) == 1
+        and (takes(x, weight) if bias is None else takes(x, weight, bias) and bias.is_contiguous())
+    )
+    if not fits or differentiates(x, weight) or (bias is not None and differentiates(bias)):
+        return ops.linear(x, weight, bias)
+    out: Tensor = _linear(x, weight, bias)
+    return out
+
+
+def _most(device: torch.device) -> int:
+    """Return how many rows the kernel is asked for: with more, matrix units read as fast."""
+    return choice("linear_small", device, rows=1, outputs=1, inputs=1)["most"]
+
+
+def replacements(phase: Phase, dtype: torch.dtype) -> dict[str, Callable[..., Any]]:
+    """Return the product, for models that decode in half precision."""
+    return {"linear": linear} if phase != "train" and dtype in TYPES and dtype.itemsize == 2 else {}
+
+
+def variants() -> Iterator[Variant]:
+    """Yield the ways in which the kernel is launched."""
+    for kind in ("bf16", "fp16"):
+        types = {"x": f"*{kind}", "weight": f"*{kind}", "bias": f"*{kind}", "out": f"*{kind}"}
+        types |= dict.fromkeys(("rows", "outputs", "x_stride", "stride"), "i32")
+        for together in (1, 4):
+            sizes = {"INPUTS": 4096, "TOGETHER": together, "BIAS": True, "BLOCK_N": 2, "BLOCK_K": 2048, "STAGES": 1}
+            yield Variant(f"linear_small[{kind},{together}]", few_rows, types, sizes, {"num_warps": 4})

@@ -9,8 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pegboard_triton.linear_small import add_parts
-from pegboard_triton.packed import FLOAT8, INT4, INT8, NF4, nf4_value, widen
+from pegboard_triton.packed import FLOAT8, INT4, NF4, nf4_value, widen
 
 MOST = 32
 """Rows of x up to which packed weights are multiplied as they are."""
@@ -76,6 +75,19 @@ def packed_rows(
         total += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]
     at = out + (tl.program_id(1) * rows + m).to(tl.int64)[:, None] * outputs + n[None, :]
     tl.store(at, total.to(out.dtype.element_ty), mask=(m < rows)[:, None] & (n < outputs)[None, :])
+
+
+@triton.jit
+def add_parts(parts, bias, out, size, outputs, BIAS: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr):
+    """out [M, N] = the sum of parts [SPLIT, M, N] in their order, + bias. size: M N."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    there = at < size
+    total = tl.zeros([BLOCK], tl.float32)
+    for part in tl.static_range(SPLIT):
+        total += tl.load(parts + part * size + at, mask=there, other=0.0)
+    if BIAS:
+        total += tl.load(bias + at % outputs, mask=there, other=0.0).to(tl.float32)
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=there)
 
 
 @triton.jit

@@ -116,7 +116,11 @@ def gate_up(
         up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for start in range(0, HIDDEN, BLOCK_K):
             left = HIDDEN - start
-            a = tl.load(inputs + start) if even_k else tl.load(inputs + start, mask=k[None, :] < left, other=0.0)
+            # Rows of no pair are not read: blocks of few rows would read their first one again and again.
+            if even_k:
+                a = tl.load(inputs + start, mask=there[:, None], other=0.0)
+            else:
+                a = tl.load(inputs + start, mask=there[:, None] & (k[None, :] < left), other=0.0)
             if DESCRIBED:
                 b = weight.load([first, start]).T
                 c = weight.load([first + INNER, start]).T
