@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from pegboard import ops
 from pegboard.plugins.spec import PluginSpec
 from pegboard.types import AttentionInputs, KVCache
 from pegboard_sdk.conformance import AttentionSuite
@@ -267,3 +268,12 @@ class TestPaddingWritesElsewhere(Mutant):
             if plan.inputs.pad_to is not None:
                 cache.k[spec.layer][1] = 0
             return super().attend(q, k, v, spec, plan, cache)
+
+
+class TestForgetsNorms(Mutant):
+    caught_by = ("test_one_call_from_the_projection",)
+
+    class broken(Static):
+        def attend_qkv(self, qkv, cos, sin, norms, spec, plan, cache):
+            q, k, v = qkv.split([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], 1)
+            return self.attend(ops.rotary(q, cos, sin), ops.rotary(k, cos, sin), v, spec, plan, cache)

@@ -12,7 +12,7 @@ from torch import Tensor
 from pegboard import reference
 from pegboard.interfaces.attention import AttentionBackend
 from pegboard.interfaces.platform import Platform
-from pegboard.types import AttentionInputs, AttentionSpec
+from pegboard.types import AttentionInputs, AttentionSpec, HeadNorms
 from pegboard_sdk.conformance.batches import PagedBatch, random_qkv
 from pegboard_sdk.conformance.guard import standard
 from pegboard_sdk.conformance.suite import PluginSuite
@@ -188,6 +188,36 @@ class AttentionSuite(PluginSuite):
         """The cap holds over a cache too."""
         self.needs_layer("softcap", self.layer(softcap=0.7))
         self.check_paged([9, 0, 6], [1, 7, 5], softcap=0.7)
+
+    def test_one_call_from_the_projection(self) -> None:
+        """`attend_qkv`, where it is offered, norms, turns, writes and attends; with norms whose weights count from 0 or 1 and without."""
+        backend = self.create()
+        for offset in (None, 0.0, 1.0):
+            batch = self.batch(self.layer(), [9, 2, 0], [1, 1, 7])
+            heads, kv_heads = batch.spec.num_heads, batch.spec.num_kv_heads
+            qkv = torch.cat((batch.q, batch.k, batch.v), 1)
+            draw = torch.Generator().manual_seed(9)
+            # The first half of a head's dimensions is turned, or all of them.
+            angles = torch.rand(len(qkv), 1, self.head_dim // (4 if offset is None else 2), generator=draw)
+            cos, sin = angles.cos(), angles.sin()
+            turned = [torch.cat(pair, -1).to(qkv) for pair in ((cos, cos), (-sin, sin))]
+            weights = torch.rand(2, self.head_dim, generator=draw).to(qkv)
+            norms = None if offset is None else HeadNorms(weights[0], weights[1], 1e-5, offset)
+            plan = backend.plan(batch.inputs, batch.q.device, batch.layout)
+            kept = qkv.clone()
+            out = backend.attend_qkv(qkv, turned[0], turned[1], norms, batch.spec, plan, batch.cache)
+            if out is None:
+                self.skip("attend_qkv gives None")
+            q, k, v = (x.double() for x in qkv.split([heads, kv_heads, kv_heads], 1))
+            if norms is not None:
+                norm = reference.OPS["offset_rms_norm" if norms.offset else "rms_norm"]
+                q, k = norm(q, norms.q.double(), norms.eps), norm(k, norms.k.double(), norms.eps)
+            # The cache was written to: a batch of the same seed has the one before the step.
+            before = self.batch(self.layer(), [9, 2, 0], [1, 1, 7])
+            before.q, before.k = (reference.OPS["rotary"](x, *(t.double() for t in turned)) for x in (q, k))
+            before.v = v
+            self.close(out, before.expected())
+            assert torch.equal(qkv, kept), "qkv was written to"
 
     def test_later_layers_have_a_cache_of_their_own(self) -> None:
         """One plan serves all layers, each over its own tensors."""
