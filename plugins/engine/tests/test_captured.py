@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from pegboard.build import BuiltModel, build_model
+from pegboard.errors import ConfigError
 from pegboard.plugins.load import Registry
 from pegboard.plugins.spec import PluginSpec
 from pegboard.types import SamplingParams
 from pegboard_engine import EngineOptions, PagedEngine
 from pegboard_engine.buckets import Buckets
+from pegboard_engine.memory import plan_memory
 from pegboard_engine.plugin import UNIPROC
 from pegboard_sdk.toys.model import TINY, RandomFiles
 from plugins.engine.tests.recorded import Counting
@@ -176,3 +178,33 @@ def test_sizes_are_captured_when_their_turn_comes() -> None:
     assert buckets.next() == 1
     buckets.done.add(1)
     assert [buckets.next(), buckets.done.add(2), buckets.next()] == [2, None, 20]
+
+
+def test_a_device_of_its_own_gives_most_of_its_memory(models: dict[str, BuiltModel]) -> None:
+    long = {"page_size": 4, "max_model_len": None, "max_num_seqs": 2048, "max_num_tokens": 2048}
+    plan, host = (plan_memory(models[name], EngineOptions(**long)) for name in ("apart", "host"))
+    assert host.bytes < plan.bytes < 0.9 * (plan.available - plan.workspace - plan.graphs)
+    sizes = [1 << bit for bit in range(12)]
+    assert plan.graphs == sum(sizes) * 260 * 8
+    assert host.graphs == 0
+    assert "graphs" in plan.table()
+    assert "graphs" not in plan_memory(models["apart"], EngineOptions(graphs=False, **long)).table()
+
+
+def test_what_does_not_fit_is_told_with_what_would(
+    models: dict[str, BuiltModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pegboard_engine.memory._available", lambda built: 40 << 20)
+    with pytest.raises(ConfigError, match="do not fit") as caught:
+        plan_memory(models["apart"], EngineOptions(kv_memory="2GiB", max_num_seqs=2048, max_num_tokens=2048))
+    lines = caught.value.message.splitlines()
+    assert [line.split()[0] for line in lines[1:5]] == ["weights", "workspace", "graphs", "cache"]
+    assert "as it is" in lines[-3]
+    assert "int8" in lines[-2]
+    assert "int4" in lines[-1]
+    assert "tokens" in lines[-1]
+    assert "kv_memory" in str(caught.value.fix)
+    monkeypatch.setattr("pegboard_engine.memory._available", lambda built: 1000)
+    with pytest.raises(ConfigError, match="do not fit") as caught:
+        plan_memory(models["apart"], EngineOptions())
+    assert "quantizer" in str(caught.value.fix)

@@ -6,11 +6,14 @@ from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
+
 from pegboard.build import BuiltModel
 from pegboard.interfaces.executor import Executor
 from pegboard.plugins.load import Registry
 from pegboard.types import CachePlan, StepPlan, StepResult
 from pegboard_engine.feed import computes_apart
+from pegboard_engine.fits import ran_out
 from pegboard_engine.runner import Runner, Started
 
 if TYPE_CHECKING:
@@ -32,7 +35,10 @@ class UniprocExecutor(Executor):
         self._flying: deque[tuple[int, Started | Exception]] = deque()
 
     def load(self, built: BuiltModel, cache: CachePlan, registry: Registry) -> None:
-        self._runner = Runner(built.load(), cache, registry)
+        try:
+            self._runner = Runner(built.load(), cache, registry)
+        except torch.OutOfMemoryError as error:
+            raise ran_out(built, cache) from error
         self.depth = 2 if computes_apart(built) else 1
 
     def submit(self, plan: StepPlan) -> int:

@@ -165,14 +165,15 @@ class DeviceFeed:
     def neutral(self, width: int) -> Fed:
         """Put what may be computed any number of times in the place of captured steps, and return it for `width` sequences."""
         self._static.copy_(self._neutral, non_blocking=True)
-        views, ones = self._views, np.ones(width, np.int32)
+        views = self._views
+        ones: Any = np.ones(width, np.int32)
         inputs = AttentionInputs(
             ones,
             ones,
             self._table,
             torch.zeros(width, dtype=torch.int64),
             width,
-            table_rows=np.full(width, self.num_slots, np.int32),
+            table_rows=self.num_slots * ones,
             device_table=self._on_device,
         )
         extents = views["extents"][:width] if self._extents else None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pegboard.errors import DeviceError
 from pegboard.types import AttentionInputs, ForwardContext, KVCache
+from pegboard_engine.feed import computes_apart
 
 if TYPE_CHECKING:
     from pegboard.build import BuiltModel
@@ -122,6 +123,11 @@ class DecodeGraphs:
             dropped, _ = self._graphs.popitem(last=False)
             self._seen.pop(dropped, None)
         return found
+
+
+def captures_whole_steps(built: BuiltModel) -> bool:
+    """Whether decode steps are captured by batch size alone, from the ids to the tokens."""
+    return computes_apart(built) and not built.attention.static_pages and usable(built)
 
 
 def usable(built: BuiltModel) -> bool:

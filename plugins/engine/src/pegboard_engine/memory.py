@@ -9,18 +9,24 @@ import torch
 from pegboard.build import BuiltModel
 from pegboard.errors import ConfigError, ModelError
 from pegboard.types import KVLayout
+from pegboard_engine.buckets import Buckets
+from pegboard_engine.feed import computes_apart
+from pegboard_engine.fits import does_not_fit
+from pegboard_engine.graphs import captures_whole_steps
 from pegboard_engine.options import EngineOptions, parse_memory
 
 _DEFAULT_BYTES = 512 * 2**20
 _DEFAULT_CONTEXTS = 4
+_DEFAULT_SHARE = 0.9
+"""Of what weights and workspace leave of a device's own memory, which nobody else is likely to want."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """Bytes by use. num_pages counts the reserved page 0; longest: tokens that one request can have in all.
 
-    available: what the device had before anything of this was allocated. adapters: left for those beside the model; adapters_most: what
-    they may come to, `adapters_note` being for how many.
+    available: what the device had before anything of this was allocated. graphs: what captured steps keep. adapters: left for those
+    beside the model; adapters_most: what they may come to, `adapters_note` being for how many.
     """
 
     layout: KVLayout
@@ -32,6 +38,7 @@ class MemoryPlan:
     adapters: int = 0
     adapters_most: int = 0
     adapters_note: str = ""
+    graphs: int = 0
 
     @property
     def bytes(self) -> int:
@@ -47,10 +54,12 @@ class MemoryPlan:
             ("workspace", self.workspace, "estimated, for the largest step"),
             ("cache", self.bytes, pages),
         ]
+        if self.graphs:
+            rows.append(("graphs", self.graphs, "logits of captured steps"))
         if self.adapters_most:
             note = "at most, for" if self.adapters else f"{_mib(self.adapters_most)} more with"
             rows.append(("adapters", self.adapters, f"{note} {self.adapters_note}"))
-        whole = self.weights + self.workspace + self.bytes + self.adapters
+        whole = self.weights + self.workspace + self.bytes + self.adapters + self.graphs
         rows.append(("in all", whole, f"of {_mib(self.available)} available"))
         lines = [f"{name:10} {_mib(size):>12}  {note}".rstrip() for name, size, note in rows]
         return "\n".join([*lines, f"one request can have {self.longest:,} tokens, all together {tokens:,}"])
@@ -70,18 +79,28 @@ def plan_memory(built: BuiltModel, options: EngineOptions, adapters: int = 0) ->
             fix=f"use max_model_len of at most {limit}",
         )
     length = options.max_model_len or limit
-    weights, workspace, available = built.weight_bytes, _workspace(built, options), _available(built)
+    weights, workspace, available = built.weight_bytes, _workspace(built, options, length), _available(built)
     reserved = adapters if "max_adapters" in options.model_fields_set else 0
-    left = max(0, available - workspace - reserved - (weights if built.pending else 0))
+    graphs = captured_bytes(built, options) if options.graphs else 0
+    left = max(0, available - workspace - reserved - graphs - (weights if built.pending else 0))
     pages_each = -(-length // options.page_size)
     useful = 1 + pages_each * options.max_num_seqs
-    if options.kv_memory is None:
+    apart = computes_apart(built)
+    if options.kv_memory is None and apart:
+        budget = int(left * _DEFAULT_SHARE)
+    elif options.kv_memory is None:
         budget = min(_DEFAULT_BYTES, left // 2)
         useful = min(useful, 1 + pages_each * _DEFAULT_CONTEXTS)
     else:
         amount = parse_memory(options.kv_memory)
         budget = amount if isinstance(amount, int) else int(left * amount)
     pages = min(useful, budget // layout.page_bytes)
+    # The host takes memory for a cache as it is used, and may have more by then.
+    if apart and (pages < 2 or pages * layout.page_bytes > left):
+        wanted = max(2, pages) * layout.page_bytes
+        raise does_not_fit(
+            built, layout, wanted, {"workspace": workspace, "graphs": graphs, "adapters": reserved}, available
+        )
     if pages < 2:
         raise ConfigError(
             f"kv_memory of {budget} bytes holds no page of {layout.page_bytes} bytes",
@@ -95,7 +114,16 @@ def plan_memory(built: BuiltModel, options: EngineOptions, adapters: int = 0) ->
         )
     note = f"{options.max_adapters} of rank {options.max_adapter_rank} on every layer"
     return MemoryPlan(
-        layout, pages, min(length, fits), weights, workspace, available, reserved, adapters, (adapters and note) or ""
+        layout,
+        pages,
+        min(length, fits),
+        weights,
+        workspace,
+        available,
+        reserved,
+        adapters,
+        (adapters and note) or "",
+        graphs,
     )
 
 
@@ -112,13 +140,22 @@ def cache_layout(built: BuiltModel, page_size: int, dtype: str = "auto") -> KVLa
     return built.attention.layout(specs[0], len(specs), page_size, chosen)
 
 
-def _workspace(built: BuiltModel, options: EngineOptions) -> int:
-    """Estimate the largest step: the widest activations of all its tokens, and the logits of all its requests."""
+def captured_bytes(built: BuiltModel, options: EngineOptions) -> int:
+    """Return what captured decode steps keep: the logits of each batch size."""
+    if not captures_whole_steps(built):
+        return 0
+    sizes = Buckets.up_to(options.max_num_seqs, built.platform.graph_batch).sizes
+    return sum(sizes) * built.model.vocab_size * built.dtype.itemsize
+
+
+def _workspace(built: BuiltModel, options: EngineOptions, length: int) -> int:
+    """Estimate the largest step: the widest activations of all its tokens, the logits of all its requests; and the tables of angles."""
     config, hidden = built.config, built.model.hidden_size
     wide = config.get("intermediate_size")
     wide = wide if isinstance(wide, int) else 4 * hidden
     activations = options.max_num_tokens * (6 * hidden + 3 * wide) * built.dtype.itemsize
-    return activations + min(options.max_num_seqs, options.max_num_tokens) * built.model.vocab_size * 8
+    angles = sum(2 * length * rotary.dim * built.dtype.itemsize for rotary in built.model.rotaries)  # type: ignore[misc, operator]
+    return activations + angles + min(options.max_num_seqs, options.max_num_tokens) * built.model.vocab_size * 8
 
 
 def _available(built: BuiltModel) -> int:

@@ -18,7 +18,7 @@ from pegboard_engine.adapters import ServedAdapters
 from pegboard_engine.alone import alone
 from pegboard_engine.captured import CapturedSteps
 from pegboard_engine.feed import DeviceFeed, Fed, make_feed
-from pegboard_engine.graphs import DecodeGraphs, usable
+from pegboard_engine.graphs import DecodeGraphs, captures_whole_steps
 from pegboard_engine.rows import first_rows
 from pegboard_engine.sampling.logprobs import Logprobs, logprobs_of
 from pegboard_engine.sampling.sampler import Sampled, Sampler
@@ -68,7 +68,7 @@ class Runner:
             rotary.tabulate(cache.max_pages * cache.layout.page_size, built.dtype)  # type: ignore[operator]
         self._graphs: DecodeGraphs | None = None
         self._captured: CapturedSteps | None = None
-        if cache.graphs and isinstance(self._feed, DeviceFeed) and usable(built) and not built.attention.static_pages:
+        if cache.graphs and isinstance(self._feed, DeviceFeed) and captures_whole_steps(built):
             self._captured = CapturedSteps(built, self.cache, self._feed, self._sampler, self._groups)
         elif cache.graphs:
             self._graphs = DecodeGraphs(built, self.cache, self._groups)
