@@ -180,9 +180,10 @@ def test_a_step_never_waits_for_the_device(rounding: str) -> None:
     options = AdamWOptions(lr=0.1, rounding=rounding)  # type: ignore[arg-type]
     trainer = trainer_of(policy, optimizer=AdamWFactory(options).build([("table", policy.table)]), clip=1.0)
     meter = Meter(CPU, Single())
+    taken = keyed([batch_of(4), batch_of(3)])
     with Reads() as reads:
         for _ in range(3):
-            trainer.step(keyed([batch_of(4), batch_of(3)]), 0.5, meter)
+            trainer.step(taken, 0.5, meter)
     assert reads.found == []
     with Reads() as reads:
         torch.ones(()).item()

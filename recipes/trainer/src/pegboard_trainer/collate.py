@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,22 +20,26 @@ def collate(examples: Iterable[Row | Example]) -> Batch:
     """
     groups = [(example,) if isinstance(example, Row) else example for example in examples]
     rows = [row for group in groups for row in group]
-    ids: list[int] = []
-    positions: list[int] = []
-    targets: list[int] = []
+    lens = [len(row.input_ids) for row in rows]
+    if lens != [len(row.mask) for row in rows]:
+        raise ValueError("a sequence has a mask of another length")
+    # With buffers and tensors, not lists: the device waits for the next batch.
+    numbers, learned = array("q"), bytearray()
     for row in rows:
-        ids += row.input_ids
-        positions += range(len(row.input_ids))
-        shifted = zip(row.input_ids[1:], row.mask[1:], strict=True)
-        targets += [token if learned else IGNORE for token, learned in shifted]
-        targets.append(IGNORE)
-    counted = [t for t, target in enumerate(targets) if target != IGNORE]
+        numbers.fromlist(row.input_ids)
+        learned += bytes(row.mask)
+    ids = torch.frombuffer(numbers, dtype=torch.int64) if numbers else _ids([])
+    mask = torch.frombuffer(learned, dtype=torch.bool) if learned else torch.zeros(0, dtype=torch.bool)
+    sizes = _ids(lens)
+    ends = sizes.cumsum(0)
+    targets = torch.where(mask, ids, IGNORE).roll(-1)
+    targets[ends[sizes > 0] - 1] = IGNORE
     return Batch(
-        _ids(ids),
-        _ids(positions),
-        _ids(targets),
-        [len(row.input_ids) for row in rows],
-        _ids(counted),
+        ids,
+        torch.arange(len(ids)) - (ends - sizes).repeat_interleave(sizes),
+        targets,
+        lens,
+        torch.masked_select(torch.arange(len(ids)), targets != IGNORE),
         {**_by_sequence(rows), **_by_token(rows)},
         _parts(rows),
         example_ids=_ids([number for number, group in enumerate(groups) for _ in group]),
