@@ -49,6 +49,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     | {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 256}
     | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16},
 }
+DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
+"""Kinds of a trace's events that the device has."""
+
 NARROW = ("optimizer.rounding=stochastic", "optimizer.states=bfloat16")
 EVERY = ("adapter.targets=all-linear", "adapter.rank=8", "adapter.alpha=16")
 CHEAP, AGAIN = "memory.recompute=cheap", "memory.recompute=all"
@@ -126,7 +129,7 @@ def measure(args: argparse.Namespace, row: str, model: Path, folder: Path) -> di
 def profile(trace: Path) -> dict[str, Any]:
     """Return what a recorded step took on the device, in ms: from its first kernel to its last, without any, and of each kernel."""
     events = [e for e in json.loads(trace.read_text())["traceEvents"] if e.get("ph") == "X"]
-    device = [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    device = [e for e in events if e.get("cat") in DEVICE]
     device = device or [e for e in events if e.get("cat") == "cpu_op"]
     device.sort(key=lambda e: e["ts"])
     times: dict[str, list[float]] = defaultdict(list)
@@ -137,11 +140,18 @@ def profile(trace: Path) -> dict[str, Any]:
         if event["ts"] > end:
             gaps.append(((event["ts"] - end) / 1e3, (end - device[0]["ts"]) / 1e3, event["name"]))
         end = max(end, event["ts"] + event["dur"])
+    given = {
+        e["args"]["correlation"]: e["ts"]
+        for e in events
+        if "correlation" in e.get("args", {}) and e.get("cat") not in DEVICE
+    }
+    ahead = [e["ts"] - given[e["args"]["correlation"]] for e in device if e["args"].get("correlation") in given]
     ordered = sorted(times.items(), key=lambda item: -sum(item[1]))
     return {
         "span_ms": (end - device[0]["ts"]) / 1e3,
         "idle_ms": sum(gap for gap, _, _ in gaps),
         "count": len(device),
+        "ahead_ms": statistics.median(ahead) / 1e3 if ahead else 0.0,
         "gaps": sorted(gaps, reverse=True)[:6],
         "kernels": [(name, len(all_), sum(all_)) for name, all_ in ordered],
     }
@@ -149,7 +159,10 @@ def profile(trace: Path) -> dict[str, Any]:
 
 def profile_lines(row: str, told: dict[str, Any], most: int) -> list[str]:
     """Return a profile for people."""
-    lines = [f"{row}: {told['span_ms']:.1f} ms, {told['idle_ms']:.1f} of them idle, {told['count']} kernels"]
+    lines = [
+        f"{row}: {told['span_ms']:.1f} ms, {told['idle_ms']:.1f} of them idle, {told['count']} kernels, the host"
+        f" {told['ahead_ms']:.1f} ms ahead"
+    ]
     lines += [f"  {gap:7.2f} ms idle at {at:7.1f} before {name[:90]}" for gap, at, name in told["gaps"]]
     lines += [f"  {total:7.2f} ms {count:5} x {name[:120]}" for name, count, total in told["kernels"][:most]]
     rest = sum(total for _, _, total in told["kernels"][most:])
