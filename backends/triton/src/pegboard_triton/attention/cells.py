@@ -50,14 +50,13 @@ def encoded(rows, KIND: tl.constexpr):
 
     What is not finite makes its row's scale NaN, so that whoever reads it learns of it.
     """
-    if KIND == 1:
-        LARGEST: tl.constexpr = 127.0
-    else:
-        LARGEST: tl.constexpr = 448.0
     magnitude = tl.abs(rows)
     # A maximum need not keep NaN; a sum does, and makes infinity minus infinity NaN.
     spoilt = tl.sum(rows - rows, axis=1)
-    scales = tl.max(magnitude, axis=1) / LARGEST + spoilt
+    scales = (
+        tl.div_rn(tl.max(magnitude, axis=1), tl.full([rows.shape[0]], 127.0 if KIND == 1 else 448.0, tl.float32))
+        + spoilt
+    )
     safe = tl.where(scales > 0, scales, 1.0)
     steps = tl.div_rn(rows, tl.broadcast_to(safe[:, None], rows.shape))
     if KIND == 1:

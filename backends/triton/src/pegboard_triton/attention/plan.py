@@ -100,6 +100,13 @@ class CachedPlan:
     A plan of a static shape has room for `pad_to` sequences of one new token; those that are not there read and write page 0.
     """
 
+    items: Tensor
+    pages: Tensor
+    slots: Tensor
+    seq_lens: Tensor
+    starts: Tensor
+    page_starts: Tensor
+
     def __init__(self, inputs: AttentionInputs, device: torch.device, layout: KVLayout) -> None:
         self.layout = layout
         self._device = device
