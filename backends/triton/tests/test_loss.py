@@ -157,3 +157,10 @@ def test_a_product_is_added(device: torch.device, dtype: torch.dtype) -> None:
     assert loss.add_product_(total, a, b).data_ptr() == total.data_ptr()
     # On the host torch rounds the product first; TF32 is off.
     close(total, exact, 1e-5 if dtype == torch.float32 or device.type != "cpu" else 6e-3)
+
+
+def test_rows_at_once() -> None:
+    assert loss.loss_rows(32000, torch.bfloat16, True) == 4096
+    assert loss.loss_rows(32000, torch.bfloat16, False) == 1024
+    assert loss.loss_rows(262144, torch.bfloat16, True) == 2048
+    assert loss.loss_rows(1 << 30, torch.float32, True) == 256

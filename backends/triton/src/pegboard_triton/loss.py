@@ -22,6 +22,9 @@ from pegboard_triton.tuning import choice
 if TYPE_CHECKING:
     from pegboard.interfaces.platform import Phase
 
+LOGITS = 1 << 30
+"""Bytes of logits that a loss has at once, at most; the smallest chunk apart."""
+
 
 @triton.jit
 def _capped(value, softcap, CAP: tl.constexpr):
@@ -265,11 +268,21 @@ def add_product_(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.addmm(total, a.t(), b, out_dtype=torch.float32, out=total)
 
 
+def loss_rows(columns: int, dtype: torch.dtype, trained: bool) -> int:
+    """Return how many rows of logits losses have at once: op `loss_rows`.
+
+    A chunk reads and writes the head's float32 gradient; with more rows, products hide that. Logits take at most `LOGITS` bytes.
+    """
+    most = LOGITS // (columns * dtype.itemsize) // 256 * 256
+    return max(256, min(4096 if trained else 1024, most))
+
+
 def replacements(phase: Phase, dtype: torch.dtype) -> dict[str, Callable[..., Any]]:
     """Return the parts of losses, for models of a dtype that the kernels take."""
     if dtype not in TYPES:
         return {}
     return {
+        "loss_rows": loss_rows,
         "logits_sums": logits_sums,
         "logits_slope_": logits_slope_,
         "cross_entropy_": cross_entropy_,

@@ -20,6 +20,16 @@ def cap_slope(logits: Tensor, softcap: float) -> Tensor:
 
 
 @register(
+    "loss_rows",
+    "(columns, dtype, trained) -> how many rows of logits a loss has at once; trained: whether the head has a gradient, to which each"
+    " chunk adds a matrix as large as the head",
+    differentiable=False,
+)
+def loss_rows(columns: int, dtype: torch.dtype, trained: bool) -> int:
+    return 1024
+
+
+@register(
     "logits_sums",
     "(logits [M, V], targets [M] int64, softcap | None) -> (log of the sum of exp(logits) [M], logit of the target [M]), at least"
     " float32, of capped logits; 0 for a target outside of [0, V)",

@@ -15,9 +15,6 @@ from pegboard.nn.columns import Columns
 from pegboard.nn.head import Head
 from pegboard.ops import KernelTable
 
-CHUNK = 1024
-
-
 TokenLoss = Callable[[Tensor, slice], Tensor]
 """(log p of the targets of some rows [m], which of all rows these are) -> their losses [m], differentiable by the first."""
 
@@ -95,26 +92,33 @@ def _losses_and_slope(loss: TokenLoss, logps: Tensor, at: slice) -> tuple[Tensor
 
 
 def _loss_sum(
-    hidden: Tensor, head: Head, targets: Tensor, rows: Tensor, chunk: int, loss: TokenLoss | None
+    hidden: Tensor, head: Head, targets: Tensor, rows: Tensor, chunk: int | None, loss: TokenLoss | None
 ) -> tuple[Tensor, Tensor]:
     selected, wanted = hidden.index_select(0, rows), targets.index_select(0, rows)
+    chunk = chunk or _rows_at_once(head, hidden.dtype)
     out: tuple[Tensor, Tensor] = _LossSum.apply(  # type: ignore[no-untyped-call]
         selected, head.part, wanted, head.kernels, head.softcap, head.columns, chunk, loss
     )
     return out
 
 
-def cross_entropy_sum(hidden: Tensor, head: Head, targets: Tensor, rows: Tensor, *, chunk: int = CHUNK) -> Tensor:
+def _rows_at_once(head: Head, dtype: torch.dtype) -> int:
+    found: int = head.kernels.loss_rows(head.part.shape[0], dtype, torch.is_grad_enabled() and head.part.requires_grad)
+    return found
+
+
+def cross_entropy_sum(hidden: Tensor, head: Head, targets: Tensor, rows: Tensor, *, chunk: int | None = None) -> Tensor:
     """Return the sum over `rows` of -log p(target), a scalar of at least float32.
 
-    hidden: [T, H]. targets: [T] int64. rows: [M] int64, the rows that count (M = 0 gives 0 with zero gradients).
+    hidden: [T, H]. targets: [T] int64. rows: [M] int64, the rows that count (M = 0 gives 0 with zero gradients). chunk: rows at once;
+    what op `loss_rows` says without.
     One pass: each chunk's gradient is computed beside its loss, so nothing is recomputed and no logits are kept.
     """
     return _loss_sum(hidden, head, targets, rows, chunk, None)[0]
 
 
 def token_loss_sum(
-    hidden: Tensor, head: Head, targets: Tensor, rows: Tensor, loss: TokenLoss, *, chunk: int = CHUNK
+    hidden: Tensor, head: Head, targets: Tensor, rows: Tensor, loss: TokenLoss, *, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the sum over `rows` of a loss that each token has by itself, given its log p(target): a scalar; and log p, [M] without
     gradient. Both are of at least float32.
@@ -187,13 +191,14 @@ class _TokenLogps(torch.autograd.Function):
         return d_hidden, d_weight.to(weight.dtype), None, None, None, None, None
 
 
-def token_logps(hidden: Tensor, head: Head, targets: Tensor, rows: Tensor, *, chunk: int = CHUNK) -> Tensor:
+def token_logps(hidden: Tensor, head: Head, targets: Tensor, rows: Tensor, *, chunk: int | None = None) -> Tensor:
     """Return log p(target) of each of `rows`, [M] of at least float32, for losses that couple tokens of a sequence.
 
     Arguments as in `cross_entropy_sum`. With a frozen head nothing is recomputed: each row's gradient is ready up to a factor. With a
     trained one the logits are computed again, chunk by chunk, in the backward pass.
     """
     selected, wanted = hidden.index_select(0, rows), targets.index_select(0, rows)
+    chunk = chunk or _rows_at_once(head, hidden.dtype)
     out: Tensor = _TokenLogps.apply(  # type: ignore[no-untyped-call]
         selected, head.part, wanted, head.kernels, head.softcap, head.columns, chunk
     )

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from pegboard.nn.head import Head
 from pegboard.nn.logits import cap_slope, capped
-from pegboard.nn.loss import CHUNK
 from pegboard_distill.divergences import DIVERGENCES, divergence_and_slope
+
+CHUNK = 1024
+"""Rows at once: a divergence has several float32 temporaries as large as the logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class _DistillSum(torch.autograd.Function):
             if d_hidden is not None:
                 d_hidden[start : start + chunk] = student.kernels.linear(slope, weight.t(), None)
             if d_weight is not None:
-                d_weight += student.kernels.linear(slope.t(), rows.t(), None)
+                student.kernels.add_product_(d_weight, slope, rows)
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(sums)

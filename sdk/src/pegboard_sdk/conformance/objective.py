@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import pytest
@@ -158,14 +158,16 @@ class ObjectiveSuite(PluginSuite):
         self.needs("single_pass")
         models, batch = self.models(), self.batch(1)
         head, calls = models[self.roles[0]].head, 0
-        linear = head.kernels.linear
 
-        def counted(*arguments: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            return linear(*arguments)
+        def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+            def count(*arguments: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                return function(*arguments)
 
-        head.kernels = kernel_table({"linear": counted})
+            return count
+
+        head.kernels = kernel_table({op: counted(getattr(head.kernels, op)) for op in ("linear", "add_product_")})
         total = self.loss(models, batch).sum
         assert calls == 3  # logits, and their gradient with the head and with the states
         total.backward()

@@ -170,6 +170,7 @@ SAMPLES: Mapping[str, Callable[[Draw], list[Sample]]] = {
     "moe_route": _route,
     "grouped_linear": _grouped,
     "moe": _moe,
+    "loss_rows": lambda draw: [],  # a number of rows, which may be any
     "logits_sums": _logits_with_others,
     "logits_slope_": _slopes,
     "cross_entropy_": _whole_logits,
