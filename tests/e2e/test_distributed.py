@@ -71,6 +71,32 @@ def test_two_processes_are_one(tmp_path: Path, group: Group, arguments: Argument
         assert_same(resumed, one)
 
 
+def test_what_saves_time_and_memory_changes_nothing(
+    tmp_path: Path, group: Group, arguments: Arguments, train: Callable[..., Path]
+) -> None:
+    """Updates inside the backward pass, and step folders written in the background by all processes."""
+    more = [*FULL, "clip=null", "steps=2", "checkpoint.every=1", "average.decay=0.5"]
+    one = train(tmp_path / "one", *more, "batch.accumulate=2")
+    early = [*more, "batch.size=4", "memory.update_in_backward=true", "checkpoint.background=true"]
+    large = train(tmp_path / "large", *more, "batch.size=4")
+    meshes = {
+        "replicate": [*more, "mesh.replicate=2", "checkpoint.background=true"],
+        "shard": [*more, "mesh.shard=2", "checkpoint.background=true", "memory.update_in_backward=true"],
+        "replicate-early": [*more, "mesh.replicate=2", "memory.update_in_backward=true"],
+        "tensor-early": [*early, "mesh.tensor=2"],
+    }
+    group(2, [arguments(tmp_path / name, *options) for name, options in meshes.items()])
+    for name in meshes:
+        expected = large if name == "tensor-early" else one
+        assert_same(tmp_path / name, expected)
+        for step in ("step-00000001", "step-00000002"):
+            for folder in ("model", "average"):
+                ours, theirs = (read_folder(run / step / folder) for run in (tmp_path / name, expected))
+                assert list(ours) == list(theirs)
+                for key, value in theirs.items():
+                    torch.testing.assert_close(ours[key].load(), value.load(), rtol=0, atol=1e-9)
+
+
 @pytest.fixture(scope="module")
 def wide_model(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Path:
     """The toy model with layers wide enough for blocks of 64 weights to be split."""

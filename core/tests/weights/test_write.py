@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, safe_open
 
 from pegboard.errors import ModelError, PegboardError
+from pegboard.weights import Room, overwrite, read_folder, read_safetensors, write_model, write_safetensors
 from pegboard.weights import folder as folder_module
-from pegboard.weights import read_folder, read_safetensors, write_model, write_safetensors
 from pegboard.weights.read import INDEX_NAME
 from pegboard.weights.write import writing
 
@@ -231,3 +231,43 @@ def test_tensors_are_let_go_of_one_by_one(tmp_path: Path, lazily: bool) -> None:
     pairs = ((f"t{i}", Lazy() if lazily else make()) for i in range(8))
     write_model(tmp_path / "out", {"tie_word_embeddings": True}, pairs, {})
     assert (alive, peak) == (0, 1)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (4, 3), (2, 3, 4)])
+def test_room_is_filled_by_whoever_has_the_values(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """Every way of cutting a tensor into two blocks."""
+    values = torch.randn(shape).bfloat16()
+    for dim in range(max(len(shape), 1)):
+        write_safetensors(tmp_path / "a", [("before", torch.ones(5)), ("x", Room(shape, torch.bfloat16))])
+        (target,) = (tensor for name, tensor in read_safetensors(tmp_path / "a").items() if name == "x")
+        assert not target.load().any()
+        cut = [0] if not shape else [0, 1]
+        for at in cut:
+            part = values if not shape else values.split([1, shape[dim] - 1], dim)[at]
+            start = [at if place == dim else 0 for place in range(len(shape))]
+            overwrite([(target, start, part)])
+        assert target.load().equal(values)
+        assert read_safetensors(tmp_path / "a")["before"].load().equal(torch.ones(5))
+
+
+def test_a_model_may_have_room_in_several_files(tmp_path: Path) -> None:
+    shapes = {f"t{number}": (4, 3) for number in range(5)}
+    write_model(
+        tmp_path / "model", {}, ((n, Room(s, torch.float32)) for n, s in shapes.items()), {}, max_shard_bytes=100
+    )
+    there = read_folder(tmp_path / "model")
+    assert len({tensor.path for tensor in there.values()}) == 3
+    overwrite((there[name], (1, 1), torch.full((2, 2), float(name[1:]))) for name in shapes)
+    for name, tensor in read_folder(tmp_path / "model").items():
+        wanted = torch.zeros(4, 3)
+        wanted[1:3, 1:] = float(name[1:])
+        assert tensor.load().equal(wanted)
+
+
+def test_values_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "a", [("x", Room((4, 3), torch.float32))])
+    target = read_safetensors(tmp_path / "a")["x"]
+    for start, values in (((3, 0), torch.ones(2, 3)), ((0, 0), torch.ones(2, 3).half()), ((0,), torch.ones(3))):
+        with pytest.raises(ValueError, match=r"do not fit|argument"):
+            overwrite([(target, start, values)])
+    assert not target.load().any()

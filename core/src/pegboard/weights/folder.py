@@ -17,6 +17,7 @@ from pegboard.errors import ModelError, PegboardError
 from pegboard.weights.read import INDEX_NAME, WEIGHTS_NAME
 from pegboard.weights.write import (
     FORMAT_METADATA,
+    Room,
     encode_header,
     sync,
     sync_folder,
@@ -37,7 +38,7 @@ COMPACT_BELOW = 32 << 20
 def write_model(
     folder: Path,
     config: Mapping[str, Any],
-    tensors: Iterable[tuple[str, Tensor | LazyTensor]],
+    tensors: Iterable[tuple[str, Tensor | LazyTensor | Room]],
     files: Mapping[str, bytes],
     *,
     generation_config: Mapping[str, Any] | None = None,
@@ -64,7 +65,7 @@ def write_model(
             with _Shards(temporary, max_shard_bytes) as shards:
                 for name, tensor in tensors:
                     if not (tied and name == "lm_head.weight"):
-                        shards.add(name, tensor if isinstance(tensor, Tensor) else tensor.load())
+                        shards.add(name, tensor if isinstance(tensor, Tensor | Room) else tensor.load())
                     del tensor  # else it would live on while the next one is made
             contents |= shards.index()
             for name, content in contents.items():
@@ -132,12 +133,12 @@ class _Shards:
         elif self._file is not None:
             self._file.close()
 
-    def add(self, name: str, tensor: Tensor) -> None:
+    def add(self, name: str, tensor: Tensor | Room) -> None:
         """Append a tensor to the open file, or to a new one when that would grow too large."""
         if name in self._seen:
             raise ModelError(f"the tensor {name} is to be written twice", fix="give each tensor a name of its own")
         entry = (name, tensor.dtype, tuple(tensor.shape))
-        size, header = tensor.numel() * tensor.element_size(), len(encode_header([entry], {})) + 16
+        size, header = torch.Size(tensor.shape).numel() * tensor.dtype.itemsize, len(encode_header([entry], {})) + 16
         full = self._data_bytes + size > self._max_bytes or self._header_bytes + header > HEADER_ROOM - 256
         if self._file is not None and full and self._entries:
             self._finish()

@@ -7,7 +7,8 @@ A memory map would count every page once more while a tensor is copied, and woul
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,30 @@ class SafetensorsTensor:
             raise IndexError(f"rows {start}:{stop} of {self.name}, whose shape is {self.shape}")
         row_bytes = prod(self.shape[1:]) * self.dtype.itemsize
         return self._read(self._begin + start * row_bytes, (stop - start, *self.shape[1:]))
+
+    def runs(self, start: Sequence[int], values: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yield values that begin at `start` in this tensor as runs that lie in one piece in the file: (where, in bytes; values).
+
+        Raises ValueError for values that do not fit there.
+        """
+        ends = [first + size for first, size in zip(start, values.shape, strict=True)]
+        inside = len(ends) == len(self.shape) and all(end <= size for end, size in zip(ends, self.shape, strict=True))
+        if values.dtype != self.dtype or not inside:
+            raise ValueError(
+                f"{self.name} is {self.shape} of {self.dtype}: {tuple(values.shape)} of {values.dtype} at {tuple(start)} do not fit"
+            )
+        if not values.numel():
+            return
+        strides = [prod(self.shape[dim + 1 :]) for dim in range(len(self.shape))]
+        # Dimensions from `whole` on are there in full: they lie together, with those of the one before.
+        whole = len(self.shape)
+        while whole > 1 and values.shape[whole - 1] == self.shape[whole - 1]:
+            whole -= 1
+        outer = [range(size) for size in values.shape[: max(whole - 1, 0)]]
+        for index in product(*outer):
+            place = [first + at for first, at in zip(start, index, strict=False)] + list(start[len(index) :])
+            offset = sum(at * stride for at, stride in zip(place, strides, strict=True))
+            yield self._begin + offset * self.dtype.itemsize, values[index]
 
     def _read(self, offset: int, shape: tuple[int, ...]) -> Tensor:
         out = torch.empty(shape, dtype=self.dtype)

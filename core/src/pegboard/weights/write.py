@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from uuid import uuid4
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from pegboard.errors import ModelError, PegboardError
 from pegboard.weights.header import METADATA_KEY
-from pegboard.weights.read import TORCH_DTYPES
+from pegboard.weights.read import TORCH_DTYPES, SafetensorsTensor
 
 if TYPE_CHECKING:
     from pegboard.interfaces.format import LazyTensor
@@ -28,8 +29,16 @@ _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Space in a file for a tensor whose values come later, by `overwrite`; zeros until then, which take no place on most disks."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
 def write_safetensors(
-    path: Path, tensors: Iterable[tuple[str, Tensor | LazyTensor]], metadata: Mapping[str, str] | None = None
+    path: Path, tensors: Iterable[tuple[str, Tensor | LazyTensor | Room]], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a file that appears, or replaces an older one, whole or not at all.
 
@@ -46,7 +55,7 @@ def write_safetensors(
             with temporary.open("xb") as file:
                 file.write(header)
                 for _, tensor in pairs:
-                    write_data(file, tensor if isinstance(tensor, Tensor) else tensor.load())
+                    write_data(file, tensor if isinstance(tensor, Tensor | Room) else tensor.load())
                 sync(file)
             temporary.replace(path)
             sync_folder(path.parent)
@@ -79,11 +88,44 @@ def encode_header(
     return length.to_bytes(8, "little") + text.ljust(length)
 
 
-def write_data(file: BinaryIO, tensor: Tensor) -> None:
+def write_data(file: BinaryIO, tensor: Tensor | Room) -> None:
     """Append the values of a tensor of any device and layout, row-major and little-endian."""
+    if isinstance(tensor, Room):
+        if size := torch.Size(tensor.shape).numel() * tensor.dtype.itemsize:
+            file.seek(size - 1, os.SEEK_CUR)
+            file.write(b"\0")
+        return
+    file.write(_bytes(tensor))
+
+
+def overwrite(parts: Iterable[tuple[SafetensorsTensor, Sequence[int], Tensor]]) -> None:
+    """Put values into files, each block of them (of the file's dtype) where it begins in a tensor that is there.
+
+    What was written is on the disk on return. Several processes may write different parts of one tensor at a time. Raises PegboardError
+    where a file cannot be written.
+    """
+    files: dict[Path, int] = {}
+    try:
+        for target, start, values in parts:
+            with writing(target.path):
+                if target.path not in files:
+                    files[target.path] = os.open(target.path, os.O_WRONLY)
+                for offset, run in target.runs(start, values):
+                    data = memoryview(_bytes(run))
+                    while data:
+                        count = os.pwrite(files[target.path], data, offset)
+                        data, offset = data[count:], offset + count
+        for path, file in files.items():
+            with writing(path):
+                os.fsync(file)
+    finally:
+        for file in files.values():
+            os.close(file)
+
+
+def _bytes(tensor: Tensor) -> memoryview | bytes:
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    if flat.numel():
-        file.write(flat.view(torch.uint8).numpy().data)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else b""
 
 
 def temporary_name(name: str) -> str:

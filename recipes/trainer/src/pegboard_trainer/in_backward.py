@@ -12,7 +12,9 @@ from torch.optim import Optimizer
 
 from pegboard.errors import ConfigError
 from pegboard.interfaces.optimizer import OptimizerFactory
+from pegboard_trainer.buckets import Buckets
 from pegboard_trainer.config import TrainConfig
+from pegboard_trainer.placement import Placement
 from pegboard_trainer.update import Update
 
 
@@ -48,27 +50,40 @@ class PerParameter:
 
 
 class UpdateInBackward(Update):
-    """Takes each parameter's step inside the backward pass (arXiv:2306.09782), of which a step has one, in one process, unclipped."""
+    """Takes each parameter's step inside the backward pass (arXiv:2306.09782), of which a step has one, unclipped.
 
-    def __init__(self, parameters: Sequence[tuple[str, Parameter]], optimizer: PerParameter) -> None:
-        super().__init__(parameters, optimizer, None)  # type: ignore[arg-type]
-        self._squares: list[Tensor] = []
-        for parameter, own in optimizer.optimizers.items():
-            parameter.register_post_accumulate_grad_hook(self._hook(own))
+    Of what several processes have whole, gradients are summed bucket by bucket, and a bucket's parameters step when it is back.
+    """
 
-    def _hook(self, optimizer: Optimizer) -> Callable[[Tensor], None]:
-        def update(parameter: Tensor) -> None:
-            assert parameter.grad is not None
-            wide = torch.promote_types(parameter.dtype, torch.float32)
-            self._squares.append(torch.linalg.vector_norm(parameter.grad, dtype=wide))
-            optimizer.step()
-            parameter.grad = None
+    def __init__(
+        self, parameters: Sequence[tuple[str, Parameter]], optimizer: PerParameter, placement: Placement
+    ) -> None:
+        super().__init__(parameters, optimizer, None, placement)  # type: ignore[arg-type]
+        self._optimizers, self._squares = optimizer.optimizers, list[Tensor]()
+        for name, parameter in parameters:
+            if placement.group_of(name, parameter) is None:
+                parameter.register_post_accumulate_grad_hook(self._hook(name, parameter))
 
-        return update
+    def _sums(self) -> Buckets:
+        return Buckets(self.parameters, self.placement, update=self._step)
+
+    def _hook(self, name: str, parameter: Parameter) -> Callable[[Tensor], None]:
+        @torch.no_grad()
+        def came(_: Tensor) -> None:
+            self.placement.reduce_parts([(name, parameter)])
+            self._step(name, parameter)
+
+        return came
+
+    def _step(self, name: str, parameter: Parameter) -> None:
+        self._squares.append(self.placement.square(name, parameter))
+        self._optimizers[parameter].step()
+        parameter.grad = None
 
     def finish(self) -> Tensor:
         """Return the norm of the gradient that the backward pass had."""
-        norm = torch.linalg.vector_norm(torch.stack(self._squares)) if self._squares else torch.tensor(0.0)
+        self._buckets.finish()
+        norm = self.placement.root(self._squares)
         self._squares = []
         return norm
 
@@ -78,11 +93,11 @@ def check_in_backward(config: TrainConfig) -> None:
     wrong = {
         "batch.accumulate": config.batch.accumulate > 1,
         "clip": config.clip is not None,
-        "mesh": config.mesh.processes > 1,
+        "mesh.offload": config.mesh.offload,
     }
     for key, is_set in wrong.items():
         if is_set:
             raise ConfigError(
                 f"memory.update_in_backward updates weights before all gradients are there, which {key} needs",
-                fix="set batch.accumulate=1, clip=null and a mesh of one process, or memory.update_in_backward=false",
+                fix="set batch.accumulate=1, clip=null and mesh.offload=false, or memory.update_in_backward=false",
             )

@@ -18,7 +18,6 @@ from pegboard_trainer.flops import StepCost
 from pegboard_trainer.meter import Meter, Reducer
 from pegboard_trainer.pace import Pace
 from pegboard_trainer.routing import Routing
-from pegboard_trainer.routing import Routing
 from pegboard_trainer.run import Run
 from pegboard_trainer.source import BatchSource, take
 from pegboard_trainer.update import Update
@@ -78,6 +77,8 @@ class Trainer:
         for number, ((batch, weight), count) in enumerate(zip(group, counts, strict=True)):
             if self.routing is not None and shares is not None:
                 self.routing.begin(shares[number])
+            if number == len(group) - 1:
+                self.update.last_pass()
             output = self.objective(self.roles, batch)
             (output.sum * (scale * weight).to(output.sum.dtype)).backward()
             meter.add({"loss": (output.sum, count), **output.metrics}, weight)

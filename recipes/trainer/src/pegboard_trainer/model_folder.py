@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,13 +14,15 @@ from torch import Tensor
 
 from pegboard.classifier import SCORE
 from pegboard.errors import PegboardError
-from pegboard.weights import write_model, write_safetensors
-from pegboard_trainer.placement import Placement
+from pegboard.weights import Room, overwrite, read_folder, read_safetensors, write_model, write_safetensors
+from pegboard_trainer.placement import Piece, Placement
 from pegboard_trainer.roles import ModelRole
 
 if TYPE_CHECKING:
     from pegboard.interfaces.format import ModelFiles
     from pegboard.interfaces.tokenizer import Tokenizer
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 log = logging.getLogger("pegboard.train")
 
@@ -38,43 +40,23 @@ class ModelWriter:
     prefix: str = ""
     replaced: Callable[[], Mapping[str, Tensor]] = dict
 
-    def __call__(self, folder: Path) -> None:
-        """Write `folder`, tensor by tensor. In a run of several processes all of them call this, and the first one writes."""
-        self.snapshot(copy=False)(folder)
-
-    def snapshot(self, *, copy: bool) -> Callable[[Path], None]:
-        """Return what writes the folder. copy: with the values of now, kept on the host, whatever becomes of the model."""
-        world = self.placement.world
-        if not copy or world.processes > 1:
-            return lambda folder: self._write(folder, self._tensors())
-        held = [(name, tensor.detach().to("cpu", copy=True)) for name, tensor in self._tensors()]
-        return lambda folder: self._write(folder, iter(held))
-
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield what is saved, whole, under the names that it has in files."""
+    def snapshot(self, *, copy: bool) -> ModelSnapshot:
+        """Return what is to be written of this process. copy: the values of now, kept on the host, whatever becomes of the model."""
         replaced, model = self.replaced(), self.role.built.model
         own = {name: name for name, _ in model.named_parameters()}
         if self.role.adapter is not None:
             own = dict(self.role.adapter.parameter_names(model))
             if model.score is not None:
                 own[f"base_model.model.{SCORE}"] = SCORE
+        held = []
         for file_name, name in own.items():
-            tensor = replaced[name] if name in replaced else model.get_parameter(name).detach()
-            yield file_name, self.placement.whole(self.prefix + name, tensor)
+            parameter = model.get_parameter(name)
+            part = self.placement.local(replaced.get(name, parameter).detach())
+            piece = self.placement.piece(self.prefix + name, parameter)
+            held.append((file_name, part.to("cpu", copy=True) if copy and piece.own else part, piece))
+        return ModelSnapshot(self, held)
 
-    def _write(self, folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
-        if not self.placement.world.first:
-            for _ in tensors:  # the first process needs this one's parts
-                pass
-            return
-        try:
-            self._write_files(folder, ((name, tensor.cpu()) for name, tensor in tensors))
-        except BaseException:
-            for _ in tensors:  # the other processes wait for this one's parts
-                pass
-            raise
-
-    def _write_files(self, folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
+    def _write_files(self, folder: Path, tensors: Iterator[tuple[str, Tensor | Room]]) -> None:
         built, adapter = self.role.built, self.role.adapter
         if adapter is None:
             dtype = str(built.dtype).removeprefix("torch.")
@@ -86,11 +68,42 @@ class ModelWriter:
         for name, content in self.tokenizer.files().items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)  # additional_chat_templates/…
             (folder / name).write_bytes(content)
-        write_safetensors(folder / "adapter_model.safetensors", tensors)
+        write_safetensors(folder / ADAPTER_WEIGHTS, tensors)
         settings = dict(adapter.config(self.role.base))
         if built.model.score is not None:
             settings |= {"modules_to_save": ["score"], "task_type": "SEQ_CLS"}
         (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSnapshot:
+    """What a folder is written from: what this process has of each tensor, by its name in files, and where that is in the whole."""
+
+    writer: ModelWriter
+    held: Sequence[tuple[str, Tensor, Piece]]
+
+    @property
+    def _together(self) -> bool:
+        return self.writer.placement.world.processes > 1
+
+    def lay_out(self, folder: Path) -> None:
+        """Write the folder with room for what all processes will fill in: one of them does this, before any fills."""
+        if self._together:
+            self.writer._write_files(folder, ((name, Room(piece.whole, t.dtype)) for name, t, piece in self.held))
+
+    def fill(self, folder: Path) -> None:
+        """Write what this process has, tensor by tensor; alone, the folder."""
+        if not self._together:
+            self.writer._write_files(folder, ((name, tensor.cpu()) for name, tensor, _ in self.held))
+            return
+        file = folder / ADAPTER_WEIGHTS
+        there = read_folder(folder) if self.writer.role.adapter is None else read_safetensors(file)
+        overwrite(
+            (there[name], start, values)
+            for name, part, piece in self.held
+            if piece.own and name in there
+            for start, values in piece.blocks(part)
+        )
 
 
 def cache_folder() -> Path:

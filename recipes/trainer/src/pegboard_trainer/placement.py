@@ -31,6 +31,15 @@ class Piece:
     own: bool
     rows: tuple[tuple[int, int], ...] = ()
 
+    def blocks(self, part: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+        """Yield where in the whole each block of the part begins, and the block."""
+        if not self.rows:
+            yield self.start, part
+        first = 0
+        for place, count in self.rows:
+            yield (place, *self.start[1:]), part.narrow(0, first, count)
+            first += count
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -50,35 +59,51 @@ class Placement:
         """Return the part of a parameter, gradient or state that is here, in the same memory."""
         return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
 
-    def reduce(self, parameters: Sequence[tuple[str, Parameter]]) -> None:
-        """Make the gradients those of the whole batch, where the backward passes did not."""
-        if self.world.mesh is None:
-            return
-        if self.partial:
+    def group_of(self, name: str, parameter: Tensor) -> Any:
+        """Return the processes over which the gradient of a whole parameter adds up; None where it is so after a backward pass."""
+        if self.world.mesh is None or isinstance(parameter, DTensor):
+            return None
+        if name in self.partial:
+            return dist.group.WORLD if self.world.size > 1 else self.world.mesh.get_group("tensor")
+        return self.world.data_group if self.world.size > 1 else None
+
+    def reduce_parts(self, parameters: Sequence[tuple[str, Parameter]]) -> None:
+        """Make the gradients of sharded parameters those of all tensor-parallel ranks, where each of these has a summand."""
+        if self.world.mesh is not None and self.partial:
+            summed = [(n, p) for n, p in parameters if n in self.partial and isinstance(p, DTensor)]
             group = self.world.mesh.get_group("tensor")
-            _sum_all([self.local(p.grad) for n, p in parameters if n in self.partial and p.grad is not None], group)
-        if self.world.size > 1:
-            plain = [p.grad for _, p in parameters if p.grad is not None and not isinstance(p, DTensor)]
-            _sum_all(plain, self.world.data_group)
+            _sum_all([self.local(p.grad) for _, p in summed if p.grad is not None], group)
 
     @torch.no_grad()
     def norm(self, parameters: Sequence[tuple[str, Parameter]]) -> Tensor:
         """Return the norm of the gradient over all parameters, a scalar."""
-        held = [(n, p, self.local(p.grad)) for n, p in parameters if p.grad is not None]
+        held = [(n, p) for n, p in parameters if p.grad is not None]
         if self.world.mesh is None:
-            return torch.nn.utils.get_total_norm([grad for _, _, grad in held])
-        # Each part counts once, however many processes have it.
-        device = held[0][2].device if held else torch.device("cpu")
-        wide = torch.float64 if any(g.dtype == torch.float64 for _, _, g in held) else torch.float32
-        total = torch.zeros((), dtype=wide, device=device)
-        for name, parameter, grad in held:
-            total += grad.to(wide).square().sum() / self._copies(name, parameter)
-        dist.all_reduce(total)
+            return torch.nn.utils.get_total_norm([p.grad for _, p in held if p.grad is not None])
+        return self.root([self.square(name, parameter) for name, parameter in held])
+
+    @torch.no_grad()
+    def square(self, name: str, parameter: Parameter) -> Tensor:
+        """Return this process's share of the square of a gradient's norm, of at least float32: each part counts once, however many
+        processes have it.
+        """
+        assert parameter.grad is not None
+        grad = self.local(parameter.grad)
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        return torch.linalg.vector_norm(grad, dtype=wide).square() / self._copies(name, parameter)
+
+    def root(self, squares: Sequence[Tensor]) -> Tensor:
+        """Return the norm to whose square all processes have such shares, a scalar; 0 without any."""
+        wide = torch.float64 if any(square.dtype == torch.float64 for square in squares) else torch.float32
+        total = torch.stack([square.to(wide) for square in squares]).sum() if squares else torch.zeros(())
+        if self.world.mesh is not None:
+            dist.all_reduce(total)
         return total.sqrt()
 
     def _copies(self, name: str, parameter: Tensor) -> int:
         mesh = self.world.mesh
-        assert mesh is not None
+        if mesh is None:
+            return 1
         copies = mesh["replicate"].size() * (1 if name in self.splits else mesh["tensor"].size())
         return int(copies if isinstance(parameter, DTensor) else copies * mesh["shard"].size())
 

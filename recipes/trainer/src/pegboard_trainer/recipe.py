@@ -188,7 +188,7 @@ def _update(
     factory.kernels = kernel_table(replacements, owner=f"platform {policy.platform_name!r}")
     if config.memory.update_in_backward:
         check_in_backward(config)
-        return UpdateInBackward(named, PerParameter(factory, named))
+        return UpdateInBackward(named, PerParameter(factory, named), placement)
     return Update(named, factory.build(named), config.clip, placement)
 
 

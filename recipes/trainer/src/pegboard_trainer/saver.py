@@ -58,40 +58,33 @@ class Saver:
         state = {**state, "patience": patience.state()}
         copy = self.background
 
+        writers = [(temporary / name, writer.snapshot(copy=copy)) for name, writer in self.models]
+        trained = snapshot(self.trained) if copy else self.trained
+        tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()} if copy else tensors
+
         def start() -> None:
             if self.world.first:
                 begin(temporary)
                 (temporary / "trainer").mkdir()
+                for folder, model in writers:
+                    model.lay_out(folder)
+
+        def write() -> None:
+            for folder, model in writers:
+                model.fill(folder)
+            write_trainer(temporary / "trainer", step, trained, state, tensors)
 
         with writing_to(target, temporary):
             self.world.together(start)
-            writers = [(name, writer.snapshot(copy=copy)) for name, writer in self.models]
-            trained = snapshot(self.trained) if copy else self.trained
-            tensors = (
-                {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()} if copy else tensors
-            )
-
-            def write_models() -> None:
-                for name, write in writers:
-                    write(temporary / name)
-
-            def write_rest() -> None:
-                write_trainer(temporary / "trainer", step, trained, state, tensors)
-
             if not copy:
-                self.world.together(write_models)
-                self.world.together(write_rest)
+                self.world.together(write)
                 return
-            if self.world.processes > 1:  # their parts can only be gathered while all wait
-                self.world.together(write_models)
-        works = [write_rest] if self.world.processes > 1 else [write_models, write_rest]
-        self._thread = threading.Thread(target=self._work, args=(works,), name="step-folder", daemon=False)
+        self._thread = threading.Thread(target=self._work, args=(write,), name="step-folder", daemon=False)
         self._thread.start()
 
-    def _work(self, works: Sequence[Callable[[], None]]) -> None:
+    def _work(self, work: Callable[[], None]) -> None:
         try:
-            for work in works:
-                work()
+            work()
         except BaseException as error:
             self._error.append(error)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from pegboard_trainer.buckets import Buckets
 from pegboard_trainer.placement import Placement
 
 
@@ -18,12 +19,17 @@ class Update:
     """Owns the gradients and rates of the trained parameters.
 
     clip: largest norm of the gradient; None for none. placement: where parts of the parameters are, in a run of several processes.
+    Gradients of what several processes have whole are summed over these during the last backward pass of a step.
     """
 
     parameters: Sequence[tuple[str, Parameter]]
     optimizer: Optimizer
     clip: float | None = None
     placement: Placement = field(default_factory=Placement)
+    _buckets: Buckets = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._buckets = self._sums()
 
     @property
     def rate(self) -> float:
@@ -35,18 +41,26 @@ class Update:
         for group in self.optimizer.param_groups:
             group["lr"] = group.setdefault("peak_lr", group["lr"]) * factor
 
+    def last_pass(self) -> None:
+        """Say that the next backward pass is the last one of the step."""
+        self._buckets.arm()
+
     def finish(self) -> Tensor:
         """Take the optimizer's step with the gradients that the backward passes left, and drop them.
 
         Returns the norm of the whole gradient before clipping, a scalar that is still on the device.
         """
-        self.placement.reduce(self.parameters)
+        self._buckets.finish()
+        self.placement.reduce_parts(self.parameters)
         norm = self.placement.norm(self.parameters)
         if self.clip is not None:
             self._scale(torch.clamp(self.clip / (norm + 1e-6), max=1.0))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def _sums(self) -> Buckets:
+        return Buckets(self.parameters, self.placement)
 
     def _scale(self, factor: Tensor) -> None:
         """Let gradients count by a factor: within the optimizer's pass over them, where it has a place for it (`AdamW.factor`)."""
