@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -11,28 +11,36 @@ from torch import Tensor, nn
 from pegboard.errors import ConfigError
 from pegboard.nn import Linear
 from pegboard.nn.layer import Layer
+from pegboard.ops import KernelTable, kernel_table
+from pegboard_int4 import ops
 from pegboard_int4.rounding import round_tokens
-from pegboard_int4.stored import PER_WORD, dequantise, finite_codes, pack, parts_checked
+from pegboard_int4.stored import PER_WORD, finite_codes, pack, parts_checked
 
 if TYPE_CHECKING:
     from pegboard.types import ForwardContext
+
+
+_TABLE = kernel_table({"int4_linear": ops.int4_linear})
 
 
 class _Product(torch.autograd.Function):
     """round(x) @ W.T that keeps x and no dequantised weight."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: Int4Linear, linear: Callable[..., Tensor]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: Int4Linear) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.layer, ctx.linear = layer, linear
-        return linear(round_tokens(x)[0] if layer.activations else x, layer.dequantised(x.dtype), None)
+        ctx.layer = layer
+        kernels = layer.kernels
+        rounded = round_tokens(x)[0] if layer.activations else x
+        out: Tensor = kernels.int4_linear(rounded, layer.weight, layer.scales, kernels.linear)
+        return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (grad,) = grads
         (x,) = ctx.saved_tensors
-        d_x: Tensor = ctx.linear(grad, ctx.layer.dequantised(grad.dtype).t(), None)
-        return d_x.mul_(round_tokens(x)[1]) if ctx.layer.activations else d_x, None, None
+        d_x: Tensor = ctx.layer.kernels.linear(grad, ctx.layer.dequantised(grad.dtype).t(), None)
+        return d_x.mul_(round_tokens(x)[1]) if ctx.layer.activations else d_x, None
 
 
 class Int4Linear(Layer):
@@ -42,6 +50,7 @@ class Int4Linear(Layer):
     weight: int32 [N, K / 8], eight codes a word. scales: float32 [N, K / group].
     """
 
+    kernels: KernelTable = _TABLE
     weight: Tensor
     scales: Tensor
 
@@ -75,21 +84,31 @@ class Int4Linear(Layer):
             with torch.no_grad():
                 getattr(self, leaf).copy_(tensor)
             return
-        codes, scales = finite_codes(self.name, tensor.to(self._device()), self.group)
-        self.weight, self.scales = pack(codes), scales
+        codes, scales = finite_codes(self.name, tensor.to(self.like().device), self.group)
+        self._put(pack(codes), scales)
 
     def load_parts(self, leaf: str, parts: Mapping[str, Tensor]) -> None:
         """Take a weight as a checkpoint holds it quantised; nothing is rounded again."""
         words, scales = parts_checked(f"{self.name}.{leaf}", parts, self.group)
-        self.weight, self.scales = words.to(self._device()), scales.to(self._device(), torch.float32)
+        device = self.like().device
+        self._put(words.to(device), scales.to(device, torch.float32))
+
+    def _put(self, words: Tensor, scales: Tensor) -> None:
+        """Take a weight; into the memory that there is, which may be that of all experts."""
+        if self.weight.is_meta:
+            self.weight, self.scales = words, scales
+        else:
+            self.weight.copy_(words)
+            self.scales.copy_(scales)
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """Return the weight [N, K]."""
-        return dequantise(self.weight, self.scales, dtype)
+        values: Tensor = self.kernels.int4_values(self.weight, self.scales, dtype)
+        return values
 
     def forward(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor:
         """[T, in_features] -> [T, out_features]."""
-        out: Tensor = _Product.apply(x, self, self.kernels.linear)
+        out: Tensor = _Product.apply(x, self)
         return out if self.bias is None else out + self.bias
 
     def plain(self) -> Linear:
@@ -141,6 +160,7 @@ class Int4Linear(Layer):
             f"{self.in_features} -> {self.out_features}, int4 in groups of {self.group}, bias={self.bias is not None}"
         )
 
-    def _device(self) -> torch.device:
-        placed = (p.device for p in self._model[0].parameters() if not p.is_meta)
-        return next(placed, torch.device("cpu"))
+    def like(self) -> Tensor:
+        """Return a parameter of the model that is in place: its norms, which nothing quantises."""
+        placed = (p for p in self._model[0].parameters() if not p.is_meta and p.is_floating_point())
+        return next(placed, torch.empty(0))

@@ -1,7 +1,9 @@
-"""Products with weights of 8 or 4 bits: few rows straight from the packed weight, many with a weight that one kernel widens before."""
+"""Few rows times a packed weight: its bytes are read once and widened in registers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pegboard_triton.packed import FLOAT8, INT4, NF4, nf4_value, widen
+from pegboard_triton.quantized.packed import FLOAT8, INT4, NF4, plain_scale, widen
 
 MOST = 32
 """Rows of x up to which packed weights are multiplied as they are."""
@@ -20,13 +22,18 @@ def packed_rows(
     x,
     weight,
     scales,
+    table,
+    nested,
+    offset,
     bias,
     out,
     rows,
     outputs,
     x_stride,
+    out_stride,
     INPUTS: tl.constexpr,
     SCALED: tl.constexpr,
+    NESTED: tl.constexpr,
     FORMAT: tl.constexpr,
     BIAS: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -35,6 +42,7 @@ def packed_rows(
     BLOCK_K: tl.constexpr,
 ):
     """out [M, N] = x [M, K] values^T + bias. SCALED: columns of a scale, of which BLOCK_K is a divisor or K is one group.
+    NESTED: as of `plain_scale`.
 
     With SPLIT > 1: out [SPLIT, M, N] float32, the sums over parts of K, without bias.
     """
@@ -65,7 +73,7 @@ def packed_rows(
         else:
             # A scale for each output once a step, in the place of one for each weight.
             group = tl.minimum(start // SCALED, groups - 1)
-            scale = tl.load(scales + row * groups + group)
+            scale = plain_scale(scales, table, nested, offset, row * groups + group, NESTED)
             total += tl.dot(a, values, input_precision="ieee") * scale[None, :]
     if groups == 1:
         total = total * tl.load(scales + row)[None, :]
@@ -73,12 +81,14 @@ def packed_rows(
         total = total * 256.0
     if BIAS and SPLIT == 1:
         total += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]
-    at = out + (tl.program_id(1) * rows + m).to(tl.int64)[:, None] * outputs + n[None, :]
+    at = out + (tl.program_id(1) * rows + m).to(tl.int64)[:, None] * out_stride + n[None, :]
     tl.store(at, total.to(out.dtype.element_ty), mask=(m < rows)[:, None] & (n < outputs)[None, :])
 
 
 @triton.jit
-def add_parts(parts, bias, out, size, outputs, BIAS: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr):
+def add_parts(
+    parts, bias, out, size, outputs, out_stride, BIAS: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr
+):
     """out [M, N] = the sum of parts [SPLIT, M, N] in their order, + bias. size: M N."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = at < size
@@ -87,55 +97,52 @@ def add_parts(parts, bias, out, size, outputs, BIAS: tl.constexpr, SPLIT: tl.con
         total += tl.load(parts + part * size + at, mask=there, other=0.0)
     if BIAS:
         total += tl.load(bias + at % outputs, mask=there, other=0.0).to(tl.float32)
-    tl.store(out + at, total.to(out.dtype.element_ty), mask=there)
+    tl.store(out + at // outputs * out_stride + at % outputs, total.to(out.dtype.element_ty), mask=there)
 
 
-@triton.jit
-def widen_all(packed, scales, table, nested, offset, out, size, SCALED: tl.constexpr, FORMAT: tl.constexpr,
-              NESTED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """out, flat [size] = the values of packed bytes times the scale of each SCALED of them, each rounded once.
-
-    NESTED: how many scales share one of `nested`; they are codes of `table` then, and `offset` is added. 0: they are float32.
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A weight [N, K] of a format. codes: contiguous bytes [N, K] or [N, K / 2]. scales: one for `scaled` columns of a row; float32,
+    or uint8 codes of `table` where `nested` of them share a scale and `offset` is to be added. All contiguous.
     """
-    byte = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    there = byte * 2 < size
-    tile = tl.load(packed + byte, mask=there, other=0)
-    group = byte * 2 // SCALED
-    if NESTED > 0:
-        code = tl.load(scales + group, mask=there, other=0)
-        scale = tl.load(table + code) * tl.load(nested + group // NESTED, mask=there, other=0.0) + tl.load(offset)
-    else:
-        scale = tl.load(scales + group, mask=there, other=0.0)
-    if FORMAT == NF4:
-        first, second = nf4_value(tile >> 4), nf4_value(tile & 15)
-    else:
-        first, second = (tile & 15).to(tl.float32) - 8.0, (tile >> 4).to(tl.float32) - 8.0
-    values = tl.reshape(tl.join(first * scale, second * scale), [2 * BLOCK]).to(out.dtype.element_ty)
-    at = tl.program_id(0).to(tl.int64) * (2 * BLOCK) + tl.arange(0, 2 * BLOCK)
-    tl.store(out + at, values, mask=at < size)
+
+    form: Any
+    shape: tuple[int, int]
+    codes: Tensor
+    scales: Tensor
+    scaled: int
+    table: Tensor | None = None
+    nested: Tensor | None = None
+    offset: Tensor | None = None
+    shared: int = 0
 
 
-def rows_product(
-    x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None, scaled: int, form: Any, use: dict[str, int]
+def product(
+    x: Tensor, weight: Packed, bias: Tensor | None, use: Mapping[str, int], out: Tensor | None = None
 ) -> Tensor:
-    """Return x values^T + bias [M, N]. weight: bytes [N, K] or [N, K / 2]. scales: float32, one for `scaled` columns of a row."""
-    rows, inputs = x.shape
-    outputs = weight.shape[0]
+    """Return x values^T + bias [M, N], in `out` if given, whose rows may be part of wider ones. x: rows contiguous in themselves."""
+    rows, (outputs, inputs) = x.shape[0], weight.shape
     split = use["SPLIT"]
-    out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
-    target = out if split == 1 else torch.empty(split, rows, outputs, dtype=torch.float32, device=x.device)
+    if out is None:
+        out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
+    target = out if split == 1 else torch.empty(split * rows, outputs, dtype=torch.float32, device=x.device)
     packed_rows[(triton.cdiv(outputs, use["BLOCK_N"]), split)](
         x,
-        weight,
-        scales,
+        weight.codes,
+        weight.scales,
+        weight.table,
+        weight.nested,
+        weight.offset,
         bias,
         target,
         rows,
         outputs,
         x.stride(0),
+        target.stride(0),
         INPUTS=inputs,
-        SCALED=scaled,
-        FORMAT=form,
+        SCALED=weight.scaled,
+        NESTED=weight.shared,
+        FORMAT=weight.form,
         BIAS=bias is not None,
         BLOCK_M=16 if rows <= 16 else 32,
         **use,
@@ -143,6 +150,15 @@ def rows_product(
     if split > 1:
         size = rows * outputs
         add_parts[(triton.cdiv(size, 512),)](
-            target, bias, out, size, outputs, BIAS=bias is not None, SPLIT=split, BLOCK=512, num_warps=4
+            target,
+            bias,
+            out,
+            size,
+            outputs,
+            out.stride(0),
+            BIAS=bias is not None,
+            SPLIT=split,
+            BLOCK=512,
+            num_warps=4,
         )
     return out

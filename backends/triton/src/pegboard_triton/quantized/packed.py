@@ -63,3 +63,11 @@ def nf4_value(code):
     lower = tl.where(bit2, tl.where(bit1, d, c), tl.where(bit1, b, a))
     upper = tl.where(bit2, tl.where(bit1, h, g), tl.where(bit1, f, e))
     return tl.where(bit3, upper, lower)
+
+
+@triton.jit
+def plain_scale(scales, table, nested, offset, at, NESTED: tl.constexpr):
+    """Return the scales at indices. NESTED: 0 for float32 ones; else how many codes of `table` share one of `nested`, + offset."""
+    if NESTED == 0:
+        return tl.load(scales + at)
+    return tl.load(table + tl.load(scales + at)) * tl.load(nested + at // NESTED) + tl.load(offset)

@@ -1,0 +1,185 @@
+"""The ops of the distributions pegboard-int8, pegboard-int4 and pegboard-nf4, where those are installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pegboard.blockwise import dynamic_table
+from pegboard.ops import registered
+from pegboard_triton.operators import TYPES, differentiates, on, takes
+from pegboard_triton.quantized.packed import INT4, INT8, NF4
+from pegboard_triton.quantized.rows import Packed, product
+from pegboard_triton.quantized.widen import values
+from pegboard_triton.tuning import choice
+
+if TYPE_CHECKING:
+    from pegboard.interfaces.platform import Phase
+
+MOST = 32
+"""Rows of x up to which packed weights are multiplied as they are: with more, a widened weight and matrix units at their best win."""
+
+_GROUPS = (32, 64, 128, 256)
+"""Columns of a scale that a step of the kernel may have."""
+
+
+def replacements(phase: Phase, dtype: torch.dtype) -> dict[str, Callable[..., Any]]:
+    """Return replacements of those ops that are registered, for models of a dtype that the kernels take."""
+    found = registered()
+    makers = {
+        "int8_linear": _int8_linear,
+        "int4_linear": _int4_linear,
+        "int4_values": _int4_values,
+        "nf4_linear": _nf4_linear,
+    }
+    return {name: make(found[name].function) for name, make in makers.items() if name in found and dtype in TYPES}
+
+
+def _int8_linear(fallback: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def int8_linear(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Op `int8_linear`."""
+        whole = weight.is_contiguous() and scales.is_contiguous()
+        if not (_few(x, bias) and whole):
+            return fallback(x, weight, scales, bias)
+        return _product(x, [Packed(INT8, _shape(weight), weight, scales, weight.shape[1])], bias)
+
+    return int8_linear
+
+
+def _int4_linear(fallback: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def int4_linear(x: Tensor, words: Tensor, scales: Tensor, linear: Callable[..., Tensor]) -> Tensor:
+        """Op `int4_linear`."""
+        weight = _int4(words, scales)
+        if weight is None or weight.scaled not in _GROUPS or not _few(x, None):
+            return (
+                fallback(x, words, scales, linear)
+                if weight is None
+                else linear(x, int4_values(words, scales, x.dtype), None)
+            )
+        return _product(x, [weight], None)
+
+    int4_values = _int4_values(registered()["int4_values"].function)
+    return int4_linear
+
+
+def _int4_values(fallback: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def int4_values(words: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+        """Op `int4_values`."""
+        weight = _int4(words, scales)
+        if weight is None or dtype not in TYPES:
+            return fallback(words, scales, dtype)
+        with on(words.device):
+            return values(weight, dtype)
+
+    return int4_values
+
+
+def _int4(words: Tensor, scales: Tensor) -> Packed | None:
+    if not (takes(scales) and scales.dtype == torch.float32 and words.is_contiguous() and scales.is_contiguous()):
+        return None
+    shape = (words.shape[0], words.shape[1] * 8)
+    return Packed(INT4, shape, words.view(torch.uint8), scales, shape[1] // scales.shape[1])
+
+
+class _Widened(torch.autograd.Function):
+    """x @ W.T that keeps nothing but the packed weight, which is there anyway: the backward pass widens it again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Sequence[Packed], linear: Callable[..., Tensor]) -> Tensor:
+        ctx.weights, ctx.linear = weights, linear
+        return _widened(x, weights, linear)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = grads
+        total: Tensor | None = None
+        start = 0
+        for weight in ctx.weights:
+            part = grad[:, start : start + weight.shape[0]]
+            start += weight.shape[0]
+            with on(grad.device):
+                full = values(weight, grad.dtype)
+            found = ctx.linear(part, full.t(), None)
+            total = found if total is None else total.add_(found)
+        assert total is not None
+        return total, None, None
+
+
+def _nf4_linear(fallback: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def nf4_linear(x: Tensor, weight: Any, bias: Tensor | None, linear: Callable[..., Tensor]) -> Tensor:
+        """Op `nf4_linear`. weight: an `Nf4Matrix`, or several as an `Nf4Stack`."""
+        if not takes(x):
+            return fallback(x, weight, bias, linear)
+        parts = [_nf4(part) for part in getattr(weight, "members", (weight,))]
+        if any(part is None for part in parts):
+            return fallback(x, weight, bias, linear)
+        found = [part for part in parts if part is not None]
+        if _few(x, bias) and weight.shape[1] % 64 == 0:
+            return _product(x, found, bias)
+        out: Tensor = _Widened.apply(x, found, linear) if differentiates(x) else _widened(x, found, linear)
+        return out if bias is None else out + bias
+
+    return nf4_linear
+
+
+def _nf4(matrix: Any) -> Packed | None:
+    tensors = [t for t in (matrix.packed, matrix.scales, matrix.nested, matrix.offset) if t is not None]
+    if not all(t.is_contiguous() and t.device.type != "meta" for t in tensors):
+        return None
+    if matrix.nested is None:
+        return Packed(NF4, matrix.shape, matrix.packed, matrix.scales, 64)
+    table = _table(matrix.packed.device)
+    return Packed(NF4, matrix.shape, matrix.packed, matrix.scales, 64, table, matrix.nested, matrix.offset, 256)
+
+
+@cache
+def _table(device: torch.device) -> Tensor:
+    return dynamic_table(signed=True).values.to(device)
+
+
+def _widened(x: Tensor, weights: Sequence[Packed], linear: Callable[..., Tensor]) -> Tensor:
+    outs = []
+    for weight in weights:
+        with on(x.device):
+            full = values(weight, x.dtype)
+        outs.append(linear(x, full, None))
+    return outs[0] if len(outs) == 1 else torch.cat(outs, -1)
+
+
+def _few(x: Tensor, bias: Tensor | None) -> bool:
+    """Whether few rows are to be multiplied, and no gradient is asked for."""
+    if x.dim() != 2 or not 0 < x.shape[0] <= MOST or not takes(x) or differentiates(x):
+        return False
+    return bias is None or (takes(x, bias) and bias.is_contiguous() and not differentiates(bias))
+
+
+def _product(x: Tensor, weights: Sequence[Packed], bias: Tensor | None) -> Tensor:
+    """Return x times the weights, one below the other."""
+    x = x if x.stride(1) == 1 else x.contiguous()
+    sizes = [weight.shape[0] for weight in weights]
+    out = torch.empty(x.shape[0], sum(sizes), dtype=x.dtype, device=x.device)
+    biases: Sequence[Tensor | None] = [None] * len(weights) if bias is None else bias.split(sizes)
+    with on(x.device):
+        for weight, own, target in zip(weights, biases, out.split(sizes, 1), strict=True):
+            if weight.shape[0]:
+                product(x, weight, own, _use(x, weight), target)
+    return out
+
+
+def _use(x: Tensor, weight: Packed) -> dict[str, int]:
+    outputs, inputs = weight.shape
+    names = {INT8.value: "int8", INT4.value: "int4", NF4.value: "nf4"}
+    found = dict(choice(f"{names[weight.form.value]}_rows", x.device, rows=x.shape[0], outputs=outputs, inputs=inputs))
+    if weight.scaled != inputs:
+        found["BLOCK_K"] = weight.scaled
+    # Parts of the inputs that have no step would be computed for nothing.
+    found["SPLIT"] = max(min(found["SPLIT"], inputs // found["BLOCK_K"]), 1)
+    return found
+
+
+def _shape(weight: Tensor) -> tuple[int, int]:
+    return weight.shape[0], weight.shape[1]

@@ -1,0 +1,56 @@
+"""Packed weights of 4 bits in full, by one pass over them."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pegboard_triton.quantized.packed import NF4, nf4_value, plain_scale
+from pegboard_triton.quantized.rows import Packed
+
+_BLOCK = 1024
+"""Bytes a program."""
+
+
+@triton.jit
+def widen_all(packed, scales, table, nested, offset, out, size, SCALED: tl.constexpr, FORMAT: tl.constexpr,
+              NESTED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """out, flat [size] = the values of packed bytes times the scale of each SCALED of them, each rounded once.
+
+    NESTED: as of `plain_scale`.
+    """
+    byte = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    there = byte * 2 < size
+    tile = tl.load(packed + byte, mask=there, other=0)
+    scale = plain_scale(scales, table, nested, offset, tl.where(there, byte * 2 // SCALED, 0), NESTED)
+    if FORMAT == NF4:
+        first, second = nf4_value(tile >> 4), nf4_value(tile & 15)
+    else:
+        first, second = (tile & 15).to(tl.float32) - 8.0, (tile >> 4).to(tl.float32) - 8.0
+    values = tl.reshape(tl.join(first * scale, second * scale), [2 * BLOCK]).to(out.dtype.element_ty)
+    at = tl.program_id(0).to(tl.int64) * (2 * BLOCK) + tl.arange(0, 2 * BLOCK)
+    tl.store(out + at, values, mask=at < size)
+
+
+def values(weight: Packed, dtype: torch.dtype) -> Tensor:
+    """Return the weight [N, K]: code times scale in float32, rounded once."""
+    out = torch.empty(weight.shape, dtype=dtype, device=weight.codes.device)
+    size = out.numel()
+    if size:
+        widen_all[(triton.cdiv(size, 2 * _BLOCK),)](
+            weight.codes,
+            weight.scales,
+            weight.table,
+            weight.nested,
+            weight.offset,
+            out,
+            size,
+            SCALED=weight.scaled,
+            FORMAT=weight.form,
+            NESTED=weight.shared,
+            BLOCK=_BLOCK,
+            num_warps=4,
+        )
+    return out
