@@ -17,6 +17,7 @@ MODULES: tuple[str, ...] = (
     "pegboard_triton.rotary",
     "pegboard_triton.sampling.choose",
     "pegboard_triton.sampling.penalties",
+    "pegboard_triton.tokens",
 )
 """The kernel modules of this distribution. Each offers `variants()`, and `replacements(phase, dtype)` if it replaces ops."""
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from pegboard.errors import DeviceError
+from pegboard.ops import KernelTable
 from pegboard.types import ForwardContext, KVCache, StepPlan
 from pegboard_engine.buckets import Buckets
 from pegboard_engine.feed import DeviceFeed, Fed
-from pegboard_engine.sampling.sampler import Sampled, Sampler
 
 if TYPE_CHECKING:
     from pegboard.build import BuiltModel
@@ -28,7 +28,7 @@ class _Captured:
     graph: Graph
     plan: Any
     logits: Tensor
-    sampled: Sampled
+    told: Tensor
 
 
 class CapturedSteps:
@@ -38,9 +38,9 @@ class CapturedSteps:
     the logits, behind it. num_captured: graphs that were made. num_replayed: steps that one served.
     """
 
-    def __init__(self, built: BuiltModel, cache: KVCache, feed: DeviceFeed, sampler: Sampler, groups: int) -> None:
+    def __init__(self, built: BuiltModel, cache: KVCache, feed: DeviceFeed, kernels: KernelTable, groups: int) -> None:
         self.num_captured = self.num_replayed = 0
-        self._built, self._cache, self._feed, self._sampler, self._groups = built, cache, feed, sampler, groups
+        self._built, self._cache, self._feed, self._kernels, self._groups = built, cache, feed, kernels, groups
         self._graphs: dict[int, _Captured] = {}
         self._buckets = Buckets.up_to(feed.num_slots, built.platform.graph_batch)
         self._usable = True
@@ -53,14 +53,16 @@ class CapturedSteps:
             return None
         return self._buckets.serving(plan.num_decodes)
 
-    def run(self, fed: Fed, width: int) -> tuple[Tensor, Sampled]:
-        """Return the logits [N, V] of a decode batch that was fed for `width` sequences, and the greedy choice."""
+    def run(self, fed: Fed, width: int) -> tuple[Tensor, Tensor]:
+        """Return the logits [N, V] of a decode batch that was fed for `width` sequences, and what is told of the greedy choice, as
+        `Started.told`.
+        """
         found = self._graphs[width]
         found.plan.update_(fed.inputs)
         found.graph.replay()
         self.num_replayed += 1
-        count, sampled = len(fed.inputs.query_lens), found.sampled
-        return found.logits[:count], Sampled(sampled.ids[:count], sampled.valid[:count])
+        count = len(fed.inputs.query_lens)
+        return found.logits[:count], found.told[:count]
 
     def capture_due(self) -> None:
         """Capture a step, if its turn has come. To be called behind a step, while the device computes it."""
@@ -94,13 +96,12 @@ class CapturedSteps:
         self._buckets.done.add(size)
         self._graphs[size] = _Captured(graph, plan, *made)
 
-    def _step(self, fed: Fed, plan: Any) -> tuple[Tensor, Sampled]:
+    def _step(self, fed: Fed, plan: Any) -> tuple[Tensor, Tensor]:
         """The work of a step, all of it on the device."""
         built, feed = self._built, self._feed
         ctx = ForwardContext(
             positions=fed.positions, plans=[plan] * self._groups, cache=self._cache, extents=fed.extents
         )
         logits = built.model.head(built.model(feed.known(fed.ids, fed.slots), ctx))
-        sampled = self._sampler.sample(logits, None)
-        feed.last.index_copy_(0, fed.slots, sampled.ids)
-        return logits, sampled
+        ids, most = self._kernels.sample(logits)
+        return logits, self._kernels.keep_last(ids, most, feed.last, fed.slots)

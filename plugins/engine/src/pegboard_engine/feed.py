@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pegboard.build import BuiltModel
+from pegboard.ops import KernelTable
 from pegboard.types import AttentionInputs, CachePlan, StepPlan
 
 _ALIGNED = 16
@@ -48,13 +49,13 @@ class Feed(Protocol):
         """Return int64 numbers where the model is."""
 
 
-def make_feed(built: BuiltModel, cache: CachePlan) -> Feed:
-    """Return the feed of the device that a model is on."""
+def make_feed(built: BuiltModel, cache: CachePlan, kernels: KernelTable) -> Feed:
+    """Return the feed of the device that a model is on. kernels: the op `known_ids`."""
     extents = built.model.rope_limit is not None
     if not computes_apart(built):
         return HostFeed(cache, extents)
     pinned = "pinned" in built.platform.capabilities(built.device.index or 0)
-    return DeviceFeed(built.device, cache, extents, pinned)
+    return DeviceFeed(built.device, cache, extents, pinned, kernels)
 
 
 def computes_apart(built: BuiltModel) -> bool:
@@ -109,10 +110,12 @@ class DeviceFeed:
     reads and writes a slot of its own behind the last one, whose pages are all page 0.
     """
 
-    def __init__(self, device: torch.device, cache: CachePlan, extents: bool, pinned: bool) -> None:
+    def __init__(
+        self, device: torch.device, cache: CachePlan, extents: bool, pinned: bool, kernels: KernelTable
+    ) -> None:
         self.num_slots = slots = cache.num_slots
         self.last = torch.zeros(slots + 1, dtype=torch.int64, device=device)
-        self._device, self._pinned, self._extents = device, pinned, extents
+        self._device, self._pinned, self._extents, self._kernels = device, pinned, extents, kernels
         # A copy on the host: backends that do not read `on_device` plan from it.
         self._table = torch.zeros(slots + 1, cache.max_pages, dtype=torch.int32)
         self._on_device = torch.zeros_like(self._table, device=device)
@@ -181,7 +184,8 @@ class DeviceFeed:
 
     def known(self, ids: Tensor, slots: Tensor) -> Tensor:
         """Return ids [N] with those of -1 replaced by the token that their slot sampled last."""
-        return torch.where(ids < 0, self.last.index_select(0, slots), ids)
+        found: Tensor = self._kernels.known_ids(ids, self.last, slots)
+        return found
 
     def index(self, values: np.ndarray) -> Tensor:
         """Copy numbers to the device as int64."""

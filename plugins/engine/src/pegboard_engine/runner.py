@@ -14,6 +14,7 @@ from pegboard.build import BuiltModel
 from pegboard.ops import kernel_table
 from pegboard.plugins.load import Registry
 from pegboard.types import CachePlan, ForwardContext, KVCache, StepPlan, StepResult
+from pegboard_engine import ops  # noqa: F401  # registers what the table below is asked for
 from pegboard_engine.adapters import ServedAdapters
 from pegboard_engine.alone import alone
 from pegboard_engine.captured import CapturedSteps
@@ -61,7 +62,7 @@ class Runner:
         offered = built.platform.kernels("decode", built.dtype, built.device.index or 0)
         kernels = kernel_table(offered, owner=f"platform {built.platform_name!r}")
         self._sampler = Sampler(self._vocab_size, built.device, registry, kernels)
-        self._feed = make_feed(built, cache)
+        self._feed = make_feed(built, cache, kernels)
         self.adapters = ServedAdapters(built, cache, registry)
         self.cache = KVCache.allocate(cache.layout, cache.num_pages, built.device)
         for rotary in built.model.rotaries:
@@ -69,7 +70,7 @@ class Runner:
         self._graphs: DecodeGraphs | None = None
         self._captured: CapturedSteps | None = None
         if cache.graphs and isinstance(self._feed, DeviceFeed) and captures_whole_steps(built):
-            self._captured = CapturedSteps(built, self.cache, self._feed, self._sampler, self._groups)
+            self._captured = CapturedSteps(built, self.cache, self._feed, kernels, self._groups)
         elif cache.graphs:
             self._graphs = DecodeGraphs(built, self.cache, self._groups)
 
@@ -79,25 +80,27 @@ class Runner:
         width = None if self._captured is None else self._captured.width(plan)
         fed = self._feed.put(plan, width)
         extras: dict[str, Any] = {}
-        greedy: Sampled | None = None
         logits: Tensor | None = None
+        told: Tensor | None = None
         if self._captured is not None and width is not None:
-            logits, greedy = self._captured.run(fed, width)
+            logits, told = self._captured.run(fed, width)
         elif self._graphs is not None and plan.num_decodes == len(plan.slots) and plan.adapters is None:
             logits = self._graphs.run(fed.ids, fed.positions, fed.inputs, fed.extents)
         if logits is None:
             logits = self._forward(plan, fed, extras)
         if logits is None:
             return Started(plan.step, torch.empty(0, dtype=torch.int64), None, None, extras)
-        if greedy is None or plan.sampling is not None:
+        logprobs = None
+        if told is None or plan.sampling is not None:
             with alone(logits):
                 sampled = self._sample(plan, fed, logits, extras)
-        else:
-            sampled = greedy
-        if sampled.errors:
-            extras["errors"] = sampled.errors
-        told = torch.where(sampled.valid, sampled.ids, -1 - sampled.ids).to("cpu", non_blocking=True)
-        started = Started(plan.step, told, self._recorded(), sampled.logprobs, extras)
+                told = torch.where(sampled.valid, sampled.ids, -1 - sampled.ids)
+            logprobs = sampled.logprobs
+            if sampled.errors:
+                extras["errors"] = sampled.errors
+        # A captured step writes to the same place the next time.
+        told = told.to("cpu", non_blocking=True, copy=width is not None)
+        started = Started(plan.step, told, self._recorded(), logprobs, extras)
         if self._captured is not None:
             self._captured.capture_due()
         return started
