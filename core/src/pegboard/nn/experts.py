@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,7 @@ class Experts(Layer):
         """Hear that a layer of an expert was put in the place of another."""
         for group in (self._modules.get("gate_up"), self._modules.get("down")):
             if group is not None:
-                cast(ExpertGroup, group).look()
+                cast(ExpertGroup, group).stale = True
 
 
 class ExpertGroup(SharedStorage):
@@ -94,23 +94,32 @@ class ExpertGroup(SharedStorage):
         self._owner = (owner,)
         self.names = tuple(names)
         self._weight: Tensor | None = None
-        self.look()
+        self._fused: list[Any] = []
+        self.stale = True
 
-    def look(self) -> None:
-        """Note which layers stand in the experts now."""
+    def _look(self) -> None:
+        """Note which layers stand in the experts now, where that changed; layers that were not fused end the shared storage."""
+        if not self.stale:
+            return
+        self.stale = False
         experts = [self._owner[0]._modules[str(number)] for number in range(self._owner[0].count)]
         self.members = [[cast(Any, expert)._modules[name] for name in self.names] for expert in experts]
         flat = [member for expert in self.members for member in expert]
         bases = [getattr(member, "base", member) for member in flat]
         self._bases: list[Linear] | None = bases if all(type(base) is Linear for base in bases) else None
+        self._flat: list[Any] = bases
         self._adapted = any(hasattr(member, "base") for member in flat)
         self._additive = all(getattr(member, "additive", True) for member in flat)
+        if bases != self._fused:
+            self.unfuse()
 
     @property
     def fused(self) -> bool:
+        self._look()
         return self._weight is not None
 
     def fuse(self) -> bool:
+        self._look()
         if self._bases is None or any(base.weight.is_meta for base in self._bases):
             return False
         with torch.no_grad():
@@ -119,25 +128,27 @@ class ExpertGroup(SharedStorage):
         return True
 
     def materialise(self, make: Callable[[tuple[int, ...]], Tensor]) -> None:
+        self._look()
         if self._bases is not None and self._bases[0].weight.is_meta:
             rows, columns = self._bases[0].weight.shape
             self._adopt(make((len(self.members), rows * len(self.names), columns)))
 
     def unfuse(self) -> None:
-        self._weight = None
+        self._weight, self._fused = None, []
 
     def _adopt(self, weight: Tensor) -> None:
         """Make the layers' parameters views of a storage."""
         assert self._bases is not None
         for base, view in zip(self._bases, weight.flatten(0, 1).chunk(len(self._bases)), strict=True):
             base.weight = nn.Parameter(view, requires_grad=base.weight.requires_grad)
-        self._weight = weight
+        self._weight, self._fused = weight, self._flat
 
     def stacked(self) -> Tensor | None:
         """Return the weights [E, outputs, inputs] that alone say what the layers compute; None where there is more, or no storage.
 
         Gradients go to the layers' parameters.
         """
+        self._look()
         if self._weight is None or self._bases is None or self._adapted:
             return None
         return self._shared(self._weight)
@@ -152,14 +163,22 @@ class ExpertGroup(SharedStorage):
 
     def forward(self, x: Tensor, ends: Tensor, rows: Tensor, ctx: ForwardContext | None = None) -> Tensor:
         """x [N, inputs] sorted by expert, ends [E] as of op `grouped_linear` -> [N, outputs]. rows: [N], which row of the batch each is."""
-        if self._bases is None or not self._additive:
+        self._look()
+        out = self.product(x, ends) if self._additive else None
+        if out is None:
             return self._each(x, ends, rows, ctx)
+        return self._with_deltas(out, x, ends, rows, ctx) if self._adapted else out
+
+    def product(self, x: Tensor, ends: Tensor) -> Tensor | None:
+        """Return what the layers compute without what adapted ones add; None where they are not of one kind."""
+        if self._bases is None:
+            return None
         if self._weight is None:
             views = [base.weight for base in self._bases]
-            out: Tensor = _Scattered.apply(self.kernels.grouped_linear, x, ends, *views)  # type: ignore[no-untyped-call]
-        else:
-            out = self.kernels.grouped_linear(x, self._shared(self._weight), ends)
-        return self._with_deltas(out, x, ends, rows, ctx) if self._adapted else out
+            apart: Tensor = _Scattered.apply(self.kernels.grouped_linear, x, ends, *views)  # type: ignore[no-untyped-call]
+            return apart
+        out: Tensor = self.kernels.grouped_linear(x, self._shared(self._weight), ends)
+        return out
 
     def _shared(self, weight: Tensor) -> Tensor:
         if torch.is_grad_enabled() and any(base.weight.requires_grad for base in self._bases or ()):
@@ -217,6 +236,87 @@ class ExpertGroup(SharedStorage):
             if ctx is not None and slots is not None:
                 own = replace(ctx, adapter_slots=slots[start:end], adapter_plans={})
             yield expert, start, end, own
+
+
+class QuantisedExperts(ExpertGroup):
+    """Experts whose layers hold their weights in other forms than parameters: each of their tensors is a view of one storage for all.
+
+    Takes the place of an ExpertGroup when a quantizer swaps the layers. kind: their class; one that is loaded writes into the tensors
+    that it has, wherever they are. stored: names of those, each with the outputs as its first dimension or blocks of them.
+    """
+
+    kind: ClassVar[type[nn.Module]]
+    stored: ClassVar[tuple[str, ...]]
+
+    def __init__(self, owner: Experts, names: Sequence[str]) -> None:
+        super().__init__(owner, names)
+        self._tensors: dict[str, Tensor] = {}
+
+    def _look(self) -> None:
+        if self.stale:
+            super()._look()
+            self._alike = all(type(base) is self.kind for base in self._flat)
+
+    @property
+    def fused(self) -> bool:
+        self._look()
+        return bool(self._tensors) or super().fused
+
+    def fuse(self) -> bool:
+        self._look()
+        if not self._alike:
+            return super().fuse()
+        device = self._flat[0].like().device
+        for name in self.stored:
+            sample = getattr(self._flat[0], name)
+            shape = (len(self._flat) * sample.shape[0], *sample.shape[1:])
+            room = torch.empty(shape, dtype=sample.dtype, device=device)
+            for base, view in zip(self._flat, room.chunk(len(self._flat)), strict=True):
+                held = getattr(base, name)
+                if not held.is_meta:
+                    view.copy_(held)
+                setattr(base, name, view)
+            self._tensors[name] = room.view(len(self.members), -1, *room.shape[1:])
+        self._fused = self._flat
+        return True
+
+    def unfuse(self) -> None:
+        super().unfuse()
+        self._tensors = {}
+
+    def joint(self, down: ExpertGroup, x: Tensor, ids: Tensor, weights: Tensor, activation: str) -> Tensor | None:
+        self._look()
+        down._look()
+        if not self._tensors or self._adapted or down._adapted:
+            return super().joint(down, x, ids, weights, activation)
+        other = getattr(down, "_tensors", None)
+        if not other:
+            return None
+        return self.op(*self._tensors.values(), *other.values(), x, ids, weights, activation)
+
+    def op(self, *values: Any) -> Tensor:
+        """Return the experts' output. values: the `stored` tensors of gate and up, [E, both, …], those of down, then x, ids, weights and
+        activation, as of op `moe`.
+        """
+        raise NotImplementedError
+
+
+def by_expert(
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    activation: str,
+    gate_up: Callable[[Tensor, int], Tensor],
+    down: Callable[[Tensor, int], Tensor],
+    experts: int,
+) -> Tensor:
+    """Return what experts compute of which each is two functions, (rows, expert) -> rows: the plain form of an op over quantised ones."""
+    order, ends = sort_by_expert(ids, experts)
+    rows = x.index_select(0, order // ids.shape[1])
+    found = [
+        down(GATED[activation](gate_up(rows[start:end], expert)), expert) for expert, start, end in expert_rows(ends)
+    ]
+    return combine(torch.cat(found), order, weights) if found else torch.zeros_like(x)
 
 
 class _Views(torch.autograd.Function):

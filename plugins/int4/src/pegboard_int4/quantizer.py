@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
 from pegboard.errors import ConfigError
 from pegboard.interfaces.quantizer import Quantizer
-from pegboard.nn import Linear
+from pegboard.nn import Experts, Linear
+from pegboard.nn.experts import ExpertGroup
 from pegboard_int4 import stored
+from pegboard_int4.experts import Int4Experts
 from pegboard_int4.layers import Int4Linear
 from pegboard_int4.options import Int4Options, Int4TrainingOptions
 from pegboard_int4.training import RoundedLinear
@@ -42,6 +44,7 @@ class Int4Quantizer(Quantizer):
             parent, _, leaf = name.rpartition(".")
             owner = model.get_submodule(parent)
             setattr(owner, leaf, self._made(name, owner.get_submodule(leaf), model))
+        self._swap_groups(model)
         return chosen
 
     def join(self, tensors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
@@ -78,6 +81,13 @@ class Int4Quantizer(Quantizer):
                 if isinstance(child, Int4Linear | RoundedLinear):
                     setattr(owner, leaf, child.plain())
 
+    def _swap_groups(self, model: nn.Module) -> None:
+        """Let experts whose layers are all of ours lie together."""
+        for owner in list(model.modules()):
+            for leaf, child in list(owner.named_children()):
+                if type(child) is ExpertGroup:
+                    setattr(owner, leaf, Int4Experts(cast(Experts, owner), child.names))
+
     def _made(self, name: str, plain: Any, model: nn.Module) -> nn.Module:
         options = self.options
         return Int4Linear(
@@ -100,6 +110,9 @@ class Int4TrainingQuantizer(Int4Quantizer):
     def __init__(self, options: Int4TrainingOptions | None = None) -> None:
         super().__init__(options or Int4TrainingOptions())
         self._layers: list[RoundedLinear] = []
+
+    def _swap_groups(self, model: nn.Module) -> None:
+        """Nothing to do: rounded layers are computed one by one."""
 
     def begin_step(self, step: int) -> None:
         """Let the layers round, or not yet."""

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from pegboard.errors import ModelError
 from pegboard.nn import LinearGroup
-from pegboard.nn.logits import capped
+from pegboard.nn.experts import QuantisedExperts
 from pegboard.nn.layer import Layer
+from pegboard.nn.logits import capped
 from pegboard.ops import KernelTable, kernel_table
 from pegboard_int8.ops import quantise_
 
@@ -122,6 +123,18 @@ class Int8Group(LinearGroup):
 
     def _base(self, x: Tensor, weight: Tensor) -> Tensor:
         out: Tensor = self.kernels.int8_linear(x, weight, self._scales, self._bias)
+        return out
+
+
+class Int8Experts(QuantisedExperts):
+    """The layers of all experts, their int8 weights in one storage and their scales in another."""
+
+    kernels: KernelTable = _TABLE
+    kind = Int8Linear
+    stored = ("weight", "scales")
+
+    def op(self, *values: Any) -> Tensor:
+        out: Tensor = self.kernels.int8_moe(*values)
         return out
 
 

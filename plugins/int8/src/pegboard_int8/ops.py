@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pegboard.nn.experts import by_expert
 from pegboard.ops import register
 
 _ROWS = 4096
@@ -17,6 +18,33 @@ def int8_linear(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None =
     """x @ (weight * scales).T + bias, in x's dtype, which holds every int8 exactly. Differentiable in x and bias."""
     out = F.linear(x, weight.to(x.dtype)) * scales
     return (out if bias is None else out + bias).to(x.dtype)
+
+
+@register(
+    "int8_moe",
+    "(gate_up [E, 2 I, H] int8, gate_up_scales [E, 2 I] float32, down [E, H, I] int8, down_scales [E, H] float32, x, ids, weights, "
+    "activation: as of op `moe`) -> [T, H]",
+)
+def int8_moe(
+    gate_up: Tensor,
+    gate_up_scales: Tensor,
+    down: Tensor,
+    down_scales: Tensor,
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    activation: str = "silu",
+) -> Tensor:
+    """Op `moe` with int8 weights; each expert that a row uses is read once. Differentiable in x and weights."""
+    return by_expert(
+        x,
+        ids,
+        weights,
+        activation,
+        lambda rows, expert: int8_linear(rows, gate_up[expert], gate_up_scales[expert]),
+        lambda rows, expert: int8_linear(rows, down[expert], down_scales[expert]),
+        len(down),
+    )
 
 
 @torch.no_grad()

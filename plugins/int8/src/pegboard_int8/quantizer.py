@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from typing import cast
+
 from torch import nn
 
 from pegboard.interfaces.quantizer import Quantizer
-from pegboard.nn import Head, Linear, LinearGroup
-from pegboard_int8.layers import Int8Embedding, Int8Group, Int8Head, Int8Linear
+from pegboard.nn import Experts, Head, Linear, LinearGroup
+from pegboard.nn.experts import ExpertGroup
+from pegboard_int8.layers import Int8Embedding, Int8Experts, Int8Group, Int8Head, Int8Linear
 from pegboard_int8.options import Int8Options
 
 
@@ -25,6 +28,8 @@ class Int8Quantizer(Quantizer):
                     swapped.append(name)
                 elif type(child) is LinearGroup:
                     setattr(owner, leaf, Int8Group(owner, child.names))
+                elif type(child) is ExpertGroup:
+                    setattr(owner, leaf, Int8Experts(cast(Experts, owner), child.names))
                 elif type(child) is Head and self.options.head:
                     swapped += self._head(model, owner, leaf, name, child)
         return swapped

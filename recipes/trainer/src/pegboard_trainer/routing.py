@@ -77,7 +77,7 @@ class Watch:
             self._see(layer, logits.detach())
         if not logits.requires_grad or (self._balance == 0 and self._z == 0):
             return logits
-        weighed: Tensor = _Weighed.apply(logits, self.passes[-1], share)  # type: ignore[no-untyped-call]
+        weighed: Tensor = _Weighed.apply(logits, self.passes[-1], share)
         return weighed
 
     def count(self, layer: int, ids: Tensor) -> None:

@@ -15,7 +15,8 @@ from pegboard.interfaces.format import LazyTensor, ModelFiles
 from pegboard.interfaces.model import ModelFamily
 from pegboard.interfaces.platform import Phase
 from pegboard.interfaces.quantizer import Quantizer
-from pegboard.nn import CausalLM, dense_causal_lm, dense_parallel_plan
+from pegboard.nn import CausalLM, Experts, MoE, dense_causal_lm, dense_parallel_plan
+from pegboard.nn.mixed import expert_rules
 from pegboard.plugins.load import Registry
 from pegboard.plugins.spec import PluginSpec
 from pegboard.types import AttentionInputs, ForwardContext, KVCache, KVLayout, ParallelRule
@@ -34,6 +35,11 @@ TINY: Mapping[str, Any] = MappingProxyType(
     }
 )
 """The config of the tiny model; its vocabulary is that of the tiny tokenizer."""
+
+MIXTURE: Mapping[str, Any] = MappingProxyType(
+    {**TINY, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "hidden_size": 32}
+)
+"""The config of a tiny mixture of experts; its first layer is dense."""
 
 UNEVEN: Mapping[str, Any] = MappingProxyType(
     {
@@ -59,13 +65,20 @@ _FAMILY = PluginSpec(
 
 
 class TinyFamily(ModelFamily):
-    """The dense decoder of `pegboard.nn`."""
+    """The dense decoder of `pegboard.nn`; with `num_experts` in the config, a mixture in every layer but the first."""
 
     def build(self, config: Mapping[str, Any]) -> CausalLM:
-        return dense_causal_lm(config)
+        def mixture(layer: int) -> MoE | None:
+            if "num_experts" not in config or layer == 0:
+                return None
+            hidden, inner = config["hidden_size"], config["moe_intermediate_size"]
+            experts = Experts(config["num_experts"], hidden, inner)
+            return MoE(hidden, experts, config["num_experts_per_tok"], renormalise=True, index=layer - 1)
+
+        return dense_causal_lm(config, mixture=mixture)
 
     def parallel_plan(self, config: Mapping[str, Any]) -> Sequence[ParallelRule]:
-        return dense_parallel_plan(config)
+        return (*expert_rules(), *dense_parallel_plan(config))
 
 
 class Held:
