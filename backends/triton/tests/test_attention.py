@@ -195,6 +195,36 @@ def test_one_pass_over_the_projection(kind: str, new: list[int], device: torch.d
             torch.testing.assert_close(mine, right, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
+@pytest.mark.parametrize("changes", [{}, {"window": 140}])
+def test_one_pass_by_chunks(changes: dict[str, Any], device: torch.device) -> None:
+    """Proposed tokens on both sides of a chunk's end are written by the programs that read them; one in page 0 is read where it is."""
+    spec = AttentionSpec(1, 4, 2, 16, 0.31, **changes)
+    old, new = [126, 270, 31], [4, 1, 1]
+    table = Rotary(16, 100.0)
+    table.materialise(device)
+    places = [torch.arange(o, o + n) for o, n in zip(old, new, strict=True)]
+    cos, sin = table(torch.cat(places).to(device), torch.float32)
+    x = normal(sum(new), 8, 16, seed=3, device=device)
+    q, k, v = x.split([4, 2, 2], 1)
+    outs = []
+    for fused in (False, True):
+        step = Step(spec, old, new, device)
+        for name, row in (("k", rotary(k, cos, sin)), ("v", v)):
+            step.put(name, 1, 2, 31, row[5] + 1)  # which is in the cache already
+        assert step.inputs.slot_mapping is not None
+        step.inputs.slot_mapping[-1] = 31 % PAGE
+        plan = BACKEND.plan(step.inputs, device, step.cache.layout)
+        if fused:
+            out = BACKEND.attend_qkv(x, cos, sin, None, spec, plan, step.cache)
+        else:
+            out = BACKEND.attend(rotary(q, cos, sin), rotary(k, cos, sin), v, spec, plan, step.cache)
+        assert out is not None
+        outs.append((out, step.cache.k[1], step.cache.v[1]))
+    for mine, right in zip(outs[1], outs[0], strict=True):
+        torch.testing.assert_close(mine, right, rtol=2e-5, atol=2e-5, equal_nan=True)
+    assert outs[0][0].isfinite().all()
+
+
 def test_wide_and_odd_shapes(device: torch.device) -> None:
     """Heads that no power of two counts, sizes that none measures, tiles with rows to spare."""
     spec = AttentionSpec(1, 21, 3, 20, 0.2)

@@ -93,7 +93,10 @@ class TritonAttention(AttentionBackend):
         plan: Plan,  # type: ignore[override]
         cache: KVCache | None,
     ) -> Tensor | None:
-        """Norm, rotation and the write to the cache are one kernel. Without a cache, or to train, they are not done here."""
+        """Norm, rotation and the write to the cache are one kernel; where all sequences are decodes, attention is in it too.
+
+        None without a cache, and where gradients are asked for.
+        """
         if cache is None or isinstance(plan, WholePlan) or qkv.stride(-1) != 1 or qkv.stride(1) != spec.head_dim:
             return None
         if torch.is_grad_enabled() and qkv.requires_grad:
@@ -101,6 +104,10 @@ class TritonAttention(AttentionBackend):
         if cos.stride(-1) != 1 or cos.stride(0) != cos.shape[-1] or sin.stride() != cos.stride():
             return None
         cells, scales = _cells(plan, spec, cache)
+        if plan.few and not plan.many:
+            out = torch.empty(len(qkv), spec.num_heads, spec.head_dim, dtype=qkv.dtype, device=qkv.device)
+            decode(qkv, cells, scales, out, spec, plan, (cos, sin, norms))
+            return out
         q = prepare(qkv, cos, sin, norms, cells, scales, spec, plan) if len(qkv) else qkv[:, : spec.num_heads]
         return _over_cache(q, spec, plan, cells, scales)
 

@@ -72,3 +72,45 @@ def encoded(rows, KIND: tl.constexpr):
         sign = (steps.to(tl.uint32, bitcast=True) >> 24) & 0x80
         codes = (tl.where(size < 0.015625, small, normal) | sign).to(tl.uint8)
     return codes, scales
+
+
+@triton.jit
+def put(cells, scales, at, rows, mask, HEAD_DIM: tl.constexpr, KIND: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Store float32 rows [R, BLOCK_D] at places `at` [R] of a cache where `mask` [R] says so."""
+    dims = tl.arange(0, BLOCK_D)
+    where = at[:, None] + dims[None, :]
+    all_of = mask[:, None] & (dims < HEAD_DIM)[None, :]
+    if KIND == 0:
+        tl.store(cells + where, rows.to(cells.dtype.element_ty), mask=all_of)
+    else:
+        codes, factors = encoded(rows, KIND)
+        tl.store(cells + where, codes, mask=all_of)
+        tl.store(scales + at // HEAD_DIM, factors, mask=mask)
+
+
+@triton.jit
+def turned(
+    rows, tokens, mask, cos, sin, weight, eps, offset,
+    HEAD_DIM: tl.constexpr, TURNED: tl.constexpr, NORMED: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Return heads normed, if they are, and turned, float32 [R, BLOCK_D].
+
+    rows: [R] pointers to the heads. tokens: [R], their rows of cos and sin [T, TURNED], sin with its first half negated.
+    """
+    dims = tl.arange(0, BLOCK_D)
+    real = dims < HEAD_DIM
+    whole = mask[:, None] & real[None, :]
+    # What each dimension is turned with: the one half a turn further on.
+    first = dims < TURNED
+    other = tl.where(first, (dims + TURNED // 2) % TURNED, dims)
+    x = tl.load(rows[:, None] + dims[None, :], mask=whole, other=0.0).to(tl.float32)
+    y = tl.load(rows[:, None] + other[None, :], mask=whole, other=0.0).to(tl.float32)
+    if NORMED:
+        inverse = tl.rsqrt(tl.sum(x * x, axis=1) / HEAD_DIM + eps)
+        x = x * inverse[:, None] * (tl.load(weight + dims, mask=real, other=0.0).to(tl.float32) + offset)[None, :]
+        y = y * inverse[:, None] * (tl.load(weight + other, mask=real, other=0.0).to(tl.float32) + offset)[None, :]
+    angle = tokens.to(tl.int64)[:, None] * TURNED + dims[None, :]
+    known = mask[:, None] & first[None, :]
+    c = tl.load(cos + angle, mask=known, other=1.0).to(tl.float32)
+    s = tl.load(sin + angle, mask=known, other=0.0).to(tl.float32)
+    return x * c + y * s

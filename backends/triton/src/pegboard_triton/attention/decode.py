@@ -7,19 +7,19 @@ the keys, so that the result does not depend on which one it is.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pegboard_triton.attention.cells import kind, raw, row_scale, widened
+from pegboard_triton.attention.cells import kind, put, raw, row_scale, turned, widened
 from pegboard_triton.attention.early import early, gdc_launch_dependents, gdc_wait
 from pegboard_triton.tuning import choice
 
 if TYPE_CHECKING:
-    from pegboard.types import AttentionSpec
+    from pegboard.types import AttentionSpec, HeadNorms
     from pegboard_triton.attention.plan import CachedPlan
 
 LOG2E = 1.4426950408889634
@@ -44,6 +44,13 @@ def decode_kernel(
     counters,
     items,
     pages,
+    slots,
+    cos,
+    sin,
+    q_weight,
+    k_weight,
+    eps,
+    offset,
     scale,
     softcap,
     window,
@@ -64,11 +71,16 @@ def decode_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    TURNED: tl.constexpr,
+    NORMED: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     """Program (h, i): key head h of item i, which is a chunk of the keys of a sequence, or nothing where its sequence is -1.
 
     items: int32 [items, 8], see `plan.ITEM`. EARLY: this may begin before the kernel in front of it has ended, which wrote q and cells.
+    TURNED: 0 where q is normed and turned and the new keys and values are in the cache; else q is what the projection gave, [T, heads + 2 *
+    kv_heads, HEAD_DIM], all that is done here, and the program whose chunk a new token falls into writes its key and value.
     q: [T, heads, HEAD_DIM]. out: the same, contiguous. parts: float32 [items, kv_heads, GROUP * QUERIES, HEAD_DIM]. sums: the same without
     HEAD_DIM, logarithms of base 2. counters: int32 [N, kv_heads], zero before and after. QUERIES: most new tokens of a sequence.
     """
@@ -102,11 +114,43 @@ def decode_kernel(
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
-    block_q = tl.load(
-        q + (begin + token).to(tl.int64)[:, None] * q_stride + head[:, None] * q_head + dims[None, :],
-        mask=asked[:, None] & real[None, :],
-        other=0.0,
-    )
+    row = (begin + token).to(tl.int64)
+    if TURNED == 0:
+        block_q = tl.load(
+            q + row[:, None] * q_stride + head[:, None] * q_head + dims[None, :],
+            mask=asked[:, None] & real[None, :],
+            other=0.0,
+        )
+    else:
+        block_q = turned(
+            q + row * q_stride + head * q_head,
+            row,
+            asked,
+            cos,
+            sin,
+            q_weight,
+            eps,
+            offset,
+            HEAD_DIM,
+            TURNED,
+            NORMED,
+            BLOCK_D,
+        ).to(q.dtype.element_ty)
+        if (chunk + 1) * size > length - queries:
+            new = tl.arange(0, BLOCK_Q)
+            where = length - queries + new
+            mine = (new < queries) & (where // size == chunk)
+            row_new = (begin + new).to(tl.int64)
+            slot = tl.load(slots + row_new, mask=mine, other=0).to(tl.int64)
+            cell = slot // PAGE * page_stride + slot % PAGE * slot_stride + kv_head.to(tl.int64) * head_stride
+            rows_k = q + row_new * q_stride + (kv_heads * GROUP + kv_head) * q_head
+            new_k = turned(rows_k, row_new, mine, cos, sin, k_weight, eps, offset, HEAD_DIM, TURNED, NORMED, BLOCK_D)
+            put(keys, key_scales, cell, new_k, mine, HEAD_DIM, KIND, BLOCK_D)
+            rows_v = rows_k + kv_heads * q_head
+            new_v = tl.load(rows_v[:, None] + dims[None, :], mask=mine[:, None] & real[None, :], other=0.0)
+            put(values, value_scales, cell, new_v.to(tl.float32), mine, HEAD_DIM, KIND, BLOCK_D)
+            # What the loop below reads was written by other threads of this program.
+            tl.debug_barrier()
     position = length - queries + token
     low = tl.maximum(chunk * size, first // BLOCK_N * BLOCK_N)
     high = tl.minimum((chunk + 1) * size, length)
@@ -207,27 +251,25 @@ def decode(
     out: Tensor,
     spec: AttentionSpec,
     plan: CachedPlan,
+    turns: tuple[Tensor, Tensor, HeadNorms | None] | None = None,
 ) -> None:
     """Attend for the sequences of the plan that have few new tokens, into their rows of `out` [T, num_heads, head_dim].
 
     cells: keys and values of a layer's cache, in the plan's layout, the new ones in it; scales: theirs, where the layout has them.
+    turns: (cos, sin, norms) where q is what the projection gave, [T, num_heads + 2 * num_kv_heads, head_dim]: it is normed and turned here,
+    and the new keys and values are put into the cache. Not for a plan with sequences of many new tokens.
     """
     group, layout = spec.num_heads // spec.num_kv_heads, plan.layout
     rows = group * plan.most_queries
     block_m = max(16, triton.next_power_of_2(rows))
-    use = dict(
-        choice(
-            "attention_decode",
-            q.device,
-            rows=block_m,
-            head_dim=spec.head_dim,
-            bits=8 * cells[0].element_size(),
-            programs=plan.num_items * spec.num_kv_heads,
-        )
-    )
+    block_d, block_r = max(16, triton.next_power_of_2(spec.head_dim)), triton.next_power_of_2(rows)
+    sizes = {"rows": block_m, "head_dim": spec.head_dim, "bits": 8 * cells[0].element_size()}
+    use = choice("attention_decode", q.device, **sizes, programs=plan.num_items * spec.num_kv_heads)
     parts = torch.empty(plan.num_items, spec.num_kv_heads, rows, spec.head_dim, dtype=torch.float32, device=q.device)
     sums = parts.new_empty(plan.num_items, spec.num_kv_heads, rows)
     strides = dict(zip(layout.order, cells[0].stride(), strict=True))
+    cos, sin, norms = turns or (q, q, None)
+    weights: Any = (q, q, 0.0, 0.0) if norms is None else (norms.q, norms.k, norms.eps, norms.offset)
     decode_kernel[(spec.num_kv_heads, plan.num_items)](
         q,
         raw(cells[0]),
@@ -239,6 +281,10 @@ def decode(
         plan.counters,
         plan.items,
         plan.pages,
+        plan.slots,
+        cos,
+        sin,
+        *weights,
         spec.scale,
         spec.softcap or 0.0,
         spec.window or 0,
@@ -255,9 +301,12 @@ def decode(
         WINDOWED=spec.window is not None,
         QUERIES=plan.most_queries,
         BLOCK_M=block_m,
-        BLOCK_D=max(16, triton.next_power_of_2(spec.head_dim)),
-        BLOCK_R=triton.next_power_of_2(rows),
-        BLOCK_S=max(1, min(16, 4096 // (triton.next_power_of_2(rows) * triton.next_power_of_2(spec.head_dim)))),
+        BLOCK_D=block_d,
+        BLOCK_R=block_r,
+        BLOCK_S=max(1, min(16, 4096 // (block_r * block_d))),
+        BLOCK_Q=triton.next_power_of_2(plan.most_queries),
+        TURNED=0 if turns is None else cos.shape[-1],
+        NORMED=norms is not None,
         **early(q.device),
         **use,
     )

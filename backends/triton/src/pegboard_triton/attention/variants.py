@@ -20,6 +20,8 @@ def variants() -> Iterator[Variant]:
     """Yield a choice of dtypes, cells and shapes of heads that covers every branch."""
     for dtype in ("bf16", "fp16", "fp32"):
         for cells, (code, pointer) in _CELLS.items():
+            if cells != "plain" and dtype != "bf16":
+                continue
             signature = _cells(dtype, pointer)
             name = f"[{dtype},{cells}]"
             # Query heads a key head, and their width.
@@ -41,8 +43,9 @@ def _cells(dtype: str, pointer: str | None) -> dict[str, str]:
 
 
 def _decode(name: str, dtype: str, cells: dict[str, str], layer: dict[str, Any]) -> Variant:
-    arrays = dict.fromkeys(("items", "pages", "counters"), "*i32")
+    arrays = dict.fromkeys(("items", "pages", "slots", "counters"), "*i32")
     signature = {"q": f"*{dtype}", "out": f"*{dtype}", "parts": "*fp32", "sums": "*fp32", **cells, **arrays, **_LAYER}
+    signature |= dict.fromkeys(("cos", "sin", "q_weight", "k_weight"), f"*{dtype}") | {"eps": "fp32", "offset": "fp32"}
     blocks = {
         "QUERIES": 1,
         "BLOCK_M": 16,

@@ -9,26 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pegboard_triton.attention.cells import encoded, kind, raw
+from pegboard_triton.attention.cells import kind, put, raw
 from pegboard_triton.attention.early import early, gdc_launch_dependents, gdc_wait
 
 if TYPE_CHECKING:
     from pegboard.types import AttentionSpec, HeadNorms
     from pegboard_triton.attention.plan import CachedPlan
-
-
-@triton.jit
-def _put(cells, scales, at, rows, mask, HEAD_DIM: tl.constexpr, KIND: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Store float32 rows [R, BLOCK_D] at places `at` [R] of a cache where `mask` [R] says so."""
-    dims = tl.arange(0, BLOCK_D)
-    where = at[:, None] + dims[None, :]
-    all_of = mask[:, None] & (dims < HEAD_DIM)[None, :]
-    if KIND == 0:
-        tl.store(cells + where, rows.to(cells.dtype.element_ty), mask=all_of)
-    else:
-        codes, factors = encoded(rows, KIND)
-        tl.store(cells + where, codes, mask=all_of)
-        tl.store(scales + at // HEAD_DIM, factors, mask=mask)
 
 
 @triton.jit
@@ -67,9 +53,9 @@ def write_kernel(
     slot = tl.load(slots + token).to(tl.int64)
     at = slot // PAGE * page_stride + slot % PAGE * slot_stride + head * head_stride
     new_k = tl.load(k + token * k_stride + head[:, None] * k_head + dims[None, :], mask=mask, other=0.0)
-    _put(keys, key_scales, at, new_k.to(tl.float32), there, HEAD_DIM, KIND, BLOCK_D)
+    put(keys, key_scales, at, new_k.to(tl.float32), there, HEAD_DIM, KIND, BLOCK_D)
     new_v = tl.load(v + token * v_stride + head[:, None] * v_head + dims[None, :], mask=mask, other=0.0)
-    _put(values, value_scales, at, new_v.to(tl.float32), there, HEAD_DIM, KIND, BLOCK_D)
+    put(values, value_scales, at, new_v.to(tl.float32), there, HEAD_DIM, KIND, BLOCK_D)
 
 
 @triton.jit
@@ -141,8 +127,8 @@ def prepare_kernel(
     tl.store(q + at_q, x.to(q.dtype.element_ty), mask=is_q[:, None] & real[None, :])
     slot = tl.load(slots + token).to(tl.int64)
     place = slot // PAGE * page_stride + slot % PAGE * slot_stride
-    _put(keys, key_scales, place + (head - heads) * head_stride, x, is_k, HEAD_DIM, KIND, BLOCK_D)
-    _put(values, value_scales, place + (head - heads - kv_heads) * head_stride, x, is_v, HEAD_DIM, KIND, BLOCK_D)
+    put(keys, key_scales, place + (head - heads) * head_stride, x, is_k, HEAD_DIM, KIND, BLOCK_D)
+    put(values, value_scales, place + (head - heads - kv_heads) * head_stride, x, is_v, HEAD_DIM, KIND, BLOCK_D)
 
 
 def write(
