@@ -20,35 +20,18 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from shapes import LLAMA_1B
 from train_peers import PEERS, measure_peer
 
 from pegboard_bench.train.measure import Plan, figures
 
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "max_position_embeddings": 131072,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
-SHAPES: dict[str, dict[str, Any]] = {
-    "llama-1b": LLAMA
-    | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "vocab_size": 128256}
-    | {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64},
-    "tiny": LLAMA
-    | {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 256}
-    | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16},
-}
+SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 256}
+SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+SHAPES = {"llama-1b": LLAMA_1B, "tiny": LLAMA_1B | SMALL | {"bos_token_id": 0, "eos_token_id": 0}}
 DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 """Kinds of a trace's events that the device has."""
 
@@ -94,6 +77,34 @@ def make_model(folder: Path, shape: dict[str, Any]) -> None:
     words = {"<end>": 0} | {f"w{index}": index for index in range(1, shape["vocab_size"])}
     Tokenizer(models.WordLevel(words, unk_token="<end>")).save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
+
+
+def ceilings() -> str:
+    """Return what a copy (read and written) and a product in bfloat16 reach on the device; nothing on the host."""
+    import torch
+
+    device = torch.accelerator.current_accelerator()
+    if device is None:
+        return ""
+
+    def fastest(run: Callable[[], object]) -> float:
+        times = []
+        for _ in range(12):
+            begin, end = (torch.Event(device, enable_timing=True) for _ in range(2))
+            begin.record()
+            run()
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end) / 1e3)
+        return statistics.median(times[2:])
+
+    source = torch.randn(1 << 29, device=device, dtype=torch.bfloat16)
+    copied = 2 * source.nbytes / fastest(source.clone)
+    a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
+    multiplied = 2 * 8192**3 / fastest(lambda: a @ a)
+    source = None  # the runs need the memory
+    torch.accelerator.empty_cache()
+    return f", a copy at {copied / 1e12:.2f} TB/s, a product at {multiplied / 1e12:.0f} TFLOP/s"
 
 
 def measure(args: argparse.Namespace, row: str, model: Path, folder: Path) -> dict[str, Any]:
@@ -203,6 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model = folder / "model"
         model.mkdir()
         make_model(model, SHAPES[args.shape])
+        reached = ceilings()
         for row in args.rows:
             rows[row] = measure(args, row, model, folder)
             if "profile" in rows[row]:
@@ -214,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     rows[f"{row}, {peer}"] = told
     if args.json:
         Path(args.json).write_text(json.dumps(rows, indent=1))
-    print(f"{args.shape}, bfloat16, batch {args.batch} x {args.length}, medians of {args.steps} steps")
+    print(f"{args.shape}, bfloat16, batch {args.batch} x {args.length}, medians of {args.steps} steps{reached}")
     print("\n".join(table(rows, targets=args.shape == "llama-1b")))
     losses = {name: told["losses"] for name, told in rows.items() if told.get("losses")}
     for name, values in losses.items():
