@@ -70,4 +70,5 @@ def plain_scale(scales, table, nested, offset, at, NESTED: tl.constexpr):
     """Return the scales at indices. NESTED: 0 for float32 ones; else how many codes of `table` share one of `nested`, + offset."""
     if NESTED == 0:
         return tl.load(scales + at)
-    return tl.load(table + tl.load(scales + at)) * tl.load(nested + at // NESTED) + tl.load(offset)
+    else:
+        return tl.load(table + tl.load(scales + at)) * tl.load(nested + at // NESTED) + tl.load(offset)
