@@ -51,6 +51,9 @@ def _decode(name: str, dtype: str, cells: dict[str, str], layer: dict[str, Any])
         "BLOCK_M": 16,
         "BLOCK_R": layer["GROUP"],
         "BLOCK_S": 8,
+        "BLOCK_Q": 1,
+        "TURNED": layer["HEAD_DIM"],
+        "NORMED": True,
         "EARLY": False,
         "BLOCK_N": 16 if dtype == "fp32" else 64,
     }
