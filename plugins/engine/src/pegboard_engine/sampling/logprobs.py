@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from pegboard.interfaces.engine import TokenLogprobs
-from pegboard_engine.sampling.blocks import greatest, mass, top_ids
+from pegboard_engine.sampling.blocks import greatest, mass, on_host, top_ids
 
-_CHUNK = 1 << 21
-"""Logits that are worked on at once: float32 copies of them stay in the caches of a processor, and small."""
+_CHUNK, _LARGE_CHUNK = 1 << 21, 1 << 26
+"""Logits that are worked on at once: float32 copies of them stay in the caches of a processor, and small on a device."""
 
 
 @dataclass(slots=True)
@@ -83,7 +83,7 @@ def gather_logprobs(logits: Tensor, rows: np.ndarray, ids: Tensor, nums: np.ndar
     vocab = logits.shape[1]
     count = 0 if not len(nums) else vocab if int(nums.min()) < 0 else min(int(nums.max()), vocab)
     pairs = torch.from_numpy(extra.astype(np.int64)).to(logits.device)
-    size = max(1, _CHUNK // vocab)
+    size = max(1, (_CHUNK if on_host(logits) else _LARGE_CHUNK) // vocab)
     parts = []
     for start in range(0, max(len(logits), 1), size):
         end = min(start + size, len(logits))
