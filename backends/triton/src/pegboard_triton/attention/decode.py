@@ -219,15 +219,15 @@ def decode_kernel(
     first_item = item - chunk + first_chunk
     for part in range(0, count, BLOCK_S):
         which = part + tl.arange(0, BLOCK_S)
-        row = ((first_item + which) * kv_heads + kv_head).to(tl.int64)[:, None] * ROWS + merged[None, :]
+        record = ((first_item + which) * kv_heads + kv_head).to(tl.int64)[:, None] * ROWS + merged[None, :]
         known = (which < count)[:, None] & there[None, :]
-        logs = tl.load(sums + row, mask=known, other=float("-inf"), cache_modifier=".cg")
+        logs = tl.load(sums + record, mask=known, other=float("-inf"), cache_modifier=".cg")
         larger_m = tl.maximum(largest_m, tl.max(logs, axis=0))
         base_m = tl.where(larger_m == float("-inf"), 0.0, larger_m)
         share = tl.exp2(logs - base_m[None, :])
         kept_m = tl.exp2(largest_m - base_m)
         found = tl.load(
-            parts + row[:, :, None] * HEAD_DIM + dims[None, None, :],
+            parts + record[:, :, None] * HEAD_DIM + dims[None, None, :],
             mask=known[:, :, None] & real[None, None, :],
             other=0.0,
             cache_modifier=".cg",
