@@ -69,14 +69,15 @@ class Graphs(Module):
     def stream(self, stream: Any) -> Any:
         return self._entered(stream.name)
 
-    def graph(self, graph: Any, pool: Any = None) -> Any:
-        return self._entered(f"graph in {pool}")
-
     def graph_pool_handle(self) -> str:
         return "pool"
 
     def CardGraph(self) -> Any:
-        return SimpleNamespace(replay=lambda: self.log.append("replay"))
+        return SimpleNamespace(
+            capture_begin=lambda pool: self.log.append(f"begin in {pool}"),
+            capture_end=lambda: self.log.append("end"),
+            replay=lambda: self.log.append("replay"),
+        )
 
 
 class Cards(AcceleratorPlatform):
@@ -181,11 +182,25 @@ def test_a_capture(module: Any) -> None:
         "side waits",
         "enter side",
         *["work"] * WARM_UPS,
+        "begin in pool",
+        "work",
+        "end",
         "leave side",
         "main waits for side",
-        "enter graph in pool",
-        "work",
-        "leave graph in pool",
         "leave device 1",
         "replay",
     ]
+
+
+def test_a_capture_that_fails_is_ended(module: Any) -> None:
+    there = module(Graphs())
+    memory = Cards().graph_memory(1)
+    calls = iter([None, ZeroDivisionError("no")])
+
+    def work() -> None:
+        if (error := next(calls)) is not None:
+            raise error
+
+    with pytest.raises(ZeroDivisionError):
+        Cards().capture(work, 1, memory)
+    assert there.log[-2:] == ["begin in pool", "end"]

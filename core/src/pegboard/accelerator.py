@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from contextlib import suppress
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -105,14 +106,22 @@ class AcceleratorPlatform(Platform):
         with module.device(self.device(index)):
             side = module.Stream()
             side.wait_stream(module.current_stream())
+            graph: Any = getattr(module, self.graph_class)()
+            # Not with torch's context for it, which waits for the device and gives all free memory back, pinned memory too: what is
+            # captured between the steps of others must not stop them.
             with module.stream(side):
                 for _ in range(WARM_UPS):
                     work()
+                graph.capture_begin(*(() if memory is None else (memory,)))
+                try:
+                    work()
+                except BaseException:
+                    with suppress(RuntimeError):
+                        graph.capture_end()
+                    raise
+                graph.capture_end()
             module.current_stream().wait_stream(side)
-            graph: Graph = getattr(module, self.graph_class)()
-            with module.graph(graph, pool=memory):
-                work()
-        return graph
+        return cast(Graph, graph)
 
     def graph_batch(self, count: int) -> int:
         """Return multiples of what a matrix unit pads to anyway, coarser for large batches, of which padding is a small part."""
