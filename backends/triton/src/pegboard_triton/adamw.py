@@ -195,9 +195,9 @@ def variants() -> Iterator[Variant]:
             constants["master"] = None
         name = f"[{weight},{moment}{',master' * master}]"
         yield Variant(f"adamw{name}", adamw_update, signature, constants, {"num_warps": 4})
-        constants.pop("master", None)
         kinds = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}
-        constants |= {"WEIGHT": kinds[weight], "GRADIENT": kinds[weight], "MOMENT": kinds[moment]}
+        typed = {key: value for key, value in constants.items() if key != "master"}
+        typed |= {"WEIGHT": kinds[weight], "GRADIENT": kinds[weight], "MOMENT": kinds[moment]}
         many = dict.fromkeys(("decay", "beta1", "beta2", "eps"), "fp32")
         many |= {"table": "*i64", "owners": "*i32", "factor": "*fp32"}
-        yield Variant(f"adamw.many{name}", adamw_update_many, many, constants, {"num_warps": 4})
+        yield Variant(f"adamw.many{name}", adamw_update_many, many, typed, {"num_warps": 4})
