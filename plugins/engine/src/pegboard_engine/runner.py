@@ -47,6 +47,8 @@ class Started:
         told = self.told.numpy()
         valid = told >= 0
         extras = {"valid": valid, **self.extras}
+        if "accepted" in extras:
+            extras["accepted"] = extras["accepted"].numpy()
         if self.logprobs is not None:
             extras["logprobs"] = self.logprobs.host()
         return StepResult(self.step, np.where(valid, told, -1 - told), extras)
@@ -133,10 +135,10 @@ class Runner:
             self._feed.last.index_copy_(0, fed.slots[: len(sampled.ids)], sampled.ids)
             return sampled
         verified = self._sampler.verify(logits, plan.sampling, _proposed(plan, drafts))
-        extras["accepted"] = verified.accepted.cpu().numpy()
-        starts = first_rows(drafts)
-        last = verified.ids[self._feed.index(starts + extras["accepted"])]
-        self._feed.last[self._feed.index(plan.logits_slots[starts])] = last
+        extras["accepted"] = verified.accepted.to("cpu", non_blocking=True)
+        starts = self._feed.index(first_rows(drafts))
+        last = verified.ids.index_select(0, starts + verified.accepted)
+        self._feed.last.index_copy_(0, fed.slots.index_select(0, starts), last)
         return verified
 
     def update_weights(self, version: int) -> None:
