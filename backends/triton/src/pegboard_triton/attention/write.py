@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pegboard_triton.attention.cells import kind, put, raw
+from pegboard_triton.attention.cells import kind, put, raw, turned
 from pegboard_triton.attention.early import early, gdc_launch_dependents, gdc_wait
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def prepare_kernel(
     BLOCK_D: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """Program (t, b): block b of all heads of token t: queries to `q`, keys and values to the cache.
+    """Program (t, b): block b of the query heads of token t, which go to `q`, or behind those, of its key heads, which go to the cache.
 
     qkv: [T, heads + 2 * kv_heads, HEAD_DIM]. cos, sin: [T, TURNED], sin with its first half negated. q: [T, heads, HEAD_DIM], contiguous.
     """
@@ -96,39 +96,30 @@ def prepare_kernel(
         gdc_wait()
         gdc_launch_dependents()
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    block = tl.program_id(1)
+    blocks = tl.cdiv(heads, BLOCK_H)
     dims = tl.arange(0, BLOCK_D)
-    is_q = head < heads
-    is_k = (head >= heads) & (head < heads + kv_heads)
-    is_v = (head >= heads + kv_heads) & (head < heads + 2 * kv_heads)
-    real = dims < HEAD_DIM
-    mask = (head < heads + 2 * kv_heads)[:, None] & real[None, :]
-    # What each dimension is turned with: the one half a turn further on.
-    turned = dims < TURNED
-    other = tl.where(turned, (dims + TURNED // 2) % TURNED, dims)
-    rows = qkv + token * stride + head[:, None] * HEAD_DIM
-    x = tl.load(rows + dims[None, :], mask=mask, other=0.0).to(tl.float32)
-    y = tl.load(rows + other[None, :], mask=mask, other=0.0).to(tl.float32)
-    if NORMED:
-        inverse = tl.rsqrt(tl.sum(x * x, axis=1) / HEAD_DIM + eps)
-        q_x = tl.load(q_weight + dims, mask=real, other=0.0).to(tl.float32) + offset
-        q_y = tl.load(q_weight + other, mask=real, other=0.0).to(tl.float32) + offset
-        k_x = tl.load(k_weight + dims, mask=real, other=0.0).to(tl.float32) + offset
-        k_y = tl.load(k_weight + other, mask=real, other=0.0).to(tl.float32) + offset
-        normed_x = x * inverse[:, None] * tl.where(is_q[:, None], q_x[None, :], k_x[None, :])
-        normed_y = y * inverse[:, None] * tl.where(is_q[:, None], q_y[None, :], k_y[None, :])
-        x = tl.where(is_v[:, None], x, normed_x)
-        y = tl.where(is_v[:, None], y, normed_y)
-    c = tl.load(cos + token * TURNED + dims, mask=turned, other=1.0).to(tl.float32)
-    s = tl.load(sin + token * TURNED + dims, mask=turned, other=0.0).to(tl.float32)
-    x = tl.where(is_v[:, None], x, x * c[None, :] + y * s[None, :])
-
-    at_q = (token * heads + head)[:, None] * HEAD_DIM + dims[None, :]
-    tl.store(q + at_q, x.to(q.dtype.element_ty), mask=is_q[:, None] & real[None, :])
-    slot = tl.load(slots + token).to(tl.int64)
-    place = slot // PAGE * page_stride + slot % PAGE * slot_stride
-    put(keys, key_scales, place + (head - heads) * head_stride, x, is_k, HEAD_DIM, KIND, BLOCK_D)
-    put(values, value_scales, place + (head - heads - kv_heads) * head_stride, x, is_v, HEAD_DIM, KIND, BLOCK_D)
+    tokens = tl.full([BLOCK_H], 0, tl.int64) + token
+    rows = qkv + token * stride
+    if block < blocks:
+        head = block * BLOCK_H + tl.arange(0, BLOCK_H)
+        there = head < heads
+        x = turned(
+            rows + head * HEAD_DIM, tokens, there, cos, sin, q_weight, eps, offset, HEAD_DIM, TURNED, NORMED, BLOCK_D
+        )
+        at_q = (token * heads + head)[:, None] * HEAD_DIM + dims[None, :]
+        tl.store(q + at_q, x.to(q.dtype.element_ty), mask=there[:, None] & (dims < HEAD_DIM)[None, :])
+    else:
+        head = (block - blocks) * BLOCK_H + tl.arange(0, BLOCK_H)
+        there = head < kv_heads
+        slot = tl.load(slots + token).to(tl.int64)
+        at = slot // PAGE * page_stride + slot % PAGE * slot_stride + head * head_stride
+        keys_at = rows + (heads + head) * HEAD_DIM
+        x = turned(keys_at, tokens, there, cos, sin, k_weight, eps, offset, HEAD_DIM, TURNED, NORMED, BLOCK_D)
+        put(keys, key_scales, at, x, there, HEAD_DIM, KIND, BLOCK_D)
+        values_at = (keys_at + kv_heads * HEAD_DIM)[:, None] + dims[None, :]
+        y = tl.load(values_at, mask=there[:, None] & (dims < HEAD_DIM)[None, :], other=0.0)
+        put(values, value_scales, at, y.to(tl.float32), there, HEAD_DIM, KIND, BLOCK_D)
 
 
 def write(
@@ -177,11 +168,12 @@ def prepare(
     qkv: [T, num_heads + 2 * num_kv_heads, head_dim], contiguous but for its first dimension. cos, sin: [T, 1, R], contiguous.
     """
     strides = dict(zip(plan.layout.order, cells[0].stride(), strict=True))
-    dim, heads = spec.head_dim, spec.num_heads + 2 * spec.num_kv_heads
+    dim = spec.head_dim
     q = torch.empty(len(qkv), spec.num_heads, dim, dtype=qkv.dtype, device=qkv.device)
     block_d = max(16, triton.next_power_of_2(dim))
-    block_h = max(1, min(triton.next_power_of_2(heads), 1024 // block_d))
-    prepare_kernel[(len(qkv), triton.cdiv(heads, block_h))](
+    block_h = max(1, min(triton.next_power_of_2(spec.num_kv_heads), 1024 // block_d))
+    blocks = triton.cdiv(spec.num_heads, block_h) + triton.cdiv(spec.num_kv_heads, block_h)
+    prepare_kernel[(len(qkv), blocks)](
         qkv,
         cos,
         sin,
