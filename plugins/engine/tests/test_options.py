@@ -41,6 +41,12 @@ def test_options_agree_with_each_other() -> None:
         EngineOptions(kv_memory="lots")
 
 
+def test_a_step_is_as_large_as_its_device_likes() -> None:
+    assert [EngineOptions().tokens_a_step(apart) for apart in (False, True)] == [2048, 8192]
+    assert EngineOptions(max_num_seqs=9000).tokens_a_step(False) == 9000
+    assert EngineOptions(max_num_tokens=300).tokens_a_step(True) == 300
+
+
 def test_memory_plan() -> None:
     built = random_model(phase="decode")
     plan = plan_memory(built, EngineOptions(page_size=8, kv_memory=40_000, max_model_len=20))

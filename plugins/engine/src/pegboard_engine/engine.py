@@ -18,6 +18,7 @@ from pegboard.interfaces.engine import Engine, EngineStats, FinishReason, Reques
 from pegboard.interfaces.executor import ExecutorDied
 from pegboard.types import CachePlan, SamplingParams
 from pegboard_engine.adapters import LoadedAdapters, adapter_bytes
+from pegboard_engine.feed import computes_apart
 from pegboard_engine.grammars import Grammars, allowed_ids
 from pegboard_engine.inputs import build_plan
 from pegboard_engine.intake import Intake
@@ -95,7 +96,7 @@ class PagedEngine(Engine):
             pages,
             self._table,
             self._prefixes,
-            max_num_tokens=options.max_num_tokens,
+            max_num_tokens=options.tokens_a_step(computes_apart(built)),
             rank=POLICIES[options.policy],
             watermark=int(options.watermark * memory.num_pages),
             look_past=options.look_past,
@@ -240,9 +241,8 @@ class PagedEngine(Engine):
         for requests in list(self._requests.values()):
             for request in list(requests):
                 self.end(request, State.ABORTED)
-        self._outputs = StepOutputs()
+        self._outputs, self._restart_due = StepOutputs(), False
         self._flights.clear()
-        self._restart_due = False
         if self._grammars is not None:
             self._grammars.close()
             self._grammars = None

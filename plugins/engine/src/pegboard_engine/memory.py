@@ -153,9 +153,10 @@ def _workspace(built: BuiltModel, options: EngineOptions, length: int) -> int:
     config, hidden = built.config, built.model.hidden_size
     wide = config.get("intermediate_size")
     wide = wide if isinstance(wide, int) else 4 * hidden
-    activations = options.max_num_tokens * (6 * hidden + 3 * wide) * built.dtype.itemsize
+    tokens = options.tokens_a_step(computes_apart(built))
+    activations = tokens * (6 * hidden + 3 * wide) * built.dtype.itemsize
     angles = sum(2 * length * rotary.dim * built.dtype.itemsize for rotary in built.model.rotaries)  # type: ignore[misc, operator]
-    return activations + angles + min(options.max_num_seqs, options.max_num_tokens) * built.model.vocab_size * 8
+    return activations + angles + min(options.max_num_seqs, tokens) * built.model.vocab_size * 8
 
 
 def _available(built: BuiltModel) -> int:

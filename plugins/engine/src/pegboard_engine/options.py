@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+_HOST_TOKENS, _APART_TOKENS = 2048, 8192
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
@@ -38,9 +39,11 @@ def parse_memory(value: int | float | str) -> int | float:
 class EngineOptions(BaseModel):
     """Options of engine `paged`.
 
-    page_size: tokens a page. max_num_tokens: new tokens a step, prompts and decodes together. max_num_seqs: requests that run at
+    page_size: tokens a page. max_num_tokens: new tokens a step, prompts and decodes together; None for what keeps the device busy, 2048
+    on the host and 8192 elsewhere, or as many as there may be sequences. max_num_seqs: requests that run at
     once. max_model_len: longest prompt + output; None for the model's own limit. kv_memory: bytes, a fraction of the memory that
-    weights and workspace leave, a text such as "512MB", or None for room for a few full contexts of at most 512 MiB.
+    weights and workspace leave, a text such as "512MB", or None: on the host room for a few full contexts of at most 512 MiB, on a
+    device nine tenths of what is left.
     kv_dtype: of the cache; "auto" is the model's own, "int8" and "float8_e4m3fn" have a scale for each token and head, at a cost in
     accuracy.
     prefix_caching: whether requests share the pages of equal beginnings. policy: "fcfs", or "priority" (lower first).
@@ -53,7 +56,7 @@ class EngineOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     page_size: int = Field(default=16, ge=1, le=1024)
-    max_num_tokens: int = Field(default=2048, ge=1)
+    max_num_tokens: int | None = Field(default=None, ge=1)
     max_num_seqs: int = Field(default=256, ge=1)
     max_model_len: int | None = Field(default=None, ge=2)
     kv_memory: int | float | str | None = None
@@ -77,9 +80,15 @@ class EngineOptions(BaseModel):
 
     @model_validator(mode="after")
     def _budget(self) -> EngineOptions:
-        if self.max_num_tokens < self.max_num_seqs:
+        if self.max_num_tokens is not None and self.max_num_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_tokens ({self.max_num_tokens}) is below max_num_seqs ({self.max_num_seqs}): "
                 "every running request needs one token a step"
             )
         return self
+
+    def tokens_a_step(self, apart: bool) -> int:
+        """Return how many tokens a step may have. apart: on a device that computes apart from the host."""
+        if self.max_num_tokens is not None:
+            return self.max_num_tokens
+        return max(_APART_TOKENS if apart else _HOST_TOKENS, self.max_num_seqs)
