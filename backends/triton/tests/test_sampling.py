@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pegboard_engine.sampling import ops
-from pegboard_triton.sampling import choose, penalties
+from pegboard_triton.sampling import choose, logprobs, penalties
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -120,6 +120,18 @@ def test_what_is_typical_is_left_to_torch(device: torch.device) -> None:
     given = settings(4, 300)
     given["temperature"][:] = 1
     check(logits_of(4, 300, torch.float32, device), given | {"typical_p": np.full(4, 0.5, np.float32)})
+
+
+@pytest.mark.parametrize(("vocab", "dtype"), [(1, torch.float32), (129, torch.bfloat16), (5000, torch.float32)])
+def test_log_probabilities_and_ranks(vocab: int, dtype: torch.dtype, device: torch.device) -> None:
+    logits = logits_of(4, vocab, dtype, device)
+    logits[1, vocab // 2 :] = float("-inf")
+    logits[2] = logits[2, 0]
+    ids = torch.tensor([vocab - 1, 0, vocab // 3, vocab // 2], device=device)
+    base, ranks = logprobs.logprob_sums(logits, ids)
+    exact = logits.double().logsumexp(1)
+    torch.testing.assert_close(base, exact, rtol=0, atol=2e-6)
+    assert ranks.tolist() == ops.logprob_sums(logits.cpu(), ids.cpu())[1].tolist()
 
 
 @pytest.mark.parametrize("proposed", [0, 3])

@@ -16,6 +16,7 @@ MODULES: tuple[str, ...] = (
     "pegboard_triton.norm",
     "pegboard_triton.rotary",
     "pegboard_triton.sampling.choose",
+    "pegboard_triton.sampling.logprobs",
     "pegboard_triton.sampling.penalties",
     "pegboard_triton.tokens",
 )

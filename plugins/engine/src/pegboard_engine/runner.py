@@ -62,9 +62,9 @@ class Runner:
         self._groups = 1 + max(spec.group for spec in built.model.attention_specs)
         self._vocab_size = built.model.vocab_size
         offered = built.platform.kernels("decode", built.dtype, built.device.index or 0)
-        kernels = kernel_table(offered, owner=f"platform {built.platform_name!r}")
-        self._sampler = Sampler(self._vocab_size, built.device, registry, kernels)
-        self._feed = make_feed(built, cache, kernels)
+        self._kernels = kernel_table(offered, owner=f"platform {built.platform_name!r}")
+        self._sampler = Sampler(self._vocab_size, built.device, registry, self._kernels)
+        self._feed = make_feed(built, cache, self._kernels)
         self.adapters = ServedAdapters(built, cache, registry)
         self.cache = KVCache.allocate(cache.layout, cache.num_pages, built.device)
         for rotary in built.model.rotaries:
@@ -72,7 +72,7 @@ class Runner:
         self._graphs: DecodeGraphs | None = None
         self._captured: CapturedSteps | None = None
         if cache.graphs and isinstance(self._feed, DeviceFeed) and captures_whole_steps(built):
-            self._captured = CapturedSteps(built, self.cache, self._feed, kernels, self._groups)
+            self._captured = CapturedSteps(built, self.cache, self._feed, self._kernels, self._groups)
         elif cache.graphs:
             self._graphs = DecodeGraphs(built, self.cache, self._groups)
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pegboard.ops import kernel_table
 from pegboard.types import SamplingParams
 from pegboard_engine.sampling.columns import SamplingColumns
 from pegboard_engine.sampling.sampler import Sampler
@@ -141,7 +142,7 @@ def test_a_list_longer_than_the_vocabulary_becomes_the_vocabulary() -> None:
         counts.append(np.array([0]), torch.tensor([[token]]), None)
     assert counts._listed.shape[1] == 5
     logits = torch.zeros(1, 5)
-    counts.penalise_(logits, torch.tensor([0]), np.array([0]), torch.tensor([[1.0, 0.0, 1.0]]), None)
+    counts.penalise_(kernel_table(), logits, torch.tensor([0]), np.array([0]), torch.tensor([[1.0, 0.0, 1.0]]), None)
     assert logits[0].tolist() == [-float(tokens.count(token)) for token in range(5)]
 
 
@@ -182,6 +183,6 @@ def test_nothing_is_left_of_who_had_a_row_before(released: bool) -> None:
     tails.reset(slot, np.array([6]), 3)
     logits = torch.tensor([[1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -1.0, -1.0]])
     penalties = torch.tensor([[2.0, 0.25, 0.5]])
-    counts.penalise_(logits, torch.tensor([0]), np.array([slot]), penalties, None)
+    counts.penalise_(kernel_table(), logits, torch.tensor([0]), np.array([slot]), penalties, None)
     assert logits.tolist() == [[1.0, 0.5, 1.0, 1.0, 1.0, 1.0, -2.75, -1.0]]
     assert tails.endings(np.array([slot]), None, None).tolist() == [[-2, -2, 6]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from pegboard.interfaces.engine import TokenLogprobs
-from pegboard_engine.sampling.blocks import greatest, mass, on_host, top_ids
+from pegboard.ops import KernelTable
+from pegboard_engine.sampling.blocks import on_host, top_ids
+from pegboard_engine.sampling.ops import logprob_sums
 
 _CHUNK, _LARGE_CHUNK = 1 << 21, 1 << 26
 """Logits that are worked on at once: float32 copies of them stay in the caches of a processor, and small on a device."""
@@ -66,20 +68,35 @@ class Logprobs:
         return result
 
 
-def logprobs_of(logits: Tensor, ids: Tensor, num_top: int | np.ndarray = 0, extra_ids: Sequence[int] = ()) -> Logprobs:
+def logprobs_of(
+    logits: Tensor,
+    ids: Tensor,
+    num_top: int | np.ndarray = 0,
+    extra_ids: Sequence[int] = (),
+    kernels: KernelTable | None = None,
+) -> Logprobs:
     """Return the log-probabilities of ids [R] int64 at logits [R, V], of their `num_top` most probable ids and of `extra_ids`.
 
-    num_top: for all rows or for each [R]; -1 for all ids. Computed in float32 with sums in float64, some rows at a time.
+    num_top: for all rows or for each [R]; -1 for all ids. kernels: the op `logprob_sums`; torch's without. Computed in float32 with
+    sums in float64, some rows at a time.
     """
     rows = len(logits)
     nums = np.broadcast_to(np.asarray(num_top, np.int32), (rows,))
     owners = np.repeat(np.arange(rows, dtype=np.int32), len(extra_ids))
     extra = np.stack([owners, np.tile(np.asarray(extra_ids, np.int32), rows)], 1)
-    return gather_logprobs(logits, np.arange(rows, dtype=np.int32), ids, nums, extra)
+    return gather_logprobs(logits, np.arange(rows, dtype=np.int32), ids, nums, extra, kernels)
 
 
-def gather_logprobs(logits: Tensor, rows: np.ndarray, ids: Tensor, nums: np.ndarray, extra: np.ndarray) -> Logprobs:
+def gather_logprobs(
+    logits: Tensor,
+    rows: np.ndarray,
+    ids: Tensor,
+    nums: np.ndarray,
+    extra: np.ndarray,
+    kernels: KernelTable | None = None,
+) -> Logprobs:
     """Return the log-probabilities of logits [R, V], which are `rows` [R] of a step; see `Logprobs` for the rest."""
+    sums = logprob_sums if kernels is None else kernels.logprob_sums
     vocab = logits.shape[1]
     count = 0 if not len(nums) else vocab if int(nums.min()) < 0 else min(int(nums.max()), vocab)
     pairs = torch.from_numpy(extra.astype(np.int64)).to(logits.device)
@@ -89,18 +106,17 @@ def gather_logprobs(logits: Tensor, rows: np.ndarray, ids: Tensor, nums: np.ndar
         end = min(start + size, len(logits))
         inside = slice(*np.searchsorted(extra[:, 0], [start, end]))
         where = (pairs[inside, 0] - start, pairs[inside, 1])
-        parts.append(_gather(logits[start:end].float(), ids[start:end], count, where))
+        parts.append(_gather(logits[start:end], ids[start:end], count, where, sums))
     chosen, ranks, best, top, others = (torch.cat(column) for column in zip(*parts, strict=True))
     return Logprobs(rows, ids, chosen, ranks, nums, best, top, extra, others)
 
 
-def _gather(logits: Tensor, ids: Tensor, count: int, where: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    most = greatest(logits)[1][:, None]
-    buffer = (logits - most).exp_()
-    base = most.double() + mass(buffer).log()[:, None]
-    raw = logits.gather(1, ids[:, None])
-    ranks = torch.gt(logits, raw, out=buffer).sum(1).long() + 1
-    best = top_ids(logits, count) if count else ids.new_zeros(len(ids), 0)
+def _gather(
+    logits: Tensor, ids: Tensor, count: int, where: tuple[Tensor, Tensor], sums: Callable[..., tuple[Tensor, Tensor]]
+) -> tuple[Tensor, ...]:
+    base, ranks = sums(logits, ids)
+    base = base[:, None]
+    best = top_ids(logits.float(), count) if count else ids.new_zeros(len(ids), 0)
     top = (logits.gather(1, best) - base).float()
     extra = (logits[where] - base[where[0], 0]).float()
-    return (raw - base).float().squeeze(1), ranks, best, top, extra
+    return (logits.gather(1, ids[:, None]) - base).float().squeeze(1), ranks, best, top, extra

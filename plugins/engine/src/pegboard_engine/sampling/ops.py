@@ -1,4 +1,4 @@
-"""The two ops of sampling that a platform may replace, with their torch implementations: a token for each row, and penalties."""
+"""The ops of sampling that a platform may replace, with their torch implementations: tokens of rows, penalties, log-probabilities."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pegboard.ops import register
-from pegboard_engine.sampling.blocks import draw, greatest
+from pegboard_engine.sampling.blocks import draw, greatest, mass
 from pegboard_engine.sampling.cuts import keep
 
 PROMPT = 1 << 30
@@ -91,3 +91,16 @@ def penalise_(
     found &= PROMPT - 1
     logits[where] = new - frequency * found - presence * (found > 0)
     return logits
+
+
+@register(
+    "logprob_sums",
+    "(logits [R, V], ids [R] int64) -> (log of the sum of exponentials [R] float64, ranks of the ids [R] int64)",
+)
+def logprob_sums(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what is taken off logits to make log-probabilities, and the place of each id in its row, from 1 on; ties share one."""
+    logits = logits.float()
+    most = greatest(logits)[1][:, None]
+    buffer = (logits - most).exp_()
+    base = most.squeeze(1).double() + mass(buffer).log()
+    return base, torch.gt(logits, logits.gather(1, ids[:, None]), out=buffer).sum(1).long() + 1

@@ -155,7 +155,8 @@ class Sampler:
         if raw is not None and batch.logprob_rows is not None and batch.logprob_nums is not None:
             extra = np.zeros((0, 2), np.int32) if batch.logprob_extra is None else batch.logprob_extra
             chosen = ids[self._index(batch.logprob_rows)]
-            sampled.logprobs = gather_logprobs(raw, batch.logprob_rows, chosen, batch.logprob_nums, extra)
+            asked = (batch.logprob_rows, chosen, batch.logprob_nums, extra)
+            sampled.logprobs = gather_logprobs(raw, *asked, self._kernels)
         return sampled
 
     def _edit_(self, logits: Tensor, batch: SamplingBatch, at: _Proposals | None) -> dict[int, str]:
