@@ -163,7 +163,8 @@ class Runner:
             start = len(targets)
             # A whole prompt's logits at once would take more memory than the model.
             chunks = zip(hidden[:start].split(_HEAD_ROWS), self._feed.index(targets).split(_HEAD_ROWS), strict=True)
-            extras["prompt"] = [logprobs_of(self._built.model.head(x), ids, most).host() for x, ids in chunks]
+            found = (logprobs_of(self._built.model.head(x), ids, most, (), self._kernels) for x, ids in chunks)
+            extras["prompt"] = [part.host() for part in found]
         if (pool := plan.extras.get("pool")) is not None:
             sums = [hidden[start + first : start + stop].float().sum(0) for first, stop in pool.tolist()]
             extras["pooled"] = torch.stack(sums).cpu().numpy()
