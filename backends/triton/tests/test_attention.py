@@ -114,6 +114,16 @@ def test_a_cache_of_codes(cells: torch.dtype, new: list[int], device: torch.devi
             row += 1
 
 
+@pytest.mark.parametrize("new", [[1, 1], [FEW + 2, 3]])
+def test_a_cache_of_another_float(new: list[int], device: torch.device) -> None:
+    """A cache may be wider or narrower than what is computed in."""
+    step = Step(SPEC, [19, 3], new, device, torch.float16)
+    q, k, v = qkv(SPEC, step.rows, device)
+    wanted = reference.paged_attention(q, k.half(), v.half(), SPEC, step.inputs, step.cache)
+    out = BACKEND.attend(q, k, v, SPEC, BACKEND.plan(step.inputs, device, step.cache.layout), step.cache)
+    torch.testing.assert_close(out.double(), wanted, rtol=3e-5, atol=3e-5)
+
+
 def test_every_code_of_fp8_is_read(device: torch.device) -> None:
     """All finite codes of e4m3, subnormal ones too, as values of one key each."""
     codes = torch.tensor([c for c in range(256) if c & 0x7F != 0x7F], dtype=torch.uint8, device=device)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor
 
@@ -14,6 +12,7 @@ from pegboard_triton.attention.decode import decode
 from pegboard_triton.attention.plan import CachedPlan, WholePlan
 from pegboard_triton.attention.prefill import prefill
 from pegboard_triton.attention.write import prepare, write
+from pegboard_triton.operators import INTERPRETED, on
 
 Plan = CachedPlan | WholePlan
 
@@ -50,7 +49,7 @@ class TritonAttention(AttentionBackend):
         return KVLayout(page_size, num_layers, spec.num_kv_heads, spec.head_dim, name, "PHSD", shard)
 
     def plan(self, inputs: AttentionInputs, device: torch.device, layout: KVLayout | None) -> Plan:
-        if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        if device.type == "cpu" and not INTERPRETED:
             raise PluginError(
                 "attention `triton` computes on GPUs, not on the cpu",
                 fix="use `attention: sdpa`, or leave it to `auto`",
@@ -76,12 +75,14 @@ class TritonAttention(AttentionBackend):
         if isinstance(plan, WholePlan):
             out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
             if len(q):
-                prefill(q, (k, v), None, out, spec, plan)
+                with on(q.device):
+                    prefill(q, (k, v), None, out, spec, plan)
             return out
         cells, scales = _cells(plan, spec, cache)
-        if len(q):
-            write(k, v, cells, scales, plan)
-        return _over_cache(q, spec, plan, cells, scales)
+        with on(q.device):
+            if len(q):
+                write(k, v, cells, scales, plan)
+            return _over_cache(q, spec, plan, cells, scales)
 
     def attend_qkv(
         self,
@@ -104,12 +105,13 @@ class TritonAttention(AttentionBackend):
         if cos.stride(-1) != 1 or cos.stride(0) != cos.shape[-1] or sin.stride() != cos.stride():
             return None
         cells, scales = _cells(plan, spec, cache)
-        if plan.few and not plan.many:
-            out = torch.empty(len(qkv), spec.num_heads, spec.head_dim, dtype=qkv.dtype, device=qkv.device)
-            decode(qkv, cells, scales, out, spec, plan, (cos, sin, norms))
-            return out
-        q = prepare(qkv, cos, sin, norms, cells, scales, spec, plan) if len(qkv) else qkv[:, : spec.num_heads]
-        return _over_cache(q, spec, plan, cells, scales)
+        with on(qkv.device):
+            if plan.few and not plan.many:
+                out = torch.empty(len(qkv), spec.num_heads, spec.head_dim, dtype=qkv.dtype, device=qkv.device)
+                decode(qkv, cells, scales, out, spec, plan, (cos, sin, norms))
+                return out
+            q = prepare(qkv, cos, sin, norms, cells, scales, spec, plan) if len(qkv) else qkv[:, : spec.num_heads]
+            return _over_cache(q, spec, plan, cells, scales)
 
 
 def _over_cache(

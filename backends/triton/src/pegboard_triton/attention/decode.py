@@ -168,9 +168,8 @@ def decode_kernel(
         mask = inside[:, None] & real[None, :]
         block_k = tl.load(keys + cells, mask=mask, other=0)
         block_v = tl.load(values + cells, mask=mask, other=0)
-        if KIND != 0:
-            block_k = widened(block_k, q.dtype.element_ty, KIND)
-            block_v = widened(block_v, q.dtype.element_ty, KIND)
+        block_k = widened(block_k, q.dtype.element_ty, KIND)
+        block_v = widened(block_v, q.dtype.element_ty, KIND)
         scores = tl.dot(block_q, tl.trans(block_k), input_precision="ieee") * scale
         if KIND != 0:
             scores *= row_scale(tl.load(key_scales + at // HEAD_DIM, mask=inside, other=0.0), KIND)[None, :]

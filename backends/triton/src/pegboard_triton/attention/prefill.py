@@ -70,8 +70,7 @@ def _walk(
             block_k = tl.load(keys + cells, mask=real[None, :], other=0)
         else:
             block_k = tl.load(keys + cells)
-        if KIND != 0:
-            block_k = widened(block_k, block_q.dtype, KIND)
+        block_k = widened(block_k, block_q.dtype, KIND)
         scores = tl.dot(block_q, tl.trans(block_k), input_precision="ieee")
         if KIND != 0:
             scores *= row_scale(tl.load(key_scales + at // HEAD_DIM, mask=inside, other=0.0), KIND)[None, :]
@@ -99,8 +98,8 @@ def _walk(
             block_v = tl.load(values + cells, mask=real[None, :], other=0)
         else:
             block_v = tl.load(values + cells)
+        block_v = widened(block_v, block_q.dtype, KIND)
         if KIND != 0:
-            block_v = widened(block_v, block_q.dtype, KIND)
             weights *= row_scale(tl.load(value_scales + at // HEAD_DIM, mask=inside, other=0.0), KIND)[None, :]
         acc = tl.dot(weights.to(block_v.dtype), block_v, acc, input_precision="ieee")
         largest = larger
