@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
@@ -294,11 +295,11 @@ class QuantisedExperts(ExpertGroup):
             return None
         return self.op(*self._tensors.values(), *other.values(), x, ids, weights, activation)
 
+    @abstractmethod
     def op(self, *values: Any) -> Tensor:
         """Return the experts' output. values: the `stored` tensors of gate and up, [E, both, …], those of down, then x, ids, weights and
         activation, as of op `moe`.
         """
-        raise NotImplementedError
 
 
 def by_expert(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -81,25 +82,25 @@ class _FusedLinear(torch.autograd.Function):
         return (None, d_x, None, None, *d_weights, *d_biases)
 
 
-class SharedStorage(Layer):
+class SharedStorage(Layer, ABC):
     """Layers whose parameters are views of one storage while it is fused. The members own the parameters; this module has none."""
 
     @property
+    @abstractmethod
     def fused(self) -> bool:
         """Whether the members share one storage."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fuse(self) -> bool:
         """Move the members' parameters into one storage, keeping their values; return whether that was possible."""
-        raise NotImplementedError
 
+    @abstractmethod
     def materialise(self, make: Callable[[tuple[int, ...]], Tensor]) -> None:
         """Give members without storage one from `make` (shape -> tensor), as `fuse` would; nothing where that is not possible."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unfuse(self) -> None:
         """Forget the shared storage: the members' own parameters are all that counts from now on."""
-        raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SharedStorage:
         # A cast or move gives each member a storage of its own.

@@ -46,7 +46,7 @@ class MoE(Layer):
     """The sum over a row's `k` likeliest experts of weight * expert(x) (arXiv:1701.06538, 2401.04088), and of a shared expert.
 
     experts: their sizes. renormalise: the weights of the k sum to 1. shared: inner size of an expert that every row uses, times a
-    gate of its own, sigmoid(x · g) (arXiv:2401.06066, with Qwen2's gate); None for no such.
+    gate of its own, sigmoid(x · g) (arXiv:2401.06066, section 3.2, with a gate); None for no such.
     index: which of the model's mixtures this is. watch: who follows its router; None for nobody.
     """
 
