@@ -9,8 +9,10 @@ from torch import Tensor
 from pegboard import reference
 from pegboard.nn import grouped as core
 from pegboard_triton.moe import forward as launches
-from pegboard_triton.moe import moe, order
+from pegboard_triton.moe import moe, order, replacements
 from pegboard_triton.moe.forward import FEW, SINGLE, SORTED
+from pegboard_triton.moe.packed_forward import Experts, packed_forward
+from pegboard_triton.quantized.packed import FLOAT8, INT4, INT8
 
 ROW = {"BLOCK_N": 16, "BLOCK_K": 32, "STAGES": 2, "num_warps": 4}
 TILE = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "GROUP": 2, "DESCRIBED": 0, "num_warps": 4, "num_stages": 2}
@@ -133,3 +135,56 @@ def test_order(pairs: int, experts: int, few: int, device: torch.device, monkeyp
 def test_what_kernels_do_not_take_goes_to_torch(device: torch.device, compare: Callable[..., None]) -> None:
     inputs = [x.double() if x.is_floating_point() else x for x in draw(3, 4, 2, 8, 4, torch.float32, device)]
     close(moe(*inputs), reference.OPS["moe"](*inputs), 1e-12)
+
+
+PACKED = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 32, "GROUP": 1, "num_warps": 4, "num_stages": 2}
+
+
+def pack(name: str, weight: Tensor, device: torch.device) -> tuple[Experts, Tensor]:
+    """Return a weight [E, N, K] in a format and what it stands for, float64."""
+    experts, rows, columns = weight.shape
+    if name == "int8":
+        scales = weight.abs().amax(2, keepdim=True) / 127
+        codes = (weight / scales).round().to(torch.int8)
+        return Experts(INT8, codes.to(device), scales.to(device), columns, 1, columns), codes.double() * scales.double()
+    if name == "float8":
+        codes, high = weight.to(torch.float8_e4m3fn), -(-rows // 24)
+        scales = torch.rand(experts, high, columns // 32, generator=torch.Generator().manual_seed(0)) + 0.5
+        wide = scales.double().repeat_interleave(24, 1)[:, :rows].repeat_interleave(32, 2)
+        packed = Experts(FLOAT8, codes.view(torch.uint8).to(device), scales.to(device), columns, 24, 32)
+        return packed, codes.double() * wide
+    stored = pytest.importorskip("pegboard_int4.stored")
+    codes, scales = stored.finite_codes("x", weight.flatten(0, 1), 32)
+    words = stored.pack(codes)
+    values = stored.dequantise(words, scales, torch.float64).view(weight.shape)
+    halves = words.view(torch.uint8).view(experts, rows, columns // 2)
+    return Experts(INT4, halves.to(device), scales.view(experts, rows, -1).to(device), columns, 1, 32), values
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("name", ["int8", "float8", "int4"])
+@pytest.mark.parametrize(
+    ("tokens", "way", "dtype"), [(1, FEW, torch.bfloat16), (5, FEW, torch.float32), (19, SORTED, torch.float32)]
+)
+def test_packed_experts(name: str, tokens: int, way: int, dtype: torch.dtype, device: torch.device) -> None:
+    x, gate_up, down, ids, weights = draw(tokens, 3, 2, 64, 32, dtype, torch.device("cpu"))
+    packed_up, wide_up = pack(name, gate_up.float(), device)
+    packed_down, wide_down = pack(name, down.float(), device)
+    settings = {"way": {"way": way}, "gate_up": PACKED, "down": PACKED}
+    out = packed_forward(x.to(device), packed_up, packed_down, ids.to(device), weights.to(device), "silu", settings)
+    close(out.cpu(), reference.OPS["moe"](x, wide_up, wide_down, ids, weights), TOLERANCES[dtype])
+
+
+def test_ops_of_packed_experts(device: torch.device) -> None:
+    """Those that are registered are replaced, where no gradient is asked for and inputs are not rounded."""
+    pytest.importorskip("pegboard_int8.ops")
+    x, gate_up, down, ids, weights = (t.to(device) for t in draw(4, 3, 2, 64, 32, torch.float32, device))
+    up, wide_up = pack("int8", gate_up.cpu(), device)
+    low, wide_down = pack("int8", down.cpu(), device)
+    op = replacements("decode", torch.float32)["int8_moe"]
+    exact = reference.OPS["moe"](x.cpu(), wide_up, wide_down, ids.cpu(), weights.cpu())
+    for wanted in (False, True):
+        x = x.detach().requires_grad_(wanted)
+        out = op(up.codes, up.scales.squeeze(2), low.codes, low.scales.squeeze(2), x, ids, weights)
+        close(out.detach().cpu(), exact, 1e-5)
+        assert out.requires_grad == wanted

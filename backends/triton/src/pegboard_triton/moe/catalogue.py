@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pegboard_triton.catalogue import Variant
-from pegboard_triton.moe import grouped, order, single, training
+from pegboard_triton.moe import grouped, order, packed, single, training
+from pegboard_triton.quantized.packed import FLOAT8, INT4, INT8
 
 _SHAPE = {"HIDDEN": 2048, "INNER": 768, "EXPERTS": 128}
 _TYPES = {"bf16": "*bf16", "fp32": "*fp32"}
@@ -72,3 +73,21 @@ def variants() -> Iterator[Variant]:
         back |= {"order": "*i32", "offsets": "*i32", "scales": "*fp32", "d_scales": "*fp32"}
         gated = {"EXPERTS": 128, "WIDTH": 768, "ACTIVATION": "silu", "BLOCK": 1024}
         yield Variant(f"moe.gated_backward[{name}]", training.gated_backward, back, gated, {"num_warps": 4})
+    yield from _packed_variants()
+
+
+def _packed_variants() -> Iterator[Variant]:
+    formats = {"int8": (INT8, "*i8", 1, 0), "float8": (FLOAT8, "*u8", 128, 128), "int4": (INT4, "*u8", 1, 128)}
+    for name, (form, codes, shared, scaled) in formats.items():
+        types = {"weight": codes, "scales": "*fp32", "ids": "*i64", "order": "*i32", "offsets": "*i32", "out": "*bf16"}
+        types |= {"pairs": "i32", "blocks": "i32"}
+        for way, few in (("few", 64), ("sorted", 0)):
+            block = {"BLOCK_M": 16 if few else 64, "BLOCK_N": 64, "BLOCK_K": scaled or 64, "GROUP": 1}
+            constants = {**_SHAPE, "WIDTH": 128, "FEW": few, "FORMAT": form.value, "SHARED": shared, **block}
+            options = {"num_warps": 4, "num_stages": 2}
+            up = {**types, "x": "*bf16", "x_stride": "i32"}
+            gates = {**constants, "SCALED": scaled or 2048, "TOP_K": 8, "ACTIVATION": "silu"}
+            yield Variant(f"moe.packed_gate_up[{name},{way}]", packed.packed_gate_up, up, gates, options)
+            low = {**types, "act": "*bf16", "weights": "*fp32"}
+            sums = {**constants, "SCALED": scaled or 768}
+            yield Variant(f"moe.packed_down[{name},{way}]", packed.packed_down, low, sums, options)

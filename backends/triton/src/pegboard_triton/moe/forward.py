@@ -100,9 +100,9 @@ def down(act: Tensor, weight: Tensor, routing: Routing, scales: Tensor, use: Set
     """Return [T, H], the sum over each token's pairs of scale * act weight^T. weight: [E, H, I]. scales: [T, K] float32."""
     experts, hidden, inner = weight.shape
     tokens, top_k = routing.ids.shape
-    out = torch.empty(tokens, hidden, dtype=act.dtype, device=act.device)
-    shape = {"HIDDEN": hidden, "INNER": inner, "EXPERTS": experts, "TOP_K": top_k}
     if routing.way == SINGLE:
+        out = torch.empty(tokens, hidden, dtype=act.dtype, device=act.device)
+        shape = {"HIDDEN": hidden, "INNER": inner, "EXPERTS": experts, "TOP_K": top_k}
         grid = (triton.cdiv(hidden, use["BLOCK_N"]), tokens)
         single.single_down[grid](act, weight, routing.ids, scales, out, **shape, **use)
         return out
@@ -128,10 +128,23 @@ def down(act: Tensor, weight: Tensor, routing: Routing, scales: Tensor, use: Set
         **_common(routing),
         **use,
     )
+    return combined(parts, routing)
+
+
+def combined(parts: Tensor, routing: Routing) -> Tensor:
+    """Return [T, H], the sum over each token's pairs. parts: [P, H], by pair."""
+    tokens, hidden = routing.ids.shape[0], parts.shape[1]
+    out = torch.empty(tokens, hidden, dtype=parts.dtype, device=parts.device)
     width = min(triton.next_power_of_2(hidden), 1024)
-    grid = (tokens, triton.cdiv(hidden, width))
-    grouped.combine[grid](
-        parts, routing.ids, out, HIDDEN=hidden, EXPERTS=experts, TOP_K=top_k, BLOCK=width, num_warps=4
+    grouped.combine[(tokens, triton.cdiv(hidden, width))](
+        parts,
+        routing.ids,
+        out,
+        HIDDEN=hidden,
+        EXPERTS=routing.experts,
+        TOP_K=routing.top_k,
+        BLOCK=width,
+        num_warps=4,
     )
     return out
 

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from pegboard.nn import grouped as reference
+from pegboard.ops import registered
 from pegboard_triton.moe.forward import forward
+from pegboard_triton.moe.packed_forward import Experts, packed_forward
 from pegboard_triton.moe.training import Mixture
-from pegboard_triton.operators import TYPES, differentiates, operator, takes
+from pegboard_triton.operators import TYPES, differentiates, on, operator, takes
+from pegboard_triton.quantized.packed import INT4, INT8
 
 if TYPE_CHECKING:
     from pegboard.interfaces.platform import Phase
@@ -40,6 +43,70 @@ def moe(x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor, weights: Tensor, 
     return result
 
 
+def _int8_moe(fallback: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def int8_moe(
+        gate_up: Tensor,
+        gate_up_scales: Tensor,
+        down: Tensor,
+        down_scales: Tensor,
+        x: Tensor,
+        ids: Tensor,
+        weights: Tensor,
+        activation: str = "silu",
+    ) -> Tensor:
+        """Op `int8_moe` of pegboard-int8."""
+        experts = [
+            Experts(INT8, codes, scales, codes.shape[2], 1, codes.shape[2])
+            for codes, scales in ((gate_up, gate_up_scales), (down, down_scales))
+        ]
+        out = _packed(experts, x, ids, weights, activation)
+        if out is None:
+            return fallback(gate_up, gate_up_scales, down, down_scales, x, ids, weights, activation)
+        return out
+
+    return int8_moe
+
+
+def _int4_moe(fallback: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def int4_moe(
+        gate_up: Tensor,
+        gate_up_scales: Tensor,
+        down: Tensor,
+        down_scales: Tensor,
+        rounded: bool,
+        x: Tensor,
+        ids: Tensor,
+        weights: Tensor,
+        activation: str = "silu",
+    ) -> Tensor:
+        """Op `int4_moe` of pegboard-int4, where inputs are not rounded: their range is that of a whole row."""
+        experts = [
+            Experts(INT4, words.view(torch.uint8), scales, words.shape[2] * 8, 1, words.shape[2] * 8 // scales.shape[2])
+            for words, scales in ((gate_up, gate_up_scales), (down, down_scales))
+            if words.is_contiguous()
+        ]
+        out = None if rounded else _packed(experts, x, ids, weights, activation)
+        if out is None:
+            return fallback(gate_up, gate_up_scales, down, down_scales, rounded, x, ids, weights, activation)
+        return out
+
+    return int4_moe
+
+
+def _packed(experts: list[Experts], x: Tensor, ids: Tensor, weights: Tensor, activation: str) -> Tensor | None:
+    """Return [T, H] from gate-up and down experts; None where kernels do not take them, or a gradient is asked for."""
+    fits = takes(x) and activation in reference.GATED and not differentiates(x, weights) and len(experts) == 2
+    if not fits or not all(e.fits() and e.codes.is_contiguous() and e.scales.is_contiguous() for e in experts):
+        return None
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    with on(x.device):
+        return packed_forward(x, experts[0], experts[1], ids.contiguous(), weights.contiguous(), activation)
+
+
 def replacements(phase: Phase, dtype: torch.dtype) -> dict[str, Callable[..., Any]]:
-    """Return the mixture, for models of a dtype that the kernels take."""
-    return {"moe": moe} if dtype in TYPES else {}
+    """Return the mixture, and those of packed experts that are registered, for models of a dtype that the kernels take."""
+    if dtype not in TYPES:
+        return {}
+    found = registered()
+    makers = {"int8_moe": _int8_moe, "int4_moe": _int4_moe}
+    return {"moe": moe} | {name: make(found[name].function) for name, make in makers.items() if name in found}
