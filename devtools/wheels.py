@@ -114,7 +114,7 @@ def _smoke_one(env: Environment, member: Member, wheels: Mapping[str, Path], pat
     fresh = Environment(workspace, path, ())
     (fresh.site_packages / "shared-torch.pth").write_text(f"{shared}\n", encoding="utf-8")
     constraints = str(workspace.root / "constraints.txt")
-    files = [str(wheels[other.name]) for other in closure]
+    files = [str(wheels[other.name]) for other in closure] + [line for other in closure for line in other.tried_with]
     log = path / "pip.log"
     try:
         run_pip(env.python, ["--python", str(fresh.python), "install", "-c", constraints, *files], log)

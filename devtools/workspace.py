@@ -41,12 +41,20 @@ def read_toml(path: Path) -> dict[str, Any]:
 class Member:
     """One distribution of the workspace: its folder and its [project] table.
 
-    optional: its build may fail (it compiles something) without stopping a setup.
+    optional: its build may fail (it compiles something) without stopping a setup. extras: those of its own without which it does nothing,
+    for something that another distribution brings where it is used.
     """
 
     folder: Path
     project: Mapping[str, Any]
     optional: bool = False
+    extras: tuple[str, ...] = ()
+
+    @property
+    def tried_with(self) -> list[str]:
+        """Requirement strings of its `extras`."""
+        offered = self.project.get("optional-dependencies", {})
+        return [line for extra in self.extras for line in offered[extra]]
 
     @property
     def name(self) -> str:
@@ -122,8 +130,9 @@ def _discover(root: Path, patterns: Iterable[str]) -> Iterable[Member]:
             continue
         if "name" not in table["project"]:
             raise DevError(f'{folder / "pyproject.toml"}: [project] has no name; add name = "pegboard-..."')
-        optional = bool(table.get("tool", {}).get("pegboard", {}).get("optional", False))
-        member = Member(folder, table["project"], optional)
+        settings = table.get("tool", {}).get("pegboard", {})
+        optional = bool(settings.get("optional", False))
+        member = Member(folder, table["project"], optional, tuple(settings.get("extras", ())))
         if member.name in seen:
             raise DevError(f"two members are named {member.name}: {seen[member.name]} and {folder}; rename one")
         seen[member.name] = folder
