@@ -140,25 +140,25 @@ def test_what_kernels_do_not_take_goes_to_torch(device: torch.device, compare: C
 PACKED = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 32, "GROUP": 1, "num_warps": 4, "num_stages": 2}
 
 
-def pack(name: str, weight: Tensor, device: torch.device) -> tuple[Experts, Tensor]:
-    """Return a weight [E, N, K] in a format and what it stands for, float64."""
+def pack(name: str, weight: Tensor, device: torch.device, halves: int = 1) -> tuple[Experts, Tensor]:
+    """Return a weight [E, N, K] in a format and what it stands for, float64. halves: 2 for gate and up, whose scales begin anew."""
     experts, rows, columns = weight.shape
     if name == "int8":
         scales = weight.abs().amax(2, keepdim=True) / 127
         codes = (weight / scales).round().to(torch.int8)
         return Experts(INT8, codes.to(device), scales.to(device), columns, 1, columns), codes.double() * scales.double()
     if name == "float8":
-        codes, high = weight.to(torch.float8_e4m3fn), -(-rows // 24)
-        scales = torch.rand(experts, high, columns // 32, generator=torch.Generator().manual_seed(0)) + 0.5
-        wide = scales.double().repeat_interleave(24, 1)[:, :rows].repeat_interleave(32, 2)
-        packed = Experts(FLOAT8, codes.view(torch.uint8).to(device), scales.to(device), columns, 24, 32)
+        codes, high = weight.to(torch.float8_e4m3fn), -(-rows // halves // 24)
+        scales = torch.rand(experts, halves, high, columns // 32, generator=torch.Generator().manual_seed(0)) + 0.5
+        wide = scales.double().repeat_interleave(24, 2)[:, :, : rows // halves].flatten(1, 2).repeat_interleave(32, 2)
+        packed = Experts(FLOAT8, codes.view(torch.uint8).to(device), scales.flatten(1, 2).to(device), columns, 24, 32)
         return packed, codes.double() * wide
     stored = pytest.importorskip("pegboard_int4.stored")
     codes, scales = stored.finite_codes("x", weight.flatten(0, 1), 32)
     words = stored.pack(codes)
     values = stored.dequantise(words, scales, torch.float64).view(weight.shape)
-    halves = words.view(torch.uint8).view(experts, rows, columns // 2)
-    return Experts(INT4, halves.to(device), scales.view(experts, rows, -1).to(device), columns, 1, 32), values
+    codes = words.view(torch.uint8).view(experts, rows, columns // 2)
+    return Experts(INT4, codes.to(device), scales.view(experts, rows, -1).to(device), columns, 1, 32), values
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -168,11 +168,27 @@ def pack(name: str, weight: Tensor, device: torch.device) -> tuple[Experts, Tens
 )
 def test_packed_experts(name: str, tokens: int, way: int, dtype: torch.dtype, device: torch.device) -> None:
     x, gate_up, down, ids, weights = draw(tokens, 3, 2, 64, 32, dtype, torch.device("cpu"))
-    packed_up, wide_up = pack(name, gate_up.float(), device)
+    packed_up, wide_up = pack(name, gate_up.float(), device, 2)
     packed_down, wide_down = pack(name, down.float(), device)
     settings = {"way": {"way": way}, "gate_up": PACKED, "down": PACKED}
     out = packed_forward(x.to(device), packed_up, packed_down, ids.to(device), weights.to(device), "silu", settings)
     close(out.cpu(), reference.OPS["moe"](x, wide_up, wide_down, ids, weights), TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("block", [None, 128])
+def test_op_of_fp8_experts(block: int | None, device: torch.device) -> None:
+    fp8 = pytest.importorskip("pegboard_fp8.ops")
+    x, gate_up, down, ids, weights = draw(3, 3, 2, 160, 40, torch.float32, torch.device("cpu"))
+    halves = [fp8.quantise(half, block) for weight in gate_up for half in weight.chunk(2)]
+    lows = [fp8.quantise(weight, block) for weight in down]
+    up = torch.stack([codes for codes, _ in halves]).view(3, 80, 160), torch.cat([s for _, s in halves]).view(3, 2, -1)
+    low = torch.stack([codes for codes, _ in lows]), torch.stack([scales for _, scales in lows])
+    wide_up = torch.stack([fp8.dequantise(*half, block, torch.float64) for half in halves]).view(3, 80, 160)
+    wide_down = torch.stack([fp8.dequantise(*one, block, torch.float64) for one in lows])
+    op = replacements("decode", torch.float32)["fp8_moe"]
+    inputs = [t.to(device) for t in (*up, *low)]
+    out = op(*inputs, block, x.to(device), ids.to(device), weights.to(device), "silu")
+    close(out.cpu(), reference.OPS["moe"](x, wide_up, wide_down, ids, weights), 1e-6)
 
 
 def test_ops_of_packed_experts(device: torch.device) -> None:

@@ -64,6 +64,16 @@ def test_float8_and_parts_of_the_inputs(split: int, dtype: torch.dtype, device: 
 
 
 @pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("block", [None, 32, 128])
+def test_fp8(block: int | None, device: torch.device) -> None:
+    fp8 = pytest.importorskip("pegboard_fp8.ops")
+    x, (weight, scales) = draw(3, 80), fp8.quantise(draw(40, 80, seed=1), block)
+    exact = x.double() @ fp8.dequantise(weight, scales, block, torch.float64).T
+    product_of = ops._fp8_linear(never)
+    close(product_of(x.to(device), weight.to(device), scales.to(device), block, None, never), exact, torch.float32)
+
+
+@pytest.mark.usefixtures("poisoned")
 @DTYPES
 @pytest.mark.parametrize("group", [32, 128])
 @pytest.mark.parametrize("m", [1, 17])
@@ -122,5 +132,5 @@ def test_what_kernels_do_not_take_goes_to_the_ops(device: torch.device) -> None:
     x = draw(2, 16).double().to(device)
     weight, scales = torch.ones(3, 16, dtype=torch.int8, device=device), torch.ones(3, device=device)
     found = ops.replacements("decode", torch.bfloat16)
-    assert set(found) == {"int8_linear", "int4_linear", "int4_values", "nf4_linear"} & set(registered())
+    assert set(found) == {"int8_linear", "int4_linear", "int4_values", "nf4_linear", "fp8_linear"} & set(registered())
     torch.testing.assert_close(found["int8_linear"](x, weight, scales), x.sum(1, keepdim=True).expand(2, 3))

@@ -14,7 +14,7 @@ from pegboard_triton.moe.forward import forward
 from pegboard_triton.moe.packed_forward import Experts, packed_forward
 from pegboard_triton.moe.training import Mixture
 from pegboard_triton.operators import TYPES, differentiates, on, operator, takes
-from pegboard_triton.quantized.packed import INT4, INT8
+from pegboard_triton.quantized.packed import FLOAT8, INT4, INT8
 
 if TYPE_CHECKING:
     from pegboard.interfaces.platform import Phase
@@ -93,6 +93,34 @@ def _int4_moe(fallback: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return int4_moe
 
 
+def _fp8_moe(fallback: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def fp8_moe(
+        gate_up: Tensor,
+        gate_up_scales: Tensor,
+        down: Tensor,
+        down_scales: Tensor,
+        block: int | None,
+        x: Tensor,
+        ids: Tensor,
+        weights: Tensor,
+        activation: str = "silu",
+    ) -> Tensor:
+        """Op `fp8_moe` of pegboard-fp8."""
+        experts = [
+            Experts(FLOAT8, codes.view(torch.uint8), scales, codes.shape[2], block or rows, block or codes.shape[2])
+            for codes, scales, rows in (
+                (gate_up, gate_up_scales, gate_up.shape[1] // 2),
+                (down, down_scales, down.shape[1]),
+            )
+        ]
+        out = _packed(experts, x, ids, weights, activation)
+        if out is None:
+            return fallback(gate_up, gate_up_scales, down, down_scales, block, x, ids, weights, activation)
+        return out
+
+    return fp8_moe
+
+
 def _packed(experts: list[Experts], x: Tensor, ids: Tensor, weights: Tensor, activation: str) -> Tensor | None:
     """Return [T, H] from gate-up and down experts; None where kernels do not take them, or a gradient is asked for."""
     fits = takes(x) and activation in reference.GATED and not differentiates(x, weights) and len(experts) == 2
@@ -108,5 +136,5 @@ def replacements(phase: Phase, dtype: torch.dtype) -> dict[str, Callable[..., An
     if dtype not in TYPES:
         return {}
     found = registered()
-    makers = {"int8_moe": _int8_moe, "int4_moe": _int4_moe}
+    makers = {"int8_moe": _int8_moe, "int4_moe": _int4_moe, "fp8_moe": _fp8_moe}
     return {"moe": moe} | {name: make(found[name].function) for name, make in makers.items() if name in found}

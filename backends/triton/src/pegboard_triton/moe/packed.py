@@ -1,6 +1,7 @@
 """The products of a mixture with weights in 8 or 4 bits, which are widened in registers: tiles as of `pegboard_triton.moe.grouped`.
 
-scales: float32 [E, R, C], one for `SHARED` rows and `SCALED` columns of an expert's matrix; with C > 1 BLOCK_K is SCALED.
+scales: float32 [E, R, C], one for `SHARED` rows and `SCALED` columns of an expert's matrix (of gate's and of up's, which begin anew);
+with C > 1 BLOCK_K is SCALED.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def packed_gate_up(
     if any_there:
         even: tl.constexpr = HIDDEN % BLOCK_K == 0
         columns: tl.constexpr = (HIDDEN + SCALED - 1) // SCALED
-        heights: tl.constexpr = (2 * INNER + SHARED - 1) // SHARED
+        heights: tl.constexpr = (INNER + SHARED - 1) // SHARED
         k = tl.arange(0, BLOCK_K)
         byte = tl.arange(0, BLOCK_K // packing)
         n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -67,9 +68,8 @@ def packed_gate_up(
         first = expert.to(tl.int64) * (2 * INNER) + column
         gates = weight + first[:, None] * (HIDDEN // packing) + byte[None, :]
         ups = gates + INNER * (HIDDEN // packing)
-        own = scales + expert.to(tl.int64) * (heights * columns)
-        gate_scales = own + column // SHARED * columns
-        up_scales = own + (column + INNER) // SHARED * columns
+        gate_scales = scales + expert.to(tl.int64) * (2 * heights * columns) + column // SHARED * columns
+        up_scales = gate_scales + heights * columns
         gate = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         gate_scale = tl.load(gate_scales)

@@ -22,7 +22,7 @@ _GROUPS = (32, 64, 128, 256)
 class Experts:
     """Matrices [E, rows, columns] of a format. codes: contiguous bytes, two columns in one for those of 4 bits.
 
-    scales: float32 [E, R, C], contiguous; one for `shared` rows and `scaled` columns. scaled is the number of columns, or a divisor.
+    scales: float32 [E, R, C], contiguous; one for `shared` rows and `scaled` columns, where gate and up begin anew.
     """
 
     form: Any
@@ -38,12 +38,12 @@ class Experts:
 
     def fits(self) -> bool:
         """Return whether the kernels take such scales."""
-        return self.scaled == self.columns or (self.scaled in _GROUPS and self.columns % self.scaled == 0)
+        return self.scaled >= self.columns or self.scaled in _GROUPS
 
     def constants(self, use: Mapping[str, int]) -> dict[str, Any]:
         """Return what a kernel is compiled with."""
         found: dict[str, Any] = {"FORMAT": self.form, "SHARED": self.shared, "SCALED": self.scaled, **use}
-        if self.scaled != self.columns:
+        if self.scaled < self.columns:
             found["BLOCK_K"] = self.scaled
         return found
 

@@ -19,7 +19,15 @@ def variants() -> Iterator[Variant]:
             types = {"x": f"*{kind}", "weight": codes, "scales": "*u8" if shared else "*fp32", "bias": f"*{kind}"}
             types |= {"out": f"*{kind}", **dict.fromkeys(("rows", "outputs", "x_stride", "out_stride"), "i32")}
             types |= dict.fromkeys(("table", "nested", "offset"), "*fp32")
-            sizes = {"INPUTS": 4096, "SCALED": scaled, "NESTED": shared, "FORMAT": form.value, "BIAS": True, "SPLIT": 1}
+            sizes = {
+                "INPUTS": 4096,
+                "SHARED": 1,
+                "SCALED": scaled,
+                "NESTED": shared,
+                "FORMAT": form.value,
+                "BIAS": True,
+                "SPLIT": 1,
+            }
             sizes |= {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 64}
             yield Variant(f"packed_rows[{name},{kind}]", packed_rows, types, sizes, {"num_warps": 4, "num_stages": 2})
         for name, form, shared in (("int4", INT4, 0), ("nf4", NF4, 256)):

@@ -12,7 +12,7 @@ from torch import Tensor
 from pegboard.blockwise import dynamic_table
 from pegboard.ops import registered
 from pegboard_triton.operators import TYPES, differentiates, on, takes
-from pegboard_triton.quantized.packed import INT4, INT8, NF4
+from pegboard_triton.quantized.packed import FLOAT8, INT4, INT8, NF4
 from pegboard_triton.quantized.rows import Packed, product
 from pegboard_triton.quantized.widen import values
 from pegboard_triton.tuning import choice
@@ -35,6 +35,7 @@ def replacements(phase: Phase, dtype: torch.dtype) -> dict[str, Callable[..., An
         "int4_linear": _int4_linear,
         "int4_values": _int4_values,
         "nf4_linear": _nf4_linear,
+        "fp8_linear": _fp8_linear,
     }
     return {name: make(found[name].function) for name, make in makers.items() if name in found and dtype in TYPES}
 
@@ -48,6 +49,21 @@ def _int8_linear(fallback: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return _product(x, [Packed(INT8, _shape(weight), weight, scales, weight.shape[1])], bias)
 
     return int8_linear
+
+
+def _fp8_linear(fallback: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def fp8_linear(
+        x: Tensor, weight: Tensor, scales: Tensor, block: int | None, bias: Tensor | None, linear: Callable[..., Tensor]
+    ) -> Tensor:
+        """Op `fp8_linear`."""
+        whole = weight.is_contiguous() and scales.is_contiguous()
+        if not (_few(x, bias) and whole and (block is None or block in _GROUPS)):
+            return fallback(x, weight, scales, block, bias, linear)
+        rows, columns = _shape(weight)
+        codes, shared, scaled = weight.view(torch.uint8), block or rows, min(block or columns, columns)
+        return _product(x, [Packed(FLOAT8, (rows, columns), codes, scales, scaled, shared=shared)], bias)
+
+    return fp8_linear
 
 
 def _int4_linear(fallback: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -172,7 +188,7 @@ def _product(x: Tensor, weights: Sequence[Packed], bias: Tensor | None) -> Tenso
 
 def _use(x: Tensor, weight: Packed) -> dict[str, int]:
     outputs, inputs = weight.shape
-    names = {INT8.value: "int8", INT4.value: "int4", NF4.value: "nf4"}
+    names = {INT8.value: "int8", FLOAT8.value: "fp8", INT4.value: "int4", NF4.value: "nf4"}
     found = dict(choice(f"{names[weight.form.value]}_rows", x.device, rows=x.shape[0], outputs=outputs, inputs=inputs))
     if weight.scaled != inputs:
         found["BLOCK_K"] = weight.scaled

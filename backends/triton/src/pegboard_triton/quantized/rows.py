@@ -32,6 +32,7 @@ def packed_rows(
     x_stride,
     out_stride,
     INPUTS: tl.constexpr,
+    SHARED: tl.constexpr,
     SCALED: tl.constexpr,
     NESTED: tl.constexpr,
     FORMAT: tl.constexpr,
@@ -41,7 +42,8 @@ def packed_rows(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """out [M, N] = x [M, K] values^T + bias. SCALED: columns of a scale, of which BLOCK_K is a divisor or K is one group.
+    """out [M, N] = x [M, K] values^T + bias. SHARED: rows of a scale. SCALED: columns of a scale, of which BLOCK_K is a
+    divisor, or all of them.
     NESTED: as of `plain_scale`.
 
     With SPLIT > 1: out [SPLIT, M, N] float32, the sums over parts of K, without bias.
@@ -58,7 +60,7 @@ def packed_rows(
     steps: tl.constexpr = (INPUTS + BLOCK_K - 1) // BLOCK_K
     part: tl.constexpr = (steps + SPLIT - 1) // SPLIT * BLOCK_K
     even: tl.constexpr = INPUTS % BLOCK_K == 0 and steps % SPLIT == 0
-    groups: tl.constexpr = INPUTS // SCALED
+    groups: tl.constexpr = (INPUTS + SCALED - 1) // SCALED
     first = tl.program_id(1) * part
     for start in range(first, first + part, BLOCK_K):
         if even:
@@ -73,10 +75,10 @@ def packed_rows(
         else:
             # A scale for each output once a step, in the place of one for each weight.
             group = tl.minimum(start // SCALED, groups - 1)
-            scale = plain_scale(scales, table, nested, offset, row * groups + group, NESTED)
+            scale = plain_scale(scales, table, nested, offset, row // SHARED * groups + group, NESTED)
             total += tl.dot(a, values, input_precision="ieee") * scale[None, :]
     if groups == 1:
-        total = total * tl.load(scales + row)[None, :]
+        total = total * tl.load(scales + row // SHARED)[None, :]
     if FORMAT == FLOAT8:
         total = total * 256.0
     if BIAS and SPLIT == 1:
@@ -102,8 +104,8 @@ def add_parts(
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A weight [N, K] of a format. codes: contiguous bytes [N, K] or [N, K / 2]. scales: one for `scaled` columns of a row; float32,
-    or uint8 codes of `table` where `nested` of them share a scale and `offset` is to be added. All contiguous.
+    """A weight [N, K] of a format. codes: contiguous bytes [N, K] or [N, K / 2]. scales: one for `shared` rows and `scaled` columns;
+    float32, or uint8 codes of `table`, `coded` of which share one of `nested`, and `offset` is to be added. All contiguous.
     """
 
     form: Any
@@ -114,7 +116,8 @@ class Packed:
     table: Tensor | None = None
     nested: Tensor | None = None
     offset: Tensor | None = None
-    shared: int = 0
+    coded: int = 0
+    shared: int = 1
 
 
 def product(
@@ -140,8 +143,9 @@ def product(
         x.stride(0),
         target.stride(0),
         INPUTS=inputs,
+        SHARED=weight.shared,
         SCALED=weight.scaled,
-        NESTED=weight.shared,
+        NESTED=weight.coded,
         FORMAT=weight.form,
         BIAS=bias is not None,
         BLOCK_M=16 if rows <= 16 else 32,

@@ -49,7 +49,7 @@ def values(weight: Packed, dtype: torch.dtype) -> Tensor:
             size,
             SCALED=weight.scaled,
             FORMAT=weight.form,
-            NESTED=weight.shared,
+            NESTED=weight.coded,
             BLOCK=_BLOCK,
             num_warps=4,
         )
