@@ -22,7 +22,7 @@ from pegboard_triton.tuning import choice
 if TYPE_CHECKING:
     from pegboard.interfaces.platform import Phase
 
-LOGITS = 1 << 30
+LOGITS = 1 << 29
 """Bytes of logits that a loss has at once, at most; the smallest chunk apart."""
 
 
@@ -268,13 +268,9 @@ def add_product_(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.addmm(total, a.t(), b, out_dtype=torch.float32, out=total)
 
 
-def loss_rows(columns: int, dtype: torch.dtype, trained: bool) -> int:
-    """Return how many rows of logits losses have at once: op `loss_rows`.
-
-    A chunk reads and writes the head's float32 gradient; with more rows, products hide that. Logits take at most `LOGITS` bytes.
-    """
-    most = LOGITS // (columns * dtype.itemsize) // 256 * 256
-    return max(256, min(4096 if trained else 1024, most))
+def loss_rows(columns: int, dtype: torch.dtype) -> int:
+    """Return how many rows of logits losses have at once: op `loss_rows`. Each chunk reads and writes the head's float32 gradient."""
+    return max(256, min(4096, LOGITS // (columns * dtype.itemsize) // 256 * 256))
 
 
 def replacements(phase: Phase, dtype: torch.dtype) -> dict[str, Callable[..., Any]]:

@@ -21,11 +21,10 @@ def cap_slope(logits: Tensor, softcap: float) -> Tensor:
 
 @register(
     "loss_rows",
-    "(columns, dtype, trained) -> how many rows of logits a loss has at once; trained: whether the head has a gradient, to which each"
-    " chunk adds a matrix as large as the head",
+    "(columns, dtype) -> how many rows of logits a loss has at once",
     differentiable=False,
 )
-def loss_rows(columns: int, dtype: torch.dtype, trained: bool) -> int:
+def loss_rows(columns: int, dtype: torch.dtype) -> int:
     return 1024
 
 

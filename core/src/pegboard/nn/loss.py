@@ -103,7 +103,7 @@ def _loss_sum(
 
 
 def _rows_at_once(head: Head, dtype: torch.dtype) -> int:
-    found: int = head.kernels.loss_rows(head.part.shape[0], dtype, torch.is_grad_enabled() and head.part.requires_grad)
+    found: int = head.kernels.loss_rows(head.part.shape[0], dtype)
     return found
 
 
