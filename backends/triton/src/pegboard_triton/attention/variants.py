@@ -28,7 +28,9 @@ def variants() -> Iterator[Variant]:
             for group, dim in ((2, 128), (4, 64)) if cells == "plain" and dtype == "bf16" else ((4, 128),):
                 branches = {"CAPPED": dim == 64, "WINDOWED": dim == 64}
                 layer = {"GROUP": group, "HEAD_DIM": dim, "BLOCK_D": dim, "PAGE": 16, "KIND": code, **branches}
-                yield _decode(f"{name[:-1]},{group}x{dim}]", dtype, signature, layer)
+                yield _decode(f"{name[:-1]},{group}x{dim}]", dtype, signature, layer, dim)
+                if dim == 64:
+                    yield _decode(f"{name[:-1]},{group}x{dim},turned before]", dtype, signature, layer, 0)
                 yield _prefill(f"{name[:-1]},{group}x{dim}]", dtype, signature, layer)
             at = {"HEAD_DIM": 80, "BLOCK_D": 128, "PAGE": 16, "KIND": code, "BLOCK_H": 8, "EARLY": False}
             yield _write(name, dtype, signature, at)
@@ -42,7 +44,7 @@ def _cells(dtype: str, pointer: str | None) -> dict[str, str]:
     return {"keys": own, "values": own, "key_scales": "*fp32", "value_scales": "*fp32"}
 
 
-def _decode(name: str, dtype: str, cells: dict[str, str], layer: dict[str, Any]) -> Variant:
+def _decode(name: str, dtype: str, cells: dict[str, str], layer: dict[str, Any], turned: int) -> Variant:
     arrays = dict.fromkeys(("items", "pages", "slots", "counters"), "*i32")
     signature = {"q": f"*{dtype}", "out": f"*{dtype}", "parts": "*fp32", "sums": "*fp32", **cells, **arrays, **_LAYER}
     signature |= dict.fromkeys(("cos", "sin", "q_weight", "k_weight"), f"*{dtype}") | {"eps": "fp32", "offset": "fp32"}
@@ -52,8 +54,8 @@ def _decode(name: str, dtype: str, cells: dict[str, str], layer: dict[str, Any])
         "BLOCK_R": layer["GROUP"],
         "BLOCK_S": 8,
         "BLOCK_Q": 1,
-        "TURNED": layer["HEAD_DIM"],
-        "NORMED": True,
+        "TURNED": turned,
+        "NORMED": turned > 0,
         "EARLY": False,
         "BLOCK_N": 16 if dtype == "fp32" else 64,
     }
