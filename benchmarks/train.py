@@ -180,20 +180,20 @@ def profile_lines(row: str, told: dict[str, Any], most: int) -> list[str]:
     return [*lines, f"  {rest:7.2f} ms       others"]
 
 
-def table(rows: dict[str, dict[str, Any]], *, targets: bool) -> list[str]:
-    """Return a line for each row, ours and the peers'."""
-    lines = [f"{'':34}{'tokens/s':>10}{'wanted':>9}{'GiB':>8}{'at most':>9}{'s a step':>10}{'1st step':>10}"]
-    for name, told in rows.items():
-        wanted, most = ROWS[name][2:] if targets and name in ROWS else (None, None)
-        if "failed" in told:
-            lines.append(f"{name:34} failed: {told['failed']}")
-            continue
-        first = told.get("first_step_s")
-        lines.append(
-            f"{name:34}{told['tokens_per_second']:>10,.0f}{f'{wanted:,.0f}' if wanted else '':>9}{told['gib']:>8.1f}"
-            f"{most or '':>9}{told['step_seconds']:>10.4f}{f'{first:.1f}' if first else '':>10}"
-        )
-    return lines
+HEAD = f"{'':34}{'tokens/s':>10}{'wanted':>9}{'GiB':>8}{'at most':>9}{'s a step':>10}{'1st step':>10}  loss"
+
+
+def line(name: str, told: dict[str, Any], *, targets: bool) -> str:
+    """Return the table's line of a row, ours or a peer's."""
+    if "failed" in told:
+        return f"{name:34} failed: {told['failed']}"
+    wanted, most = ROWS[name][2:] if targets and name in ROWS else (None, None)
+    first, losses = told.get("first_step_s"), told["losses"]
+    return (
+        f"{name:34}{told['tokens_per_second']:>10,.0f}{f'{wanted:,.0f}' if wanted else '':>9}{told['gib']:>8.1f}"
+        f"{most or '':>9}{told['step_seconds']:>10.4f}{f'{first:.1f}' if first else '':>10}"
+        f"  {losses[0]:.4f} … {statistics.fmean(losses[-3:]):.4f}"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -209,28 +209,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", help="write all figures to a file")
     args = parser.parse_args(arguments)
     rows: dict[str, dict[str, Any]] = {}
+
+    def tell(name: str, told: dict[str, Any]) -> None:
+        rows[name] = told
+        print(line(name, told, targets=args.shape == "llama-1b"), flush=True)
+        if "profile" in told:
+            print("\n".join(profile_lines(name, told["profile"], args.kernels)), flush=True)
+
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         model = folder / "model"
         model.mkdir()
         make_model(model, SHAPES[args.shape])
-        reached = ceilings()
+        print(f"{args.shape}, bfloat16, batch {args.batch} x {args.length}, medians of {args.steps} steps{ceilings()}")
+        print(HEAD, flush=True)
         for row in args.rows:
-            rows[row] = measure(args, row, model, folder)
-            if "profile" in rows[row]:
-                print("\n".join(profile_lines(row, rows[row]["profile"], args.kernels)), flush=True)
+            tell(row, measure(args, row, model, folder))
         for peer in args.peer:
             for row in args.rows:
                 told = measure_peer(peer, row, model, args)
                 if told is not None:
-                    rows[f"{row}, {peer}"] = told
+                    tell(f"{row}, {peer}", told)
     if args.json:
         Path(args.json).write_text(json.dumps(rows, indent=1))
-    print(f"{args.shape}, bfloat16, batch {args.batch} x {args.length}, medians of {args.steps} steps{reached}")
-    print("\n".join(table(rows, targets=args.shape == "llama-1b")))
-    losses = {name: told["losses"] for name, told in rows.items() if told.get("losses")}
-    for name, values in losses.items():
-        print(f"loss {name}: {values[0]:.4f} … {statistics.fmean(values[-3:]):.4f}")
 
 
 if __name__ == "__main__":

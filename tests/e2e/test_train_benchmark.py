@@ -47,13 +47,19 @@ def test_where_the_time_of_a_step_went(program: Any, tmp_path: Path) -> None:
 
 
 def test_a_row_that_failed_says_why(program: Any) -> None:
-    rows = {
-        "full": {"failed": "no memory"},
-        "lora": {"tokens_per_second": 95123.4, "gib": 15.81, "step_seconds": 0.17, "first_step_s": 12.34},
+    assert program.line("full", {"failed": "no memory"}, targets=True).split(maxsplit=1) == [
+        "full",
+        "failed: no memory",
+    ]
+    told = {
+        "tokens_per_second": 95123.4,
+        "gib": 15.81,
+        "step_seconds": 0.17,
+        "first_step_s": 12.34,
+        "losses": [3.0, 2.0],
     }
-    _, full, lora = program.table(rows, targets=True)
-    assert full.split(maxsplit=1) == ["full", "failed: no memory"]
-    assert lora.split() == ["lora", "95,123", "90,000", "15.8", "22", "0.1700", "12.3"]
+    cells = program.line("lora", told, targets=True).split()
+    assert cells == ["lora", "95,123", "90,000", "15.8", "22", "0.1700", "12.3", "3.0000", "…", "2.5000"]
 
 
 @pytest.mark.slow
