@@ -14,7 +14,7 @@ from pegboard.ops import registered
 from pegboard_triton.operators import TYPES, differentiates, on, takes
 from pegboard_triton.quantized.packed import FLOAT8, INT4, INT8, NF4
 from pegboard_triton.quantized.rows import Packed, product
-from pegboard_triton.quantized.widen import values
+from pegboard_triton.quantized.widen import stacked, values
 from pegboard_triton.tuning import choice
 
 if TYPE_CHECKING:
@@ -112,17 +112,9 @@ class _Widened(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = grads
-        total: Tensor | None = None
-        start = 0
-        for weight in ctx.weights:
-            part = grad[:, start : start + weight.shape[0]]
-            start += weight.shape[0]
-            with on(grad.device):
-                full = values(weight, grad.dtype)
-            found = ctx.linear(part, full.t(), None)
-            total = found if total is None else total.add_(found)
-        assert total is not None
-        return total, None, None
+        with on(grad.device):
+            full = stacked(ctx.weights, grad.dtype)
+        return ctx.linear(grad, full.t(), None), None, None
 
 
 def _nf4_linear(fallback: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -158,12 +150,9 @@ def _table(device: torch.device) -> Tensor:
 
 
 def _widened(x: Tensor, weights: Sequence[Packed], linear: Callable[..., Tensor]) -> Tensor:
-    outs = []
-    for weight in weights:
-        with on(x.device):
-            full = values(weight, x.dtype)
-        outs.append(linear(x, full, None))
-    return outs[0] if len(outs) == 1 else torch.cat(outs, -1)
+    with on(x.device):
+        full = stacked(weights, x.dtype)
+    return linear(x, full, None)
 
 
 def _few(x: Tensor, bias: Tensor | None) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -34,9 +36,10 @@ def widen_all(packed, scales, table, nested, offset, out, size, SCALED: tl.const
     tl.store(out + at, values, mask=at < size)
 
 
-def values(weight: Packed, dtype: torch.dtype) -> Tensor:
-    """Return the weight [N, K]: code times scale in float32, rounded once."""
-    out = torch.empty(weight.shape, dtype=dtype, device=weight.codes.device)
+def values(weight: Packed, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """Return the weight [N, K]: code times scale in float32, rounded once. out: where to write it, dense."""
+    if out is None:
+        out = torch.empty(weight.shape, dtype=dtype, device=weight.codes.device)
     size = out.numel()
     if size:
         widen_all[(triton.cdiv(size, 2 * _BLOCK),)](
@@ -53,4 +56,15 @@ def values(weight: Packed, dtype: torch.dtype) -> Tensor:
             BLOCK=_BLOCK,
             num_warps=4,
         )
+    return out
+
+
+def stacked(weights: Sequence[Packed], dtype: torch.dtype) -> Tensor:
+    """Return weights of as many columns in full, one below the other: one product serves all."""
+    if len(weights) == 1:
+        return values(weights[0], dtype)
+    rows = [weight.shape[0] for weight in weights]
+    out = torch.empty((sum(rows), weights[0].shape[1]), dtype=dtype, device=weights[0].codes.device)
+    for weight, part in zip(weights, out.split(rows), strict=True):
+        values(weight, dtype, part)
     return out
