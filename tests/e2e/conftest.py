@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from pegboard.build import find_family
 from pegboard.cli import run_cli
+from pegboard.plugins.load import Registry
+from pegboard.weights import write_model
 from pegboard_sdk.toys.folder import SMALL, write_folder
 
 TEMPLATE = (
@@ -35,6 +39,20 @@ CONFIG: dict[str, Any] = {
 }
 
 
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gemma2": {
+        "architectures": ["Gemma2ForCausalLM"],
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 8,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 4.0,
+    },
+    "gemma3": {"architectures": ["Gemma3ForCausalLM"], "head_dim": 16, "sliding_window": 8},
+    "phi3": {"architectures": ["Phi3ForCausalLM"], "partial_rotary_factor": 0.5, "tie_word_embeddings": False},
+}
+
+
 @pytest.fixture(scope="session")
 def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder, with random float32 weights."""
@@ -48,6 +66,24 @@ def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         template=TEMPLATE,
         norm_spread=0,
     )
+
+
+@pytest.fixture(scope="session")
+def family_model(toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return the folder of a toy of another family, a key of FAMILIES, with the toy model's tokenizer."""
+
+    def make(family: str) -> Path:
+        config = json.loads((toy_model / "config.json").read_text()) | FAMILIES[family] | {"model_type": family}
+        with torch.device("meta"):
+            model = find_family(Registry.discover(), config).build(config)
+        generator = torch.Generator().manual_seed(3)
+        tensors = {n: torch.randn(p.shape, generator=generator) * 0.2 for n, p in model.named_parameters()}
+        names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+        folder = tmp_path_factory.mktemp(family) / "model"
+        write_model(folder, config, tensors.items(), {name: (toy_model / name).read_bytes() for name in names})
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="module")

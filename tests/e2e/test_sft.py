@@ -116,3 +116,13 @@ def test_16_bit_weights_keep_a_float32_copy(tmp_path: Path, train: Train, losses
 def test_plugins_may_be_disabled_in_a_config(tmp_path: Path, train: Train) -> None:
     run = train(tmp_path / "run", "steps=1", "plugins.disabled=[pegboard-cuda]")
     assert "pegboard-cuda" in (run / "config.yaml").read_text()
+
+
+def test_an_adapter_goes_where_the_family_says(
+    tmp_path: Path, train: Callable[..., Path], family_model: Callable[[str], Path]
+) -> None:
+    """Phi has q, k and v in one layer; nobody named it."""
+    run = train(tmp_path / "run", f"model={family_model('phi3')}", "steps=2", config="lora")
+    settings = json.loads((run / "final" / "adapter_config.json").read_text())
+    assert settings["target_modules"] == ["qkv_proj", "o_proj"]
+    assert len(read_safetensors(run / "final" / "adapter_model.safetensors")) == 2 * 2 * 2

@@ -129,6 +129,7 @@ def prepare_model(
     family = find_family(registry, causal_config(files.config))
     with torch.device("meta"):
         model = family.build(causal_config(files.config))
+    model.adapter_targets = tuple(family.adapter_targets(causal_config(files.config)))
     held_score = files.tensors.get(SCORE)
     if head == "scalar" or (head == "auto" and is_classifier(files.config)):
         model.use_score(held_score.shape[0] if held_score is not None and head == "auto" else 1)

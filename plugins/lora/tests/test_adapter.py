@@ -337,3 +337,14 @@ def test_dora_norm_is_kept_until_its_sources_change() -> None:
         module.lora_b.mul_(2)
         expected = (module.base.weight + module.scaling * module.lora_b @ module.lora_a).norm(dim=1)
         torch.testing.assert_close(module.norm(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_family_says_what_is_targeted_where_options_do_not() -> None:
+    adapter = LoraAdapter(LoraOptions(rank=2))
+    model = Model(bias=False)
+    assert {name.rpartition(".")[2] for name in adapter.attach(model)} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    other = Model(bias=False)
+    other.adapter_targets = ("k_proj",)  # type: ignore[assignment]
+    adapter = LoraAdapter(LoraOptions(rank=2))
+    assert {name.rpartition(".")[2] for name in adapter.attach(other)} == {"k_proj"}
+    assert adapter.config("base")["target_modules"] == ["k_proj"]

@@ -101,6 +101,14 @@ class TestGuessesKeys(Mutant):
             return super().build({**CONFIG, **config})
 
 
+class TestTargetsOfAnotherFamily(Mutant):
+    caught_by = ("test_adapters_have_targets",)
+
+    class Broken(TinyFamily):
+        def adapter_targets(self, config):
+            return ("qkv_proj", "o_proj")
+
+
 class TestNoRuleForNorms(Mutant):
     caught_by = ("test_parallel_plan_covers_every_parameter",)
 

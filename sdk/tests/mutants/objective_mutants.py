@@ -11,6 +11,7 @@ from pegboard_acme.options import Options
 from torch import Tensor
 
 from pegboard.interfaces.objective import Objective
+from pegboard.nn.loss import token_logps as chunked_logps
 from pegboard.reference import token_logps
 from pegboard.types import LossOutput
 from pegboard_sdk.conformance import ObjectiveSuite
@@ -155,6 +156,24 @@ class TestIgnoresWhatComesFromBehind(Mutant):
     class broken(Changed):
         def change(self, total, batch):
             return _OwnGradient.apply(total)
+
+
+class TestMakesLogitsTwice(Mutant):
+    caught_by = ("test_logits_are_made_once",)
+    single_pass = True
+
+    class broken(AcmeObjective):
+        def __call__(self, roles, batch):
+            policy = roles["policy"]
+            return LossOutput(-chunked_logps(policy.hidden(batch), policy.head, batch.targets, batch.target_rows).sum())
+
+
+class TestTotalsAreMeans(Mutant):
+    caught_by = ("test_loss_is_a_sum_over_the_batch",)
+
+    class broken(AcmeObjective):
+        def totals(self, roles, batch):
+            return roles["policy"].hidden(batch).detach().mean().reshape(1)
 
 
 class TestExponentiatesLogits(Mutant):

@@ -29,6 +29,10 @@ class ModelFamily(ABC):
     def parallel_plan(self, config: Mapping[str, Any]) -> Sequence[ParallelRule]:
         """Return how each parameter splits over a tensor-parallel group; the first matching rule counts."""
 
+    def adapter_targets(self, config: Mapping[str, Any]) -> Sequence[str]:
+        """Return the linear layers that an adapter goes into where its options name none: how the names of these modules end."""
+        return ("q_proj", "k_proj", "v_proj", "o_proj")
+
     def rename(self, name: str) -> str | None:
         """Map a tensor name found in a checkpoint to the model's own; None drops it (a stale buffer, say)."""
         return name

@@ -66,7 +66,10 @@ class CausalLM(Layer):
 
     max_positions: longest context that its positions were made for. rotaries: rotary tables, indexed by `Attention.rope`.
     embedding_scale: factor on the embeddings of ids, rounded to their dtype first. softcap: of the head's logits; see `Head`.
+    adapter_targets: what the family says of adapters whose options name no layers (`ModelFamily.adapter_targets`); empty before.
     """
+
+    adapter_targets: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ from pegboard_lora.files import (
 from pegboard_lora.layers import DoraLinear, LoraLinear
 from pegboard_lora.options import LoraOptions
 from pegboard_lora.slots import LoraSlots, slots_bytes
-from pegboard_lora.targets import adaptable, device_of, put, select
+from pegboard_lora.targets import adaptable, device_of, named, put, select
 
 
 class LoraAdapter(Adapter):
@@ -53,8 +53,9 @@ class LoraAdapter(Adapter):
 
     def attach(self, model: nn.Module) -> list[str]:
         """Swap the targeted linear layers for adapted ones, freeze the rest, and return the adapted modules' names."""
-        modules = adaptable(model)
-        names = select(list(modules), self.options.targets)
+        modules, targets = adaptable(model), named(self.options.targets, model)
+        self.options = self.options.model_copy(update={"targets": targets})
+        names = select(list(modules), targets)
         if not self.layer.additive:
             _require_weights({name: modules[name] for name in names}, "DoRA")
         _require_linear({name: modules[name] for name in names}, self.layer.additive, self.options.dropout)

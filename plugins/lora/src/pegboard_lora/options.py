@@ -12,7 +12,7 @@ class LoraOptions(BaseModel):
     """Options of `lora` and `dora`.
 
     targets: a list of names that end a module's name (`q_proj`) or of fnmatch patterns, or one string: "all-linear",
-    or a regular expression for whole names.
+    or a regular expression for whole names; None for what the model's family says, its attention.
     rank_pattern, alpha_pattern: regular expression -> value for modules whose name ends in a match of it.
     """
 
@@ -21,7 +21,7 @@ class LoraOptions(BaseModel):
     rank: int = Field(default=8, ge=1)
     alpha: float = Field(default=16.0, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: str | list[str] = Field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"], min_length=1)
+    targets: str | list[str] | None = Field(default=None, min_length=1)
     rslora: bool = False
     init: Literal["default", "gaussian"] = "default"
     bias: Literal["none"] = "none"
@@ -31,7 +31,7 @@ class LoraOptions(BaseModel):
 
     @field_validator("targets")
     @classmethod
-    def _regex_compiles(cls, value: str | list[str]) -> str | list[str]:
+    def _regex_compiles(cls, value: str | list[str] | None) -> str | list[str] | None:
         if isinstance(value, str):
             _compile(value)
         return value

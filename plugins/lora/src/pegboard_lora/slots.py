@@ -15,7 +15,7 @@ from pegboard.ops import linear as reference_linear
 from pegboard_lora.files import CONFIG_FILE, check_tensors, options_of, peft_names
 from pegboard_lora.rows import SETS, Arranger, Part
 from pegboard_lora.sites import RowLinear, Site, make_factors
-from pegboard_lora.targets import adaptable, device_of, put, select
+from pegboard_lora.targets import adaptable, device_of, named, put, select
 
 if TYPE_CHECKING:
     from pegboard.types import ForwardContext
@@ -32,6 +32,7 @@ class LoraSlots(AdapterSlots):
         self._max_rank = max_rank
         self._dtype = _product_dtype(model, dtype)
         self._layers = adaptable(model)
+        self._default = named(None, model)
         self._sites = _sites(model, self._layers, self.parts)
         self._loaded: dict[int, list[str]] = {}
         devices = [device_of(layer) for layer in self._layers.values()]
@@ -76,7 +77,7 @@ class LoraSlots(AdapterSlots):
             raise ConfigError(
                 "an adapter of DoRA changes whole rows of weights: it cannot be one of several", fix=_MERGE
             )
-        names = select(list(self._layers), options.targets)
+        names = select(list(self._layers), self._default if options.targets is None else options.targets)
         shapes: dict[str, tuple[int, ...]] = {}
         for name in names:
             rank, layer = options.rank_of(name), self._layers[name]

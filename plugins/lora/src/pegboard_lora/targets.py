@@ -46,6 +46,13 @@ def is_plain(target: str) -> bool:
     return not _PATTERN_CHARACTERS.intersection(target)
 
 
+def named(targets: str | list[str] | None, model: nn.Module) -> str | list[str]:
+    """Return the targets of an adapter in a model: where its options name none, those of the model's family."""
+    if targets is None:
+        return list(getattr(model, "adapter_targets", ())) or ["q_proj", "k_proj", "v_proj", "o_proj"]
+    return targets
+
+
 def select(names: Sequence[str], targets: str | Sequence[str]) -> list[str]:
     """Return those of `names` that `targets` mean, in order.
 

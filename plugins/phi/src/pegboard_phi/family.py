@@ -26,6 +26,9 @@ class Phi(ModelFamily):
     def parallel_plan(self, config: Mapping[str, Any]) -> Sequence[ParallelRule]:
         return dense_parallel_plan(config, fused=True)
 
+    def adapter_targets(self, config: Mapping[str, Any]) -> Sequence[str]:
+        return ("qkv_proj", "o_proj")
+
     def rename(self, name: str) -> str | None:
         # Old checkpoints carry the rotary frequencies, which follow from the config.
         return None if name.endswith("rotary_emb.inv_freq") else name

@@ -65,6 +65,14 @@ class ModelSuite(PluginSuite):
         named = self.spec.capabilities["architectures"]
         assert isinstance(named, list) and tested == set(named)
 
+    def test_adapters_have_targets(self, case: str) -> None:
+        """Where an adapter names no layers, those that the family does are linear layers of the model."""
+        targets = self.create().adapter_targets(copy.deepcopy(self.configs[case]))
+        linear = [name for name, module in self.empty(case).named_modules() if hasattr(module, "in_features")]
+        ends = {name.rpartition(".")[2] for name in linear}
+        assert targets and not isinstance(targets, str)
+        assert set(targets) <= ends, f"the linear layers end in {', '.join(sorted(ends))}"
+
     def test_builds_without_weights(self, case: str) -> None:
         """Under the meta device nothing is allocated, and the config stays as it was."""
         config = copy.deepcopy(dict(self.configs[case]))
