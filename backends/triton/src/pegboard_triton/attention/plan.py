@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,15 @@ def send(array: Array, device: torch.device, into: Tensor | None = None) -> Tens
     source.numpy()[:] = array
     target = torch.empty(len(array), dtype=torch.int32, device=device) if into is None else into[: len(array)]
     return target.copy_(source, non_blocking=True)
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    """Return how many programs run side by side at least; for the interpreter, as many as make several chunks of a short sequence."""
+    if device.type == "cpu":
+        return 8
+    properties = torch.get_device_module(device.type).get_device_properties(device)
+    return int(getattr(properties, "multi_processor_count", 0) or getattr(properties, "gpu_subslice_count", 64))
 
 
 class _Tiles:
@@ -142,7 +152,7 @@ class CachedPlan:
     def _most_items(self, sequences: int) -> int:
         """Return how many items serve: enough programs for the whole device, and for sequences of different lengths to even out."""
         heads = self.layout.num_kv_heads
-        return sequences * self._use["chunks"] + -(-self._use["programs"] // heads)
+        return sequences * self._use["chunks"] + -(-self._use["programs"] * _processors(self._device) // heads)
 
     def _lay_out(self, sequences: int, tokens: int, items: int, pages: int) -> None:
         """Make the device's memory and its parts."""
