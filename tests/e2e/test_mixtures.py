@@ -161,3 +161,24 @@ def test_weights_are_views_of_one_storage(mixture: Path) -> None:
     assert stacked is not None and stacked.shape == (4, 32, 32)
     wanted = read_folder(mixture)["model.layers.0.mlp.experts.2.up_proj.weight"].load()
     assert torch.equal(stacked[2, 16:], wanted)
+
+
+def test_tokens_of_experts_are_counted(mixture: Path) -> None:
+    """k of each token and layer; the run that captures a step counts too."""
+    found = []
+    for graphs in (False, True):
+        with LLM(str(mixture), graphs=graphs, count_experts=True, **SETTINGS) as llm:
+            llm.generate([[5, 6, 7, 8]], SamplingParams(temperature=0, max_tokens=12, ignore_eos=True))
+            found.append(llm.engine.stats().expert_tokens)
+    # The last token is told, and not computed.
+    assert [sum(layer) for layer in found[0]] == [2 * (4 + 11)] * 2
+    assert [sum(layer) for layer in found[1]] in ([30, 30], [32, 32])
+    with LLM(str(mixture), **SETTINGS) as llm:
+        assert llm.engine.stats().expert_tokens == ()
+
+
+@pytest.mark.parametrize("quantizer", ["int8", "int4", "nf4", "fp8"])
+def test_fewer_bits_are_served(mixture: Path, quantizer: str) -> None:
+    choice: Any = {"use": quantizer, "group": 8} if quantizer == "int4" else quantizer
+    found = answers(mixture, quantizer=choice)
+    assert len({tuple(tokens) for tokens in found}) == len(found)

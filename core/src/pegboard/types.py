@@ -156,6 +156,7 @@ class CachePlan:
     num_pages: pages of `layout`, the reserved page 0 included. num_slots: sequences at once. max_pages: pages of one sequence.
     max_adapters: adapters that may be loaded at once, beside the model; max_adapter_rank: the highest rank of any of them.
     graphs: whether decode steps may be captured, where platform and attention can.
+    count_experts: whether the tokens of each expert of a mixture are counted.
     """
 
     layout: KVLayout
@@ -165,6 +166,7 @@ class CachePlan:
     max_adapters: int = 0
     max_adapter_rank: int = 0
     graphs: bool = True
+    count_experts: bool = False
 
 
 @dataclass(slots=True)

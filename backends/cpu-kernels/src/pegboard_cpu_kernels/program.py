@@ -54,7 +54,7 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
-        if name in ("_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "unique"):
+        if name in ("_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero", "masked_select", "unique"):
             raise CannotRecord(f"{func} brings a value to the host, or a shape that depends on values")
         if (own := self._own(name, args, kwargs)) is not None:
             return own

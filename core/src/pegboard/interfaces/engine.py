@@ -115,7 +115,8 @@ class EngineStats:
     """Numbers of a running engine; steps and all behind it only ever grow.
 
     running, waiting: requests. pages, held_pages, cached_pages: of the cache; a cached page is free and may be found again.
-    proposed, accepted: tokens of a speculator. finished: by finish reason.
+    proposed, accepted: tokens of a speculator. finished: by finish reason. expert_tokens: of a mixture, by layer and expert, where the
+    engine was asked to count.
     """
 
     running: int = 0
@@ -132,6 +133,7 @@ class EngineStats:
     proposed: int = 0
     accepted: int = 0
     finished: Mapping[FinishReason, int] = field(default_factory=dict)
+    expert_tokens: Sequence[Sequence[int]] = ()
 
 
 class Engine(ABC):

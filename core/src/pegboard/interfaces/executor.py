@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from pegboard.build import BuiltModel
@@ -49,6 +50,10 @@ class Executor(ABC):
     def prepare(self) -> bool:
         """Use a moment in which there is nothing to compute to make later steps faster; return whether another one would be of use."""
         return False
+
+    def expert_tokens(self) -> np.ndarray | None:
+        """Return how many tokens used each expert of a mixture, [layers, experts] int64; None where nobody counts."""
+        return None
 
     def restart(self) -> None:
         """Start again after ExecutorDied, with an empty cache and the same model."""

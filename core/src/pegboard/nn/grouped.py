@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import wraps
 from typing import Any
 
 import torch
@@ -41,25 +42,48 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     return _product(x, weight, ends)
 
 
+_LIBRARY = torch.library.Library("pegboard", "DEF")
+
+
+def one_operation(schema: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Make a function, where it computes on the host and without gradients, one operation of torch.
+
+    For whoever records operations to do them again: which experts are read is another question at each replay. The function must use
+    torch's operations alone. schema: as torch's, of positional arguments: "name(Tensor x, int k) -> Tensor".
+    """
+
+    def wrap(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        name = schema.partition("(")[0]
+        _LIBRARY.define(schema)
+        _LIBRARY.impl(name, function, "CPU")
+        operation = getattr(torch.ops.pegboard, name)
+        tensor = next(place for place, kind in enumerate(schema.split(",")) if "Tensor" in kind)
+
+        @wraps(function)
+        def called(*args: Any) -> Tensor:
+            on_host = args[tensor].device.type == "cpu" and not torch.is_grad_enabled()
+            out: Tensor = operation(*args) if on_host else function(*args)
+            return out
+
+        return called
+
+    return wrap
+
+
 @register(
     "moe",
     "(x [T, H], gate_up [E, 2 I, H], gate first, down [E, H, I], ids [T, k] int32 or int64, weights [T, k] float32, activation: "
     "'silu' or 'gelu_tanh') -> [T, H]: the sum over a row's experts of weight * down(activation(gate(x)) * up(x))",
+)
+@one_operation(
+    'moe(Tensor x, Tensor gate_up, Tensor down, Tensor ids, Tensor weights, str activation="silu") -> Tensor'
 )
 def moe(x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor, weights: Tensor, activation: str = "silu") -> Tensor:
     """Rows are sorted by expert, so that each expert that has any is read once; the sum over a row's experts is made in float32.
 
     Differentiable in x, gate_up, down and weights.
     """
-    if x.device.type == "cpu" and not torch.is_grad_enabled():
-        # One operation for whoever records what is computed: which experts are read is a question of its own at each replay.
-        whole: Tensor = torch.ops.pegboard.moe(x, gate_up, down, ids, weights, activation)
-        return whole
-    return _sorted(x, gate_up, down, ids, weights, activation)
-
-
-def _on_host(x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor, weights: Tensor, activation: str) -> Tensor:
-    if ids.shape[0] != 1:
+    if ids.shape[0] != 1 or x.device.type != "cpu" or torch.is_grad_enabled():
         return _sorted(x, gate_up, down, ids, weights, activation)
     gated = GATED[activation]
     out = torch.stack([F.linear(gated(F.linear(x, gate_up[e])), down[e])[0] for e in ids[0].tolist()])
@@ -73,11 +97,6 @@ def _sorted(x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor, weights: Tens
     rows = x.index_select(0, order // ids.shape[1])
     out = grouped_linear(GATED[activation](grouped_linear(rows, gate_up, ends)), down, ends)
     return combine(out, order, weights)
-
-
-_LIBRARY = torch.library.Library("pegboard", "DEF")
-_LIBRARY.define("moe(Tensor x, Tensor gate_up, Tensor down, Tensor ids, Tensor weights, str activation) -> Tensor")
-_LIBRARY.impl("moe", _on_host, "CPU")
 
 
 def sort_by_expert(ids: Tensor, experts: int) -> tuple[Tensor, Tensor]:

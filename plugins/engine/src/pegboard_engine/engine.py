@@ -118,6 +118,7 @@ class PagedEngine(Engine):
             options.max_adapters,
             options.max_adapter_rank,
             options.graphs,
+            options.count_experts,
         )
         self._executor.load(built, cache, registry)
 
@@ -220,6 +221,7 @@ class PagedEngine(Engine):
         if self._executor is None:
             return EngineStats(finished=dict(self._finished))
         pages = self._scheduler.pages
+        experts = self._executor.expert_tokens() if self.options.count_experts else None
         return EngineStats(
             running=len(self._table),
             waiting=sum(map(len, list(self._requests.values()))) - len(self._table),
@@ -235,6 +237,7 @@ class PagedEngine(Engine):
             proposed=0 if self._proposals is None else self._proposals.proposed,
             accepted=0 if self._proposals is None else self._proposals.accepted,
             finished=dict(self._finished),
+            expert_tokens=() if experts is None else experts.tolist(),
         )
 
     def close(self) -> None:

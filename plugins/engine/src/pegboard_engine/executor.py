@@ -17,6 +17,7 @@ from pegboard_engine.fits import ran_out
 from pegboard_engine.runner import Runner, Started
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 
@@ -72,6 +73,10 @@ class UniprocExecutor(Executor):
 
     def prepare(self) -> bool:
         return self._loaded().prepare()
+
+    def expert_tokens(self) -> np.ndarray | None:
+        counts = self._loaded().expert_counts
+        return None if counts is None else counts.read()
 
     def close(self) -> None:
         self._runner = None

@@ -50,7 +50,8 @@ class EngineOptions(BaseModel):
     watermark: fraction of the pages that admission leaves free for those who run. look_past: how many waiting requests may overtake
     one that does not fit. max_logprobs: most log-probabilities a position. max_adapters: adapters that may be loaded at
     once, beside the model; max_adapter_rank: the highest rank of any. grammar: name of a plugin. executor: a plugin that runs the
-    steps, speculator: one that guesses at the next tokens, each as a name or a mapping with "use" and its options.
+    steps, speculator: one that guesses at the next tokens, each as a name or a mapping with "use" and its options. count_experts: whether
+    the tokens of each expert of a mixture are counted, for the statistics; by executor "uniproc".
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -72,6 +73,7 @@ class EngineOptions(BaseModel):
     executor: str | dict[str, Any] = "uniproc"
     grammar: str = "auto"
     speculator: str | dict[str, Any] | None = None
+    count_experts: bool = False
 
     @field_validator("kv_memory")
     @classmethod

@@ -18,6 +18,7 @@ from pegboard_engine import ops  # noqa: F401  # registers what the table below 
 from pegboard_engine.adapters import ServedAdapters
 from pegboard_engine.alone import alone
 from pegboard_engine.captured import CapturedSteps
+from pegboard_engine.experts import ExpertCounts
 from pegboard_engine.feed import DeviceFeed, Fed, make_feed
 from pegboard_engine.graphs import DecodeGraphs, captures_whole_steps
 from pegboard_engine.rows import first_rows
@@ -69,6 +70,7 @@ class Runner:
         self.cache = KVCache.allocate(cache.layout, cache.num_pages, built.device)
         for rotary in built.model.rotaries:
             rotary.tabulate(cache.max_pages * cache.layout.page_size, built.dtype)  # type: ignore[operator]
+        self.expert_counts = ExpertCounts(built.model) if cache.count_experts else None
         self._graphs: DecodeGraphs | None = None
         self._captured: CapturedSteps | None = None
         if cache.graphs and isinstance(self._feed, DeviceFeed) and captures_whole_steps(built):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pegboard.nn.experts import by_expert
+from pegboard.nn.grouped import one_operation
 from pegboard.ops import register
 
 E4M3 = torch.float8_e4m3fn
@@ -85,6 +86,10 @@ def fp8_linear(
     "fp8_moe",
     "(gate_up [E, 2 I, H] e4m3, gate_up_scales float32 [E, 2 rows of blocks, blocks], gate's first, down [E, H, I] e4m3, down_scales [E, "
     "rows of blocks, blocks], block or None for one scale a matrix, x, ids, weights, activation: as of op `moe`) -> [T, H]",
+)
+@one_operation(
+    "fp8_moe(Tensor gate_up, Tensor gate_up_scales, Tensor down, Tensor down_scales, int? block, Tensor x, Tensor ids, Tensor weights, "
+    'str activation="silu") -> Tensor'
 )
 def fp8_moe(
     gate_up: Tensor,

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pegboard.nn.experts import ExpertGroup, QuantisedExperts, by_expert
+from pegboard.nn.grouped import one_operation
 from pegboard.ops import KernelTable, kernel_table, register
 from pegboard_int4.layers import Int4Linear
 from pegboard_int4.rounding import round_tokens
@@ -19,6 +20,10 @@ from pegboard_int4.stored import dequantise
     "int4_moe",
     "(gate_up [E, 2 I, H / 8] int32, gate_up_scales [E, 2 I, H / group] float32, down [E, H, I / 8] int32, down_scales [E, H, I / group] "
     "float32, rounded: inputs of each product to 8 bits by token, x, ids, weights, activation: as of op `moe`) -> [T, H]",
+)
+@one_operation(
+    "int4_moe(Tensor gate_up, Tensor gate_up_scales, Tensor down, Tensor down_scales, bool rounded, Tensor x, Tensor ids, Tensor weights, "
+    'str activation="silu") -> Tensor'
 )
 def int4_moe(
     gate_up: Tensor,

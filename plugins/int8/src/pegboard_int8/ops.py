@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pegboard.nn.experts import by_expert
+from pegboard.nn.grouped import one_operation
 from pegboard.ops import register
 
 _ROWS = 4096
@@ -24,6 +25,10 @@ def int8_linear(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None =
     "int8_moe",
     "(gate_up [E, 2 I, H] int8, gate_up_scales [E, 2 I] float32, down [E, H, I] int8, down_scales [E, H] float32, x, ids, weights, "
     "activation: as of op `moe`) -> [T, H]",
+)
+@one_operation(
+    "int8_moe(Tensor gate_up, Tensor gate_up_scales, Tensor down, Tensor down_scales, Tensor x, Tensor ids, Tensor weights, "
+    'str activation="silu") -> Tensor'
 )
 def int8_moe(
     gate_up: Tensor,

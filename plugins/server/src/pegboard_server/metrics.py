@@ -106,6 +106,8 @@ class Metrics:
         ):
             yield from _head(name, help_text, "counter")
             yield f"pegboard_{name} {value}"
+        if stats.expert_tokens:
+            yield from _experts(stats.expert_tokens)
         for name, help_text, counter in (
             ("requests_finished_total", "Answers by how they ended.", self.finished),
             ("requests_aborted_total", "Requests that did not come to their own end, by cause.", self.aborts),
@@ -121,6 +123,18 @@ class Metrics:
         ):
             yield from _head(name, help_text, "histogram")
             yield from _histogram(f"pegboard_{name}", histogram)
+
+
+def _experts(layers: Sequence[Sequence[int]]) -> Iterator[str]:
+    """Yield what each expert of a mixture did in all layers, and how uneven each layer is."""
+    yield from _head("expert_tokens_total", "Tokens that used an expert, in all layers together.", "counter")
+    for expert, counts in enumerate(zip(*layers, strict=True)):
+        yield f'pegboard_expert_tokens_total{{expert="{expert}"}} {sum(counts)}'
+    yield from _head(
+        "expert_load_max_ratio", "Tokens of a layer's busiest expert / the mean, since the start.", "gauge"
+    )
+    for layer, row in enumerate(layers):
+        yield f'pegboard_expert_load_max_ratio{{layer="{layer}"}} {max(row) * len(row) / max(sum(row), 1)}'
 
 
 def _head(name: str, help_text: str, kind: str) -> Iterator[str]:
