@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -79,6 +80,8 @@ def start(config: Mapping[str, Any], args: argparse.Namespace, tell: Callable[[s
     engine: Engine = registry.create("engine", options)
     engine.load(built, None, registry)
     platform.synchronize()
+    # As the commands do: what is there now is no garbage, and is not looked through again.
+    gc.freeze()
     tell("engine is there")
     return engine
 

@@ -74,3 +74,18 @@ def test_an_error_leaves_no_thread(file: Path) -> None:
         pump.put(lazy["long"], torch.zeros(40, 31))
         raise RuntimeError("stop")
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("weights")]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("chunk", [64, 1 << 16])
+def test_every_tensor_arrives_on_an_accelerator(file: Path, chunk: int) -> None:
+    device = torch.accelerator.current_accelerator()
+    assert device is not None
+    device = torch.device(device.type, 0)
+    places = {name: torch.full_like(value, 7.0, device=device) for name, value in tensors().items()}
+    places["half"] = places["half"].float()
+    with Pump(device, chunk=chunk) as pump:
+        for name, lazy in read_safetensors(file).items():
+            pump.put(lazy, places[name])
+    for name, value in tensors().items():
+        assert torch.equal(places[name].cpu(), value.to(places[name].dtype))
