@@ -12,6 +12,7 @@ from pegboard_triton import gated, loss, norm, rotary
 pytestmark = [
     pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning"),
 ]
 
 HIDDEN, HEADS, DIM = 32, 4, 8
