@@ -73,3 +73,25 @@ def test_the_thread_ends_with_its_owner(batches: Make) -> None:
     del ahead
     gc.collect()
     assert makers() == 0
+
+
+def test_the_thread_waits_until_the_device_is_busy(batches: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pegboard_trainer.ahead.PAUSE", 60.0)
+    plain = batches([[5]] * 8, Packer(5, window=1), epochs=1)
+    reads = threading.Semaphore(0)
+    real = plain.next_bin
+
+    def counted() -> Bin:
+        reads.release()
+        return real()
+
+    plain.next_bin = counted  # type: ignore[method-assign]
+    ahead = Ahead(plain, depth=2)
+    ahead.next_bin()
+    ahead.prepare()
+    assert all(reads.acquire(timeout=30) for _ in range(4))  # one taken, two that wait, one in hand
+    ahead.next_bin()
+    assert not reads.acquire(timeout=0.2)
+    ahead.prepare()
+    assert reads.acquire(timeout=30)
+    assert len(list(all_of(ahead))) == 6  # and whoever finds none waits for no permission

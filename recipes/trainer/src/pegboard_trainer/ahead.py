@@ -15,16 +15,21 @@ from pegboard_trainer.packer import Batches, Bin
 POLL = 0.1
 """Seconds after which a thread that waits looks whether it is still wanted."""
 
+PAUSE = 0.05
+"""Seconds for which the thread leaves the interpreter to whoever took a batch, unless told before that the device has its work."""
+
 
 class Ahead:
     """The same batches as `Batches`, of which up to `depth` are read, tokenized and packed before they are asked for.
 
-    `state` is where the last one that was handed out ends, so that what was made ahead is made again after a restart.
+    `state` is where the last one that was handed out ends, so that what was made ahead is made again after a restart. Who takes a batch
+    gives work to a device that has none: until `prepare` says that it has, or the batches run out, the thread does not compete with it.
     """
 
     def __init__(self, batches: Batches, depth: int = 2) -> None:
         self._batches, self._depth = batches, depth
         self._lock = threading.Lock()
+        self._may = threading.Event()
         self._state = batches.state()
         self._stop: weakref.finalize[Any, Ahead] | None = None
         self._made: queue.Queue[tuple[Bin, dict[str, Any]] | BaseException] = queue.Queue()
@@ -33,12 +38,20 @@ class Ahead:
         """Return the next batch before it becomes tensors. Raises StopIteration when all epochs are over, and what went wrong."""
         if self._stop is None:
             self._start()
+        if self._made.empty():
+            self._may.set()
+        else:
+            self._may.clear()
         found = self._made.get()
         if isinstance(found, BaseException):
             self._made.put(found)  # for whoever asks again
             raise found
         bin, self._state = found
         return bin
+
+    def prepare(self) -> None:
+        """Let the thread go on: the device is busy."""
+        self._may.set()
 
     def collated(self, bin: Bin) -> tuple[list[Key], Batch]:
         """Return the keys of the examples in a bin, and the bin as a batch."""
@@ -77,15 +90,22 @@ class Ahead:
         wanted.set()
         # The thread knows nothing of this object: when it is dropped, or the process ends, the thread is told and waited for.
         thread = threading.Thread(
-            target=_make, args=(self._batches, self._made, self._lock, wanted), name="batches", daemon=True
+            target=_make,
+            args=(self._batches, self._made, self._lock, wanted, self._may),
+            name="batches",
+            daemon=True,
         )
         self._stop = weakref.finalize(self, _end, thread, wanted)
+        self._may.set()
         thread.start()
 
 
-def _make(batches: Batches, made: queue.Queue[Any], lock: threading.Lock, wanted: threading.Event) -> None:
+def _make(
+    batches: Batches, made: queue.Queue[Any], lock: threading.Lock, wanted: threading.Event, may: threading.Event
+) -> None:
     while wanted.is_set():
         found: Any
+        may.wait(PAUSE)
         try:
             with lock:
                 bin = batches.next_bin()

@@ -56,11 +56,16 @@ class Stages(Callback):
             module.at_step(step)
 
 
-class SourceMetrics(Callback):
-    """The metrics of a source of batches that has some (a mean reward, say)."""
+class FollowingSource(Callback):
+    """A source of batches, as far as it follows a run: it may have metrics (a mean reward, say), and something to prepare."""
 
     def __init__(self, source: Any) -> None:
-        self._metrics = getattr(source, "metrics", None)
+        self._metrics, self._prepare = (getattr(source, name, None) for name in ("metrics", "prepare"))
+
+    def after_step(self, step: int) -> None:
+        """Let the source use the time in which the device computes the step."""
+        if self._prepare is not None:
+            self._prepare()
 
     def metrics(self) -> Mapping[str, tuple[Any, Any]]:
         """Return the source's."""

@@ -22,7 +22,7 @@ from pegboard.ops import kernel_table
 from pegboard.plugins.doors import import_object
 from pegboard_trainer.ahead import Ahead
 from pegboard_trainer.averages import Averages
-from pegboard_trainer.callbacks import Callbacks, SourceMetrics, Stages
+from pegboard_trainer.callbacks import Callbacks, FollowingSource, Stages
 from pegboard_trainer.checkpoint import Trained, check_same, load_step
 from pegboard_trainer.config import TrainConfig
 from pegboard_trainer.data import open_data
@@ -106,7 +106,7 @@ def _run(spec: RecipeSpec, typed: TrainConfig, config: Mapping[str, Any], regist
         callbacks=Callbacks(
             [
                 Stages(module for role in roles.values() for module in role.built.model.modules()),
-                SourceMetrics(source),
+                FollowingSource(source),
                 *([] if average is None else [average]),
                 *([] if routing is None else [routing]),
                 Profile(folder, policy.device, world.process, typed.profile),

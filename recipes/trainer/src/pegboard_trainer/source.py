@@ -18,7 +18,8 @@ class BatchSource(Protocol):
 
     A batch is asked for between two steps, with the weights that the last one left. Optional further methods:
     `metrics() -> {name: (sum, count)}`, of what happened since the last call, taken whenever a step is logged;
-    `evaluate() -> {name: number}`, measured in the place of the objective on held-out data.
+    `evaluate() -> {name: number}`, measured in the place of the objective on held-out data;
+    `prepare()`, called after each step, when the device has work for a while: what comes next may be made on the host.
     """
 
     def __next__(self) -> tuple[list[Key], Batch]:
@@ -80,6 +81,11 @@ class Packed:
         mine = round_[self._rank] if self._rank < len(round_) else None
         keys, batch = self._batches.collated(mine or round_[0])
         return (keys if mine is not None else []), batch
+
+    def prepare(self) -> None:
+        """Let batches be made ahead."""
+        if isinstance(self._batches, Ahead):
+            self._batches.prepare()
 
     def state(self) -> dict[str, Any]:
         """Return the position in the data."""
