@@ -112,7 +112,7 @@ def compile_library() -> dict[str, Any]:
         # A process that has the old file mapped keeps it: the new one takes its name.
         built = LIBRARY.with_name(f".{LIBRARY.name}.{os.getpid()}")
         try:
-            run([*cc, "-shared", "-pthread", "-o", str(built), *(job[-1] for job in jobs)])
+            run([*cc, "-shared", "-pthread", "-o", str(built), *(job[-1] for job in jobs), "-lm"])
             built.replace(LIBRARY)
         finally:
             built.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from pegboard.plugins.spec import Probe
 SWITCH = "PEGBOARD_CPU_KERNELS"
 """Environment variable: 0 turns the kernels off, and torch computes instead."""
 
-ABI = 3
+ABI = 4
 """Number of the C interface that this package calls; `peg_abi` returns the library's."""
 
 ISAS = ("portable", "avx2", "avx512", "avx512bf16")

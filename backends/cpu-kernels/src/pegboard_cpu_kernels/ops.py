@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, is_grad_enabled
 
 from pegboard_cpu_kernels import program
-from pegboard_cpu_kernels.adamw import adamw_
 from pegboard_cpu_kernels.calls import TYPES, check, huge_pages
 from pegboard_cpu_kernels.library import ISAS
 from pegboard_cpu_kernels.quantized import int8_linear
@@ -61,14 +60,6 @@ def replacements(
         "gelu_tanh_mul": gelu_tanh_mul(library, fallbacks["gelu_tanh_mul"]),
         "rotary": rotary(library, fallbacks["rotary"]),
     }
-
-
-def training_replacements(
-    library: ctypes.CDLL, fallbacks: Mapping[str, Callable[..., Any]]
-) -> dict[str, Callable[..., Any]]:
-    """Return the ops that the library computes for models that are trained. fallbacks: as for `replacements`."""
-    follow_torch(library)
-    return {"adamw_": adamw_(library, fallbacks["adamw_"])} if "adamw_" in fallbacks else {}
 
 
 def most_rows(library: ctypes.CDLL, dtype: torch.dtype) -> int:

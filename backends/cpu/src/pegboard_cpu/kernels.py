@@ -36,11 +36,11 @@ def compiled(
     found = library()
     if found is None:
         return {}
-    from pegboard_cpu_kernels import ops
+    from pegboard_cpu_kernels import ops, training
 
     functions = {name: op.function for name, op in registered().items()}
     if phase == "train":
-        return ops.training_replacements(found, functions | dict(others))
+        return training.replacements(found, functions | dict(others))
     return ops.replacements(found, dtype, functions | dict(others))
 
 

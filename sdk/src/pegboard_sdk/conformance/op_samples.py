@@ -178,3 +178,9 @@ SAMPLES: Mapping[str, Callable[[Draw], list[Sample]]] = {
     "adamw_": _updates,
 }
 """Op name -> its samples: of the core's ops, and of the trainer's `adamw_`, which platforms compute in one pass."""
+
+GRADIENTS: Mapping[str, int] = {"rotary": 1}
+"""How many floating-point inputs of an op, from the first, have a gradient of their own; all of those that are not here.
+
+The halves of a rotation's angles are tied, and an implementation may read either.
+"""

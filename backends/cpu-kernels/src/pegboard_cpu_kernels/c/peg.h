@@ -14,7 +14,7 @@
 #define PEG_INLINE static inline __attribute__((always_inline))
 
 /* The number of this interface; library.py names the same. */
-#define PEG_ABI 3
+#define PEG_ABI 4
 
 /* Element types. */
 enum { PEG_F32 = 0, PEG_BF16 = 1, PEG_F16 = 2, PEG_I8 = 3 };
