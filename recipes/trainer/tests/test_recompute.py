@@ -12,7 +12,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from pegboard.build import BuiltModel
 from pegboard.ops import KernelTable
 from pegboard_sdk.toys.model import logits, random_model
-from pegboard_trainer.recompute import Recomputed
+from pegboard_trainer.config import MemorySection
+from pegboard_trainer.memory import save_memory
 
 LENS = (7, 5)
 
@@ -28,8 +29,7 @@ def gradients(built: BuiltModel, loss: Tensor, **options: Any) -> list[Tensor]:
 
 
 def recomputed(built: BuiltModel) -> BuiltModel:
-    for layer in built.model.model.layers:
-        layer.forward = Recomputed(layer)  # type: ignore[method-assign]
+    save_memory(built, MemorySection(recompute="cheap"))
     return built
 
 
@@ -69,7 +69,7 @@ def test_a_result_that_was_written_into_is_kept() -> None:
     for built in (plain, other):
         layer: Any = built.model.model.layers[0]
         if built is other:
-            layer.forward = Recomputed(layer)
+            save_memory(built, MemorySection(recompute="cheap"))
         gated = layer.mlp.kernels.silu_mul
         table = {**vars(layer.mlp.kernels), "silu_mul": lambda x, gated=gated: gated(x).mul_(2)}
         layer.mlp.kernels = KernelTable(**table)

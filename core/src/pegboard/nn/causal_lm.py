@@ -13,6 +13,7 @@ from pegboard.nn.embedding import Embedding
 from pegboard.nn.head import Head
 from pegboard.nn.layer import Layer
 from pegboard.nn.linear import SharedStorage
+from pegboard.nn.mlp import GatedMLP
 from pegboard.nn.norm import RMSNorm
 from pegboard.nn.rotary import Rotary
 from pegboard.types import CacheSpec
@@ -46,9 +47,16 @@ class DecoderLayer(Layer):
 
     def chained(self, x: Tensor, delta: Tensor | None, ctx: ForwardContext) -> tuple[Tensor, Tensor]:
         """As `forward` of x + delta, of which it returns the result as such a sum: each addition is one with the norm that follows it."""
-        normed, x = (self.input_layernorm(x), x) if delta is None else self.input_layernorm.add(delta, x)
-        normed, x = self.post_attention_layernorm.add(self.self_attn(normed, ctx), x)
-        return x, getattr(self, self._mlp_name)(normed, ctx)
+        if delta is None:
+            attended = self.self_attn(self.input_layernorm(x), ctx)
+        else:
+            attended, x = self.self_attn.behind(self.input_layernorm, delta, x, ctx)
+        mlp = getattr(self, self._mlp_name)
+        if isinstance(mlp, GatedMLP):
+            out, x = mlp.behind(self.post_attention_layernorm, attended, x, ctx)
+            return x, out
+        normed, x = self.post_attention_layernorm.add(attended, x)
+        return x, mlp(normed, ctx)
 
 
 class Decoder(Layer):
@@ -152,7 +160,7 @@ class CausalLM(Layer):
             for rotary in self.rotaries
         ]
         delta: Tensor | None = None
-        if ctx.cache is not None and self._chains:
+        if self._chains(cached=ctx.cache is not None):
             for layer in self.model.layers:
                 x, delta = layer.chained(x, delta, ctx)  # type: ignore[operator]
         else:
@@ -167,11 +175,15 @@ class CausalLM(Layer):
         out: Tensor = self.model.norm(x) if delta is None else self.model.norm.add(delta, x)[0]  # type: ignore[operator]
         return out
 
-    @property
-    def _chains(self) -> bool:
-        """Whether each layer takes what the one before adds apart from what it is added to. Whoever hooks into layers gets whole ones."""
+    def _chains(self, *, cached: bool) -> bool:
+        """Whether each layer takes what the one before adds apart from what it is added to. Whoever hooks into layers gets whole ones;
+        so does whoever replaced their forward pass for training, unless `chained` was replaced with it.
+        """
         return isinstance(self.model.norm, RMSNorm) and all(
-            type(layer) is DecoderLayer and not layer._forward_hooks and not layer._forward_pre_hooks
+            type(layer) is DecoderLayer
+            and not layer._forward_hooks
+            and not layer._forward_pre_hooks
+            and (cached or (("forward" in vars(layer)) == ("chained" in vars(layer)) and not layer._compiled_call_impl))
             for layer in self.model.layers
         )
 

@@ -24,7 +24,10 @@ def save_memory(built: BuiltModel, section: MemorySection) -> None:
             layer.compile(dynamic=True)
         if section.recompute is not None and index % section.every == 0:
             if section.recompute == "cheap" and not (section.compile or section.offload):
-                layer.forward = Recomputed(layer)
+                again = Recomputed(layer)
+                for name in ("forward", "chained"):
+                    if hasattr(layer, name):
+                        setattr(layer, name, again.wrap(getattr(layer, name)))
             else:
                 contexts = _keep_products if section.recompute == "cheap" else None
                 layer.forward = _recomputed(layer.forward, contexts)

@@ -59,14 +59,13 @@ class _Part:
 
 
 class Recomputed:
-    """A layer's forward pass after which results of `CHEAP` operations are not kept: their inputs are, by whoever made them.
+    """A layer after whose forward passes results of `CHEAP` operations are not kept: their inputs are, by whoever made them.
 
     Values and gradients stay the same: the same functions compute them. Of a dense layer about a third less is kept, at the price of
     reading and writing that third once more.
     """
 
     def __init__(self, layer: nn.Module) -> None:
-        self._forward: Callable[..., Any] = layer.forward
         self._running = False
         self._results: dict[int, tuple[StorageWeakRef, _Result]] = {}
         tables: dict[int, KernelTable] = {}
@@ -76,17 +75,21 @@ class Recomputed:
                     tables[id(module.kernels)] = self._noting(module.kernels)
                 module.kernels = tables[id(module.kernels)]
 
-    def __call__(self, *arguments: Any) -> Any:
-        """Run the layer."""
-        if not torch.is_grad_enabled():
-            return self._forward(*arguments)
-        self._running = True
-        try:
-            with saved_tensors_hooks(self._pack, _unpack):
-                return self._forward(*arguments)
-        finally:
-            self._running = False
-            self._results.clear()
+    def wrap(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a forward pass of the layer that keeps so little."""
+
+        def run(*arguments: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return forward(*arguments)
+            self._running = True
+            try:
+                with saved_tensors_hooks(self._pack, _unpack):
+                    return forward(*arguments)
+            finally:
+                self._running = False
+                self._results.clear()
+
+        return run
 
     def _noting(self, table: KernelTable) -> KernelTable:
         """Return the table with functions that note what they give."""
