@@ -15,7 +15,16 @@ from pegboard_triton.moe.packed_forward import Experts, packed_forward
 from pegboard_triton.quantized.packed import FLOAT8, INT4, INT8
 
 ROW = {"BLOCK_N": 16, "BLOCK_K": 32, "STAGES": 2, "num_warps": 4}
-TILE = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "GROUP": 2, "DESCRIBED": 0, "num_warps": 4, "num_stages": 2}
+TILE = {
+    "BLOCK_M": 16,
+    "BLOCK_N": 16,
+    "BLOCK_K": 16,
+    "GROUP": 2,
+    "DESCRIBED": 0,
+    "TAIL": 0,
+    "num_warps": 4,
+    "num_stages": 2,
+}
 TOLERANCES = {torch.float32: 1e-6, torch.bfloat16: 1.5e-2}
 
 # What the interpreter computes with says so where a sigmoid is 0 or 1.
@@ -58,6 +67,8 @@ def launched(
         (SORTED, TILE, (1, 5, 2, 24, 12)),
         (SORTED, TILE, (21, 4, 3, 40, 28)),
         (SORTED, TILE | {"DESCRIBED": 1}, (21, 4, 3, 24, 32)),
+        (SORTED, TILE | {"DESCRIBED": 1, "TAIL": 16}, (45, 4, 3, 24, 32)),
+        (SORTED, TILE | {"TAIL": 16}, (19, 4, 3, 40, 28)),
     ],
     ids=lambda value: str(value) if isinstance(value, int | tuple) else "",
 )

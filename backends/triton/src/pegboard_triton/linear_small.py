@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pegboard import ops
 from pegboard_triton.catalogue import Variant
-from pegboard_triton.operators import TYPES, differentiates, operator, takes
+from pegboard_triton.operators import TYPES, differentiates, on, takes
 from pegboard_triton.tuning import choice
 
 if TYPE_CHECKING:
@@ -43,9 +43,12 @@ def few_rows(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """out [M, N] = x [M, K] weight^T + bias. Programs: groups of TOGETHER (1 to 4) rows of x, which follow each other; tiles of N."""
-    m = tl.program_id(0) * TOGETHER
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    """out [M, N] = x [M, K] weight^T + bias. Programs: tiles of N, of which each group of TOGETHER (1 to 4) rows of x has its own, one
+    after the other.
+    """
+    groups = tl.cdiv(rows, TOGETHER)
+    m = tl.program_id(0) % groups * TOGETHER
+    n = tl.program_id(0) // groups * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     weights = weight + tl.minimum(n, outputs - 1).to(tl.int64)[:, None] * stride + k[None, :]
     total0 = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
@@ -93,7 +96,7 @@ def launch(x: Tensor, weight: Tensor, bias: Tensor | None, use: Mapping[str, int
     outputs = weight.shape[0]
     out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
     together = min(rows, _TOGETHER)
-    few_rows[(triton.cdiv(rows, together), triton.cdiv(outputs, use["BLOCK_N"]))](
+    few_rows[(triton.cdiv(rows, together) * triton.cdiv(outputs, use["BLOCK_N"]),)](
         x,
         weight,
         bias,
@@ -110,21 +113,15 @@ def launch(x: Tensor, weight: Tensor, bias: Tensor | None, use: Mapping[str, int
     return out
 
 
-def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty((x.shape[0], weight.shape[0]))
-
-
-@operator("linear_small(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _fake)
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    use = choice("linear_small", x.device, rows=x.shape[0], outputs=weight.shape[0], inputs=weight.shape[1])
-    return launch(x, weight, bias, {name: value for name, value in use.items() if name != "most"})
-
-
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """[T, K] x [N, K] -> [T, N]: op `linear`."""
+    """[T, K] x [N, K] -> [T, N]: op `linear`.
+
+    Launching this kernel takes longer than torch's product does, while it runs shorter: it is for graphs, which pay for a launch once.
+    Outside of one it runs when it is first asked for, since a graph that is being captured is no place to compile.
+    """
     fits = (
         x.dim() == weight.dim() == 2
-        and 0 < x.shape[0] <= _most(x.device)
+        and 0 < x.shape[0] <= _TOGETHER
         and x.dtype.itemsize == 2
         and weight.numel() > 0
         and x.stride(1) == weight.stride(1) == 1
@@ -132,13 +129,23 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     )
     if not fits or differentiates(x, weight) or (bias is not None and differentiates(bias)):
         return ops.linear(x, weight, bias)
-    out: Tensor = _linear(x, weight, bias)
-    return out
+    use = dict(choice("linear_small", x.device, rows=x.shape[0], outputs=weight.shape[0], inputs=weight.shape[1]))
+    if x.shape[0] > use.pop("most"):
+        return ops.linear(x, weight, bias)
+    kind = (x.device, x.dtype, x.shape[0], weight.shape[1], bias is None, *use.values())
+    if kind in _compiled and not _capturing(x.device):
+        return ops.linear(x, weight, bias)
+    _compiled.add(kind)
+    with on(x.device):
+        return launch(x, weight, bias, use)
 
 
-def _most(device: torch.device) -> int:
-    """Return how many rows the kernel is asked for: with more, matrix units read as fast."""
-    return choice("linear_small", device, rows=1, outputs=1, inputs=1)["most"]
+_compiled: set[tuple[Any, ...]] = set()
+
+
+def _capturing(device: torch.device) -> bool:
+    ask = getattr(torch.get_device_module(device.type), "is_current_stream_capturing", None)
+    return ask is not None and bool(ask())
 
 
 def replacements(phase: Phase, dtype: torch.dtype) -> dict[str, Callable[..., Any]]:

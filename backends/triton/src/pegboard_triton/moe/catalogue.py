@@ -10,8 +10,8 @@ from pegboard_triton.quantized.packed import FLOAT8, INT4, INT8
 
 _SHAPE = {"HIDDEN": 2048, "INNER": 768, "EXPERTS": 128}
 _TYPES = {"bf16": "*bf16", "fp32": "*fp32"}
-_SMALL = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 64, "GROUP": 1, "DESCRIBED": 0}
-_LARGE = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "GROUP": 8, "DESCRIBED": 0}
+_SMALL = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 64, "GROUP": 1, "DESCRIBED": 0, "TAIL": 0}
+_LARGE = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "GROUP": 8, "DESCRIBED": 0, "TAIL": 0}
 
 
 def variants() -> Iterator[Variant]:
@@ -34,7 +34,7 @@ def variants() -> Iterator[Variant]:
     for name, pointer in _TYPES.items():
         rows = {**ids, "out": pointer, "weight": pointer, "blocks": "i32"}
         up = {**rows, "x": pointer, "x_stride": "i32"}
-        low = {**rows, "act": pointer, "scales": "*fp32"}
+        low = {**rows, "act": pointer, "tiled": pointer, "scales": "*fp32"}
         same = {**_SHAPE, "WIDTH": 128}
         gates = {"TOP_K": 8, "ACTIVATION": "silu"}
         ways: dict[str, dict[str, int]] = {"few": {"FEW": 64, **_SMALL}, "sorted": {"FEW": 0, **_LARGE}}
@@ -46,9 +46,9 @@ def variants() -> Iterator[Variant]:
         tile, part = (
             f"tensordesc<{pointer[1:]}[{block[size]}, {block['BLOCK_K']}]>" for size in ("BLOCK_N", "BLOCK_M")
         )
-        described = {"FEW": 0, "DESCRIBED": 1, **block}
+        described = {"FEW": 0, "DESCRIBED": 1, "TAIL": 64, **block}
         options = {"num_warps": 8, "num_stages": 2}
-        up, low = {**up, "weight": tile}, {**low, "weight": tile, "act": part}
+        up, low = {**up, "weight": tile}, {**low, "weight": tile, "tiled": part}
         yield Variant(f"moe.gate_up[{name},described]", grouped.gate_up, up, {**same, **gates, **described}, options)
         yield Variant(f"moe.down[{name},described]", grouped.down, low, {**same, **described}, options)
         one = {"x": pointer, "weight": pointer, "ids": "*i64", "out": pointer, "x_stride": "i32"}

@@ -72,7 +72,7 @@ def gate_up(x: Tensor, weight: Tensor, routing: Routing, activation: str, use: S
             **use,
         )
         return act
-    blocks = routing.blocks(use["BLOCK_M"])
+    blocks = routing.blocks(use["BLOCK_M"] + use["TAIL"])
     tiles: Any = weight
     if use["DESCRIBED"]:
         tiles = TensorDescriptor.from_tensor(weight.view(-1, hidden), [use["BLOCK_N"], use["BLOCK_K"]])
@@ -107,13 +107,14 @@ def down(act: Tensor, weight: Tensor, routing: Routing, scales: Tensor, use: Set
         single.single_down[grid](act, weight, routing.ids, scales, out, **shape, **use)
         return out
     parts = torch.empty(routing.pairs, hidden, dtype=act.dtype, device=act.device)
-    blocks = routing.blocks(use["BLOCK_M"])
+    blocks = routing.blocks(use["BLOCK_M"] + use["TAIL"])
     rows: Any = act
     tiles: Any = weight
     if use["DESCRIBED"]:
         rows = TensorDescriptor.from_tensor(act, [use["BLOCK_M"], use["BLOCK_K"]])
         tiles = TensorDescriptor.from_tensor(weight.view(-1, inner), [use["BLOCK_N"], use["BLOCK_K"]])
     grouped.down[(blocks * triton.cdiv(hidden, use["BLOCK_N"]),)](
+        act,
         rows,
         tiles,
         routing.ids,

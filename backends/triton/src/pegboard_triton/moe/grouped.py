@@ -15,23 +15,33 @@ import triton.language as tl
 
 
 @triton.jit
-def _rows_sorted(order, offsets, block, EXPERTS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Return (expert, pair [BLOCK_M], row [BLOCK_M], which of them are there, whether any is).
+def _block_sorted(offsets, block, EXPERTS: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr):
+    """Return (expert, its first row, the block's first row, the end of the expert's rows). SIZE: rows of a block.
 
-    Expert e has the blocks from offsets[e] // BLOCK_M + e on: as many as it needs, since the next expert's begin behind them.
+    Expert e has the blocks from offsets[e] // SIZE + e on: as many as it needs, since the next expert's begin behind them.
     """
     index = tl.arange(0, WIDTH)
-    begins = tl.load(offsets + index, mask=index < EXPERTS, other=0) // BLOCK_M + index
+    begins = tl.load(offsets + index, mask=index < EXPERTS, other=0) // SIZE + index
     expert = tl.sum(((begins <= block) & (index < EXPERTS)).to(tl.int32), 0) - 1
     start = tl.load(offsets + expert)
     stop = tl.load(offsets + expert + 1)
-    first = start + (block - start // BLOCK_M - expert) * BLOCK_M
-    row = first + tl.arange(0, BLOCK_M)
+    return expert, start, start + (block - start // SIZE - expert) * SIZE, stop
+
+
+@triton.jit
+def _rows_from(order, start, first, stop, COUNT: tl.constexpr):
+    """Return (pair [COUNT], row [COUNT], which of them are there) of the rows from `first` on; rows that are not are `start`."""
+    row = first + tl.arange(0, COUNT)
     there = row < stop
-    row = tl.where(there, row, start)
-    any_there = first < stop
-    pair = tl.load(order + row, mask=there & any_there, other=0)
-    return expert, pair, row, there, any_there
+    return tl.load(order + row, mask=there, other=0), tl.where(there, row, start), there
+
+
+@triton.jit
+def _rows_sorted(order, offsets, block, EXPERTS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Return (expert, pair [BLOCK_M], row [BLOCK_M], which of them are there, whether any is)."""
+    expert, start, first, stop = _block_sorted(offsets, block, EXPERTS, WIDTH, BLOCK_M)
+    pair, row, there = _rows_from(order, start, first, stop, BLOCK_M)
+    return expert, pair, row, there, first < stop
 
 
 @triton.jit
@@ -71,6 +81,31 @@ def _activate(gate, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def _gate_up_tile(gate, up, out, row, there, n, INNER: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_N: tl.constexpr):
+    value = (_activate(gate, ACTIVATION) * up).to(out.dtype.element_ty)
+    mask = there[:, None] if INNER % BLOCK_N == 0 else there[:, None] & (n < INNER)[None, :]
+    tl.store(out + row.to(tl.int64)[:, None] * INNER + n[None, :], value, mask=mask)
+
+
+@triton.jit
+def _load_rows(inputs, start, there, k, LENGTH: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Return a tile of rows of which those of no pair are not read: blocks of few rows would read their first one again and again."""
+    if LENGTH % BLOCK_K == 0:
+        return tl.load(inputs + start, mask=there[:, None], other=0.0)
+    else:
+        return tl.load(inputs + start, mask=there[:, None] & (k < LENGTH - start)[None, :], other=0.0)
+
+
+@triton.jit
+def _load_columns(weights, start, k, LENGTH: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Return a transposed tile of a weight's rows."""
+    if LENGTH % BLOCK_K == 0:
+        return tl.load(weights + start)
+    else:
+        return tl.load(weights + start, mask=(k < LENGTH - start)[:, None], other=0.0)
+
+
+@triton.jit
 def gate_up(
     x,
     weight,
@@ -90,56 +125,70 @@ def gate_up(
     FEW: tl.constexpr,
     DESCRIBED: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    TAIL: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """out[row] [I] = activation(x[token] gate^T) * (x[token] up^T). weight: [E, 2 I, H], gate first. FEW: 0, or as of `_rows_few`."""
+    """out[row] [I] = activation(x[token] gate^T) * (x[token] up^T). weight: [E, 2 I, H], gate first. FEW: 0, or as of `_rows_few`.
+
+    TAIL: how many rows a block has beyond BLOCK_M, which need be no power of two with them; 0 with FEW.
+    """
     tiles: tl.constexpr = (INNER + BLOCK_N - 1) // BLOCK_N
     block, tile = _swizzle(tiles, blocks, GROUP)
     if FEW > 0:
         expert, pair, row, there, any_there = _rows_few(ids, pairs, block, EXPERTS, FEW, BLOCK_M)
     else:
-        expert, pair, row, there, any_there = _rows_sorted(order, offsets, block, EXPERTS, WIDTH, BLOCK_M)
+        expert, begin, first_row, stop = _block_sorted(offsets, block, EXPERTS, WIDTH, BLOCK_M + TAIL)
+        any_there = first_row < stop
+        pair, row, there = _rows_from(order, begin, first_row, stop, BLOCK_M)
     if any_there:
-        even_n: tl.constexpr = INNER % BLOCK_N == 0
-        even_k: tl.constexpr = HIDDEN % BLOCK_K == 0
         k = tl.arange(0, BLOCK_K)
         n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        column = n if even_n else tl.minimum(n, INNER - 1)
         inputs = x + (pair // TOP_K).to(tl.int64)[:, None] * x_stride + k[None, :]
+        if TAIL > 0:
+            tail_pair, tail_row, tail_there = _rows_from(order, begin, first_row + BLOCK_M, stop, TAIL)
+            tail_inputs = x + (tail_pair // TOP_K).to(tl.int64)[:, None] * x_stride + k[None, :]
+            tail_gate = tl.zeros([TAIL, BLOCK_N], tl.float32)
+            tail_up = tl.zeros([TAIL, BLOCK_N], tl.float32)
         if DESCRIBED:
             first = expert * (2 * INNER) + tile * BLOCK_N
         else:
+            column = n if INNER % BLOCK_N == 0 else tl.minimum(n, INNER - 1)
             gates = weight + expert.to(tl.int64) * (2 * INNER * HIDDEN) + column[None, :] * HIDDEN + k[:, None]
         gate = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for start in range(0, HIDDEN, BLOCK_K):
-            left = HIDDEN - start
-            # Rows of no pair are not read: blocks of few rows would read their first one again and again.
-            if even_k:
-                a = tl.load(inputs + start, mask=there[:, None], other=0.0)
-            else:
-                a = tl.load(inputs + start, mask=there[:, None] & (k[None, :] < left), other=0.0)
+            a = _load_rows(inputs, start, there, k, HIDDEN, BLOCK_K)
             if DESCRIBED:
                 b = weight.load([first, start]).T
                 c = weight.load([first + INNER, start]).T
-            elif even_k:
-                b = tl.load(gates + start)
-                c = tl.load(gates + (INNER * HIDDEN + start))
             else:
-                b = tl.load(gates + start, mask=k[:, None] < left, other=0.0)
-                c = tl.load(gates + (INNER * HIDDEN + start), mask=k[:, None] < left, other=0.0)
+                b = _load_columns(gates, start, k, HIDDEN, BLOCK_K)
+                c = _load_columns(gates + INNER * HIDDEN, start, k, HIDDEN, BLOCK_K)
             gate = tl.dot(a, b, gate, input_precision="ieee")
             up = tl.dot(a, c, up, input_precision="ieee")
-        value = (_activate(gate, ACTIVATION) * up).to(out.dtype.element_ty)
-        mask = there[:, None] if even_n else there[:, None] & (n < INNER)[None, :]
-        tl.store(out + row.to(tl.int64)[:, None] * INNER + n[None, :], value, mask=mask)
+            if TAIL > 0:
+                d = _load_rows(tail_inputs, start, tail_there, k, HIDDEN, BLOCK_K)
+                tail_gate = tl.dot(d, b, tail_gate, input_precision="ieee")
+                tail_up = tl.dot(d, c, tail_up, input_precision="ieee")
+        _gate_up_tile(gate, up, out, row, there, n, INNER, ACTIVATION, BLOCK_N)
+        if TAIL > 0:
+            _gate_up_tile(tail_gate, tail_up, out, tail_row, tail_there, n, INNER, ACTIVATION, BLOCK_N)
+
+
+@triton.jit
+def _down_tile(total, scales, out, pair, there, n, HIDDEN: tl.constexpr, BLOCK_N: tl.constexpr):
+    scale = tl.load(scales + pair, mask=there, other=0.0).to(tl.float32)
+    value = (total * scale[:, None]).to(out.dtype.element_ty)
+    mask = there[:, None] if HIDDEN % BLOCK_N == 0 else there[:, None] & (n < HIDDEN)[None, :]
+    tl.store(out + pair.to(tl.int64)[:, None] * HIDDEN + n[None, :], value, mask=mask)
 
 
 @triton.jit
 def down(
     act,
+    tiled,
     weight,
     ids,
     order,
@@ -155,46 +204,50 @@ def down(
     FEW: tl.constexpr,
     DESCRIBED: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    TAIL: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """out[pair] [H] = scales[pair] * act[row] weight^T. weight: [E, H, I]. act: the rows that `gate_up` wrote."""
+    """out[pair] [H] = scales[pair] * act[row] weight^T. weight: [E, H, I]. act: the rows that `gate_up` wrote; tiled: its descriptor."""
     tiles: tl.constexpr = (HIDDEN + BLOCK_N - 1) // BLOCK_N
     block, tile = _swizzle(tiles, blocks, GROUP)
     if FEW > 0:
         expert, pair, row, there, any_there = _rows_few(ids, pairs, block, EXPERTS, FEW, BLOCK_M)
     else:
-        expert, pair, row, there, any_there = _rows_sorted(order, offsets, block, EXPERTS, WIDTH, BLOCK_M)
+        expert, begin, first_row, stop = _block_sorted(offsets, block, EXPERTS, WIDTH, BLOCK_M + TAIL)
+        any_there = first_row < stop
+        pair, row, there = _rows_from(order, begin, first_row, stop, BLOCK_M)
     if any_there:
-        even_n: tl.constexpr = HIDDEN % BLOCK_N == 0
-        even_k: tl.constexpr = INNER % BLOCK_K == 0
         k = tl.arange(0, BLOCK_K)
         n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        column = n if even_n else tl.minimum(n, HIDDEN - 1)
+        inputs = act + row.to(tl.int64)[:, None] * INNER + k[None, :]
+        if TAIL > 0:
+            tail_pair, tail_row, tail_there = _rows_from(order, begin, first_row + BLOCK_M, stop, TAIL)
+            tail_inputs = act + tail_row.to(tl.int64)[:, None] * INNER + k[None, :]
+            tail_total = tl.zeros([TAIL, BLOCK_N], tl.float32)
         if DESCRIBED:
             first = expert * HIDDEN + tile * BLOCK_N
-            first_row = tl.min(tl.where(there, row, 2147483647), 0)
         else:
-            inputs = act + row.to(tl.int64)[:, None] * INNER + k[None, :]
+            column = n if HIDDEN % BLOCK_N == 0 else tl.minimum(n, HIDDEN - 1)
             weights = weight + expert.to(tl.int64) * (HIDDEN * INNER) + column[None, :] * INNER + k[:, None]
         total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for start in range(0, INNER, BLOCK_K):
-            left = INNER - start
             if DESCRIBED:
-                a = act.load([first_row, start])
                 b = weight.load([first, start]).T
-            elif even_k:
-                a = tl.load(inputs + start)
-                b = tl.load(weights + start)
             else:
-                a = tl.load(inputs + start, mask=k[None, :] < left, other=0.0)
-                b = tl.load(weights + start, mask=k[:, None] < left, other=0.0)
+                b = _load_columns(weights, start, k, INNER, BLOCK_K)
+            if DESCRIBED and FEW == 0:
+                a = tiled.load([first_row, start])
+            else:
+                a = _load_rows(inputs, start, there, k, INNER, BLOCK_K)
             total = tl.dot(a, b, total, input_precision="ieee")
-        scale = tl.load(scales + pair, mask=there, other=0.0).to(tl.float32)
-        value = (total * scale[:, None]).to(out.dtype.element_ty)
-        mask = there[:, None] if even_n else there[:, None] & (n < HIDDEN)[None, :]
-        tl.store(out + pair.to(tl.int64)[:, None] * HIDDEN + n[None, :], value, mask=mask)
+            if TAIL > 0:
+                d = _load_rows(tail_inputs, start, tail_there, k, INNER, BLOCK_K)
+                tail_total = tl.dot(d, b, tail_total, input_precision="ieee")
+        _down_tile(total, scales, out, pair, there, n, HIDDEN, BLOCK_N)
+        if TAIL > 0:
+            _down_tile(tail_total, scales, out, tail_pair, tail_there, n, HIDDEN, BLOCK_N)
 
 
 @triton.jit
