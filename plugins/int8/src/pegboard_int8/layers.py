@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pegboard.errors import ModelError
 from pegboard.nn import LinearGroup
+from pegboard.nn.columns import Columns
 from pegboard.nn.experts import QuantisedExperts
 from pegboard.nn.layer import Layer
 from pegboard.nn.logits import capped
@@ -174,6 +175,16 @@ class Int8Head(Int8Matrix):
         """The weight [V, H] in the model's dtype, made anew at each call: for losses."""
         source = self._source
         return (source.weight * source.scales[:, None]).to(self.like().dtype)
+
+    @property
+    def part(self) -> Tensor:
+        """As `matrix`: the vocabulary of such a head is not split."""
+        return self.matrix
+
+    @property
+    def columns(self) -> Columns:
+        """All of them."""
+        return Columns()
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[M, H] -> [M, V]."""
