@@ -216,6 +216,7 @@ def prefill(
             head_dim=spec.head_dim,
             width=q.element_size(),
             cell_width=cells[0].element_size(),
+            rows=plan.num_tokens * spec.num_heads,
         )
     )
     seqs, firsts = plan.tiles(use["BLOCK_M"] // group)
