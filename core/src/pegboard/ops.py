@@ -58,6 +58,11 @@ def registered() -> Mapping[str, Op]:
     return dict(_OPS)
 
 
+def replaced(table: KernelTable, name: str) -> bool:
+    """Return whether a platform computes op `name` of a model's table: some ops join two others, which are as good on their own without."""
+    return getattr(table, name) is not _OPS[name].function
+
+
 def kernel_table(
     replacements: Mapping[str, Callable[..., Any]] | None = None, *, owner: str = "the platform"
 ) -> KernelTable:
@@ -169,3 +174,26 @@ def _gelu_tanh_backward(grad: Tensor, x: Tensor) -> Tensor:
 )
 def gelu_tanh_mul(gate_up: Tensor) -> Tensor:
     return _gated(gate_up, _gelu_tanh, _gelu_tanh_backward)
+
+
+@register(
+    "norm_linear",
+    "(x [T, H], residual [T, H], scales [H], eps, offset: bool, weight [N, H], bias [N] | None) -> "
+    "(norm(x + residual) @ weight^T + bias [T, N], x + residual); the norm as rms_norm, or as offset_rms_norm",
+)
+def norm_linear(
+    x: Tensor, residual: Tensor, scales: Tensor, eps: float, offset: bool, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    if offset:
+        total = x + residual
+        return F.linear(offset_rms_norm(total, scales, eps), weight, bias), total
+    normed, total = add_rms_norm(x, residual, scales, eps)
+    return F.linear(normed, weight, bias), total
+
+
+@register(
+    "gated_linear",
+    "(gate_up [T, 2 I], weight [N, I], bias [N] | None, activation) -> activation(gate) * up @ weight^T + bias [T, N]; silu or gelu_tanh",
+)
+def gated_linear(gate_up: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    return F.linear((silu_mul if activation == "silu" else gelu_tanh_mul)(gate_up), weight, bias)

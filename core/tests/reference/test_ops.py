@@ -34,6 +34,14 @@ CASES: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
     "rotary": [lambda: (rand(5, 2, 8), *turn(8)), lambda: (rand(5, 2, 8), *turn(6))],
     "silu_mul": [lambda: (rand(5, 8),)],
     "gelu_tanh_mul": [lambda: (rand(5, 8),)],
+    "norm_linear": [
+        lambda: (rand(5, 6), rand(5, 6), rand(6), 1e-2, False, rand(3, 6), rand(3)),
+        lambda: (rand(1, 6), rand(1, 6), rand(6), 1e-2, True, rand(3, 6), None),
+    ],
+    "gated_linear": [
+        lambda: (rand(5, 8), rand(3, 4), rand(3), "silu"),
+        lambda: (rand(1, 8), rand(3, 4), None, "gelu_tanh"),
+    ],
     "moe_route": [lambda again=again: (rand(5, 7), 3, again) for again in (True, False)]
     + [lambda: (rand(0, 7), 3, True)],
     "grouped_linear": [lambda: (rand(6, 5), rand(4, 3, 5), torch.tensor(ENDS, dtype=torch.int32))],

@@ -11,6 +11,7 @@ MODULES: tuple[str, ...] = (
     "pegboard_triton.adamw",
     "pegboard_triton.attention.variants",
     "pegboard_triton.gated",
+    "pegboard_triton.linear_fused",
     "pegboard_triton.linear_small",
     "pegboard_triton.loss",
     "pegboard_triton.moe",

@@ -56,11 +56,22 @@ class Attention(Layer):
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """[T, H] -> [T, H]; of each rank's rows where the sequence is split."""
-        spec = self.spec
         if self.region is not None:
             x = self.region.enter(x, ctx.positions.shape[-1])
+        return self._of_projected(self.qkv(x, ctx), ctx)
+
+    def behind(self, norm: RMSNorm, x: Tensor, residual: Tensor, ctx: ForwardContext) -> tuple[Tensor, Tensor]:
+        """Return (forward(norm(x + residual)), x + residual)."""
+        if self.region is not None:
+            normed, total = norm.add(x, residual)
+            return self(normed, ctx), total
+        projected, total = self.qkv.behind(norm, x, residual, ctx)
+        return self._of_projected(projected, ctx), total
+
+    def _of_projected(self, projected: Tensor, ctx: ForwardContext) -> Tensor:
+        """Return what `forward` does, of what q, k and v gave."""
+        spec = self.spec
         heads, kv_heads = spec.num_heads, spec.num_kv_heads
-        projected = self.qkv(x, ctx)
         if self.clip is not None or self.whole_norm:
             projected = self._bounded(projected)
         qkv = projected.view(-1, heads + 2 * kv_heads, spec.head_dim)

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from pegboard.nn.layer import Layer
+from pegboard.ops import replaced
 
 if TYPE_CHECKING:
+    from pegboard.nn.norm import RMSNorm
     from pegboard.types import ForwardContext
 
 
@@ -207,6 +209,22 @@ class LinearGroup(SharedStorage):
             delta = next(deltas) if hasattr(member, "base") else None
             parts.append(part if delta is None else part + delta)
         return torch.cat(parts, -1)
+
+    def behind(
+        self, norm: RMSNorm, x: Tensor, residual: Tensor, ctx: ForwardContext | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return (forward(norm(x + residual)), x + residual), in one op where the platform has it and nothing else is asked for."""
+        if type(self) is LinearGroup and replaced(self.kernels, "norm_linear") and not torch.is_grad_enabled():
+            members = self.members
+            if members != self._seen:
+                self._look(members)
+            if self._weight is not None and not self._adapted:
+                out: tuple[Tensor, Tensor] = self.kernels.norm_linear(
+                    x, residual, norm.weight, norm.eps, norm.offset != 0, self._weight, self._bias
+                )
+                return out
+        normed, total = norm.add(x, residual)
+        return self(normed, ctx), total
 
     def _look(self, members: list[nn.Module]) -> None:
         """Note which members are adapted and where their columns start: what every pass asks anew would show in a decode step."""

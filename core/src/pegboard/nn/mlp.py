@@ -1,13 +1,16 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor
 
 from pegboard.nn.layer import Layer
 from pegboard.nn.linear import Linear, LinearGroup, late_bias
+from pegboard.ops import replaced
 
 if TYPE_CHECKING:
+    from pegboard.nn.norm import RMSNorm
     from pegboard.types import ForwardContext
 
 
@@ -28,7 +31,7 @@ class GatedMLP(Layer):
         fused: bool = False,
     ) -> None:
         super().__init__()
-        self._gated = f"{activation}_mul"
+        self._activation, self._gated = activation, f"{activation}_mul"
         if fused:
             self.gate_up_proj = Linear(hidden_size, 2 * intermediate_size, bias)
         else:
@@ -39,8 +42,25 @@ class GatedMLP(Layer):
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """[T, H] -> [T, H]; of each rank's rows where the sequence is split."""
-        gated = getattr(self.kernels, self._gated)
         if self.region is not None:
             x = self.region.enter(x, ctx.positions.shape[-1])
-        out: Tensor = self.down_proj(gated(self.gate_up(x, ctx)), ctx)
+        out = self._down(self.gate_up(x, ctx), ctx)
         return out if self.region is None else self.region.leave(out, late_bias(self.down_proj))
+
+    def behind(self, norm: RMSNorm, x: Tensor, residual: Tensor, ctx: ForwardContext) -> tuple[Tensor, Tensor]:
+        """Return (forward(norm(x + residual)), x + residual)."""
+        if self.region is not None:
+            normed, total = norm.add(x, residual)
+            return self(normed, ctx), total
+        inner, total = self.gate_up.behind(norm, x, residual, ctx)
+        return self._down(inner, ctx), total
+
+    def _down(self, inner: Tensor, ctx: ForwardContext) -> Tensor:
+        """[T, 2 I] -> [T, H]."""
+        down: Any = self.down_proj
+        if type(down) is Linear and replaced(self.kernels, "gated_linear") and not torch.is_grad_enabled():
+            bias = None if down.late_bias else down.bias
+            out: Tensor = self.kernels.gated_linear(inner, down.weight, bias, self._activation)
+            return out
+        out = down(getattr(self.kernels, self._gated)(inner), ctx)
+        return out

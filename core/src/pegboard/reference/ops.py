@@ -131,6 +131,19 @@ def add_product_(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return total.double() + (a.double()[:, :, None] * b.double()[:, None, :]).sum(0)
 
 
+def norm_linear(
+    x: Tensor, residual: Tensor, scales: Tensor, eps: float, offset: bool, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """[T, H] twice -> (the product of the norm of the sum [T, N], the sum)."""
+    normed, total = add_rms_norm(x, residual, scales.double() + offset, eps)
+    return linear(normed, weight, bias), total
+
+
+def gated_linear(gate_up: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """[T, 2 I] -> [T, N]: the product of activation(gate) * up."""
+    return linear({"silu": silu_mul, "gelu_tanh": gelu_tanh_mul}[activation](gate_up), weight, bias)
+
+
 def _capped(logits: Tensor, softcap: float | None) -> Tensor:
     return logits.double() if softcap is None else softcap * (logits.double() / softcap).tanh()
 
@@ -154,6 +167,8 @@ OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
             logits_slope_,
             cross_entropy_,
             add_product_,
+            norm_linear,
+            gated_linear,
         )
     }
 )

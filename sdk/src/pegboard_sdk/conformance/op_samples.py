@@ -75,6 +75,28 @@ def _gated(draw: Draw) -> list[Sample]:
     return [(draw.tensor(1, 80),), (draw.tensor(7, 80, scale=4.0),)]
 
 
+def _normed_products(draw: Draw) -> list[Sample]:
+    return [
+        (
+            draw.tensor(rows, 48),
+            draw.tensor(rows, 48),
+            draw.tensor(48).abs(),
+            1e-5,
+            offset,
+            draw.tensor(40, 48, scale=0.1),
+            bias,
+        )
+        for rows, offset, bias in ((1, False, None), (1, True, draw.tensor(40)), (7, False, draw.tensor(40)))
+    ]
+
+
+def _gated_products(draw: Draw) -> list[Sample]:
+    return [
+        (draw.tensor(rows, 80), draw.tensor(48, 40, scale=0.1), bias, activation)
+        for rows, bias, activation in ((1, None, "silu"), (1, draw.tensor(48), "gelu_tanh"), (7, None, "silu"))
+    ]
+
+
 def _route(draw: Draw) -> list[Sample]:
     return [(draw.distinct(rows, experts), k, again) for rows, experts, k, again in _ROUTES]
 
@@ -175,6 +197,8 @@ SAMPLES: Mapping[str, Callable[[Draw], list[Sample]]] = {
     "logits_slope_": _slopes,
     "cross_entropy_": _whole_logits,
     "add_product_": _added_products,
+    "norm_linear": _normed_products,
+    "gated_linear": _gated_products,
     "adamw_": _updates,
 }
 """Op name -> its samples: of the core's ops, and of the trainer's `adamw_`, which platforms compute in one pass."""
