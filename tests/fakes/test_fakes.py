@@ -30,7 +30,7 @@ OFFERS = {
     "fake-logger": {("logger", "notebook"): "fake_logger.plugin:SPEC"},
 }
 AROUND = "pegboard-trainer pegboard-datasets pegboard-tokenizers pegboard-hub pegboard-engine"
-REPLACED = "cpu cuda sdpa llama qwen sft console jsonl lora".split()
+REPLACED = "cpu cuda rocm xpu triton sdpa llama qwen sft console jsonl lora".split()
 CONFIG = {
     "architectures": ["SideBySideForCausalLM"],
     "model_type": "side_by_side",

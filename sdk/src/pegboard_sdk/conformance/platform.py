@@ -19,7 +19,7 @@ from pegboard_sdk.conformance.guard import standard
 from pegboard_sdk.conformance.op_samples import GRADIENTS, SAMPLES, Draw, Sample
 from pegboard_sdk.conformance.suite import PluginSuite
 
-CAPABILITIES = frozenset({"bf16", "fp8", "fp8_fnuz", "graphs", "p2p", "pinned"})
+CAPABILITIES = frozenset({"apart", "bf16", "fp8", "fp8_fnuz", "graphs", "p2p", "pinned"})
 PHASES: tuple[Phase, ...] = get_args(Phase)
 TOLERANCES: Mapping[torch.dtype, float] = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
