@@ -23,7 +23,8 @@ def layer(x: Tensor, weights: list[Tensor], cos: Tensor, sin: Tensor) -> Tensor:
     first, second, qk, out, gate_up, down = weights
     turned = rotary.rotary((norm.rms_norm(x, first, 1e-5) @ qk).view(-1, HEADS, DIM), cos, sin)
     normed, x = norm.add_rms_norm(turned.reshape(-1, HEADS * DIM) @ out, x, second, 1e-5)
-    return x + (gated.silu_mul(normed @ gate_up) + gated.gelu_tanh_mul(normed @ gate_up)) @ down
+    both = gated.silu_mul(normed @ gate_up) + gated.gelu_tanh_mul(normed @ gate_up)
+    return x + both @ down + gated.gated_linear(normed @ gate_up, down.t(), None, "silu")
 
 
 def inputs(device: torch.device, tokens: int) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
@@ -77,6 +78,8 @@ def test_operators_tell_the_truth(device: torch.device) -> None:
         (ops.gated, (both, False)),
         (ops.gated_backward, (both[:, :16].contiguous(), both, True)),
         (ops.gated_backward_, (both, both[:, :16].contiguous(), True)),
+        (ops.gated_backward_again_, (both[:, :16].clone(), both, False)),
+        (ops.gated_backward_all_, (both.clone(), both[:, :16].clone(), False)),
         (ops.rotary, (x.view(6, HEADS, DIM), cos, sin, False)),
         (ops.logits_sums, (both, ids, 0.0)),
         (ops.logits_slope_, (both, ids, torch.ones(6, device=device), None, 2.0)),

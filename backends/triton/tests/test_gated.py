@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pegboard import ops, reference
@@ -68,6 +69,41 @@ def test_what_others_see_is_left_as_it_is(device: torch.device, op: str, kind: s
     before = given.detach().clone()
     OPS[op](given).sum().backward()
     assert given.equal(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("biased", [False, True])
+def test_with_the_product_after_it(
+    compare: Callable[..., None], device: torch.device, op: str, biased: bool, dtype: torch.dtype
+) -> None:
+    """The gated values of the backward pass are made anew; inputs that others see stay as they are."""
+    bias = draw(5, dtype=dtype, device=device, seed=2) if biased else None
+    inputs = [draw(7, 48, dtype=dtype, device=device), draw(5, 24, dtype=dtype, device=device, seed=1) / 5, bias]
+    before = inputs[0].clone()
+
+    def exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(reference.OPS[op](x), weight, bias)
+
+    compare(lambda *x: gated.gated_linear(*x, op.removesuffix("_mul")), exact, inputs, scale=2.0)
+    assert inputs[0].equal(before)
+
+
+def test_the_product_keeps_its_input_alone_and_writes_over_it(device: torch.device, op: str) -> None:
+    leaf = draw(7, 48, dtype=torch.float32, device=device).requires_grad_()
+    weight = draw(5, 24, dtype=torch.float32, device=device).requires_grad_()
+    made, kept, seen = leaf * 1.0, [], []
+    made.register_hook(seen.append)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+        out = gated.gated_linear(made, weight, None, op.removesuffix("_mul"))
+    assert sorted(kept) == sorted([made.data_ptr(), weight.data_ptr()])
+    address = made.data_ptr()
+    out.square().sum().backward()
+    assert seen[0].data_ptr() == address
+    exact = [t.detach().double().requires_grad_() for t in (leaf, weight)]
+    F.linear(reference.OPS[op](exact[0]), exact[1]).square().sum().backward()
+    for mine, right in zip((leaf, weight), exact, strict=True):
+        assert mine.grad is not None and right.grad is not None
+        torch.testing.assert_close(mine.grad.double(), right.grad, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("odd", ["float64", "columns"])

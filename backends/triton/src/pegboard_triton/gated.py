@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -45,8 +46,12 @@ def gated_forward(gate_up, out, size, stride, GELU: tl.constexpr, BLOCK: tl.cons
 
 
 @triton.jit
-def gated_backward(grad, gate_up, out, size, stride, out_stride, GELU: tl.constexpr, BLOCK: tl.constexpr):
-    """out: [T, 2 size]; it may be gate_up itself, since each number is read by the program that writes it."""
+def gated_backward(
+    grad, gate_up, out, size, stride, out_stride, GELU: tl.constexpr, AGAIN: tl.constexpr, BLOCK: tl.constexpr
+):
+    """out: [T, 2 size]; it may be gate_up itself, since each number is read by the program that writes it. AGAIN: the gated values are
+    computed once more, and written over grad.
+    """
     blocks = tl.cdiv(size, BLOCK)
     row = (tl.program_id(0) // blocks).to(tl.int64)
     column = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
@@ -64,6 +69,8 @@ def gated_backward(grad, gate_up, out, size, stride, out_stride, GELU: tl.conste
     kind = out.dtype.element_ty
     tl.store(out + row * out_stride + column, (upstream * up * slope).to(kind), mask)
     tl.store(out + row * out_stride + size + column, (upstream * activated).to(kind), mask)
+    if AGAIN:
+        tl.store(grad + row * size + column, (activated * up).to(kind), mask)
 
 
 def _fake_forward(gate_up: Tensor, gelu: bool) -> Tensor:
@@ -83,14 +90,14 @@ def _gated(gate_up: Tensor, gelu: bool) -> Tensor:
     return out
 
 
-def _launch_backward(grad: Tensor, gate_up: Tensor, out: Tensor, gelu: bool) -> None:
+def _launch_backward(grad: Tensor, gate_up: Tensor, out: Tensor, gelu: bool, again: bool = False) -> None:
     rows, size = grad.shape
     use = dict(choice("gated_backward", gate_up.device, rows=rows))
     block = min(use.pop("BLOCK"), triton.next_power_of_2(max(size, 1)))
     programs = rows * triton.cdiv(size, block)
     if programs:
         gated_backward[(programs,)](
-            grad, gate_up, out, size, gate_up.stride(0), out.stride(0), GELU=gelu, BLOCK=block, **use
+            grad, gate_up, out, size, gate_up.stride(0), out.stride(0), GELU=gelu, AGAIN=again, BLOCK=block, **use
         )
 
 
@@ -112,6 +119,20 @@ def _fake_in_place(gate_up: Tensor, grad: Tensor, gelu: bool) -> None:
 @operator("gated_backward_(Tensor(a!) gate_up, Tensor grad, bool gelu) -> ()", _fake_in_place)
 def _gated_backward_in_place(gate_up: Tensor, grad: Tensor, gelu: bool) -> None:
     _launch_backward(grad, gate_up, gate_up, gelu)
+
+
+@operator("gated_backward_again_(Tensor(a!) grad, Tensor gate_up, bool gelu) -> Tensor", _fake_backward)
+def _gated_backward_again(grad: Tensor, gate_up: Tensor, gelu: bool) -> Tensor:
+    """As `_gated_backward`; grad becomes the gated values."""
+    out = torch.empty_like(gate_up, memory_format=torch.contiguous_format)
+    _launch_backward(grad, gate_up, out, gelu, again=True)
+    return out
+
+
+@operator("gated_backward_all_(Tensor(a!) gate_up, Tensor(b!) grad, bool gelu) -> ()", _fake_in_place)
+def _gated_backward_all(gate_up: Tensor, grad: Tensor, gelu: bool) -> None:
+    """gate_up becomes its gradient, and grad the gated values."""
+    _launch_backward(grad, gate_up, gate_up, gelu, again=True)
 
 
 class _Gated(torch.autograd.Function):
@@ -137,13 +158,41 @@ class _Gated(torch.autograd.Function):
         return gate_up, None, None
 
 
+class _GatedLinear(torch.autograd.Function):
+    """The product with the gated values, which are never kept: the backward pass makes them again on its way over gate and up."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, overwrites: bool) -> Tensor:
+        ctx.save_for_backward(gate_up, weight)
+        ctx.gelu, ctx.overwrites = gelu, overwrites
+        return F.linear(_gated(gate_up, gelu), weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
+        gate_up, weight = ctx.saved_tensors
+        grad = grads[0]
+        _, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        inner = grad @ weight
+        if ctx.overwrites:
+            gate_up = gate_up.detach()
+            _gated_backward_all(gate_up, inner, ctx.gelu)
+            torch.autograd.graph.increment_version(gate_up)
+        else:
+            gate_up = _gated_backward_again(inner, gate_up, ctx.gelu)
+        d_weight = grad.t() @ inner if needs_weight else None
+        return gate_up, d_weight, grad.sum(0) if needs_bias else None, None, None
+
+
+def _overwrites(gate_up: Tensor) -> bool:
+    """Not where the caller may still look at it (a leaf, a view), nor under a compiler, which plans memory by itself."""
+    return not (torch.compiler.is_compiling() or gate_up.is_leaf or gate_up._is_view())
+
+
 def _run(gate_up: Tensor, gelu: bool) -> Tensor:
     if not differentiates(gate_up):
         plain: Tensor = _gated(gate_up, gelu)
         return plain
-    # Not where the caller may still look at it (a leaf, a view), nor under a compiler, which plans memory by itself.
-    overwrites = not (torch.compiler.is_compiling() or gate_up.is_leaf or gate_up._is_view())
-    out: Tensor = _Gated.apply(gate_up, gelu, overwrites)
+    out: Tensor = _Gated.apply(gate_up, gelu, _overwrites(gate_up))
     return out
 
 
@@ -161,9 +210,21 @@ def gelu_tanh_mul(gate_up: Tensor) -> Tensor:
     return _run(gate_up, True) if _fits(gate_up) else ops.gelu_tanh_mul(gate_up)
 
 
+def gated_linear(gate_up: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """[T, 2 I] x [N, I] -> [T, N]: op `gated_linear`. With a gradient, no [T, I] is kept; otherwise as `silu_mul`."""
+    gelu = activation == "gelu_tanh"
+    if not _fits(gate_up) or weight.dtype != gate_up.dtype or not differentiates(gate_up):
+        return F.linear((gelu_tanh_mul if gelu else silu_mul)(gate_up), weight, bias)
+    out: Tensor = _GatedLinear.apply(gate_up, weight, bias, gelu, _overwrites(gate_up))
+    return out
+
+
 def replacements(phase: Phase, dtype: torch.dtype) -> dict[str, Callable[..., Any]]:
-    """Return both activations, for models of a dtype that the kernels take."""
-    return {"silu_mul": silu_mul, "gelu_tanh_mul": gelu_tanh_mul} if dtype in TYPES else {}
+    """Return both activations, and in training with the product after them, for models of a dtype that the kernels take."""
+    if dtype not in TYPES:
+        return {}
+    joined = {"gated_linear": gated_linear} if phase == "train" and "gated_linear" in ops.registered() else {}
+    return {"silu_mul": silu_mul, "gelu_tanh_mul": gelu_tanh_mul, **joined}
 
 
 def variants() -> Iterator[Variant]:
@@ -174,4 +235,7 @@ def variants() -> Iterator[Variant]:
             forward = {"gate_up": f"*{dtype}", "out": f"*{dtype}", "size": "i32", "stride": "i32"}
             yield Variant(f"{name}[{dtype}]", gated_forward, forward, constants, {"num_warps": 4})
             backward = {"grad": f"*{dtype}"} | forward | {"out_stride": "i32"}
-            yield Variant(f"{name}.backward[{dtype}]", gated_backward, backward, constants, {"num_warps": 4})
+            for again in (False, True):
+                typed = constants | {"AGAIN": again}
+                ending = f".backward{',again' * again}[{dtype}]"
+                yield Variant(f"{name}{ending}", gated_backward, backward, typed, {"num_warps": 4})
