@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from pegboard.visible import chosen, hides_all
+from pegboard.visible import chosen, has_card, hides_all
 
 IDS = ["GPU-1f00aa", "GPU-1f00bb", "GPU-2c", ""]
 
@@ -41,3 +43,12 @@ def test_what_is_meant_to_hide(value: str) -> None:
 @pytest.mark.parametrize("value", ["0", "7", "GPU-1f", "MIG-4a", "0,-1"])
 def test_what_is_meant_to_choose(value: str) -> None:
     assert not hides_all(value)
+
+
+def test_cards_by_vendor(tmp_path: Path) -> None:
+    for node, text in (("renderD128", "0x10de"), ("renderD129", "odd"), ("renderD130", "0x8086\n")):
+        file = tmp_path / "sys/class/drm" / node / "device/vendor"
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    assert has_card(tmp_path, 0x8086) and has_card(tmp_path, 0x10DE)
+    assert not has_card(tmp_path, 0x1002) and not has_card(tmp_path / "none", 0x8086)

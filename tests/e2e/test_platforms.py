@@ -95,6 +95,7 @@ def computer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch_built: Calla
         ((NVIDIA, INTEL), CUDA, "cuda", ["xpu absent (1 device (56a0), but torch 2.12.0 is built for the other"]),
         ((NVIDIA, INTEL), XPU, "xpu", ["cuda absent (1 device, but torch 2.12.0 is built for the other"]),
         ((AMD, INTEL), ROCM, "rocm", ["xpu absent (1 device (56a0), but torch 2.12.0 is built for the other"]),
+        ((AMD, INTEL), XPU, "xpu", ["rocm absent (1 device (gfx90a"]),
         ((NVIDIA, AMD, INTEL), CUDA, "cuda", ["rocm absent", "xpu absent"]),
     ],
 )

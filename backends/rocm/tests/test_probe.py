@@ -91,10 +91,14 @@ def test_a_torch_without_hip_is_broken_not_absent(
     assert f"but torch {version} is built without HIP: install a ROCm build of torch" in found.reason
 
 
-def test_a_torch_for_the_other_card(machine: Build, torch_built: Callable[..., None]) -> None:
-    """A processor's own graphics beside an NVIDIA card, with a torch for the latter, is nothing to stop for."""
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+def test_a_torch_for_the_other_card(machine: Build, torch_built: Callable[..., None], kind: str) -> None:
+    """A processor's own graphics beside another vendor's card, with a torch for the latter, is nothing to stop for."""
     root = machine("ryzen")
-    torch_built("2.13.0", cuda="13.0")
+    torch_built("2.13.0", **{kind: "13.0"})
     (root / "dev/nvidia0").touch()
+    vendor = root / "sys/class/drm/renderD129/device/vendor"
+    vendor.parent.mkdir(parents=True)
+    vendor.write_text("0x8086\n")
     found = probe(root)
-    assert not found.present and "built for the NVIDIA GPU that is here too" in found.reason
+    assert not found.present and "built for the other GPU that is here" in found.reason

@@ -1,8 +1,20 @@
-"""Variables that choose devices by a list, such as "0,2" or "GPU-1f2e,0". Standard library only: probes use it."""
+"""Devices as probes see them: lists of a variable, such as "0,2" or "GPU-1f2e,0", and cards of a vendor. Standard library only."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+
+
+def has_card(root: Path, vendor: int) -> bool:
+    """Return whether the kernel has a card that computes or draws, of a vendor by PCI's number. root: of the file system."""
+    for file in (root / "sys/class/drm").glob("renderD*/device/vendor"):
+        try:
+            if int(file.read_text(), 16) == vendor:
+                return True
+        except (OSError, ValueError):
+            continue  # gone, or refused to this process
+    return False
 
 
 def hides_all(value: str) -> bool:

@@ -11,11 +11,12 @@ from typing import Any
 
 from pegboard.plugins.spec import Probe
 from pegboard.torch_build import torch_build
-from pegboard.visible import hides_all
+from pegboard.visible import has_card, hides_all
 
 NO_DEVICE = 100
 """CUDA_ERROR_NO_DEVICE of the driver's interface."""
-_INTEL = "0x8086"
+INTEL = 0x8086
+"""PCI's number of the vendor of another kind of GPU that torch can be built for."""
 
 
 def probe(root: Path = Path("/"), load: Callable[[str], Any] = ctypes.CDLL) -> Probe:
@@ -61,7 +62,7 @@ def _with_torch(root: Path, devices: str, driver: Any) -> Probe:
         return Probe(True, True, devices)
     torch, toolkit = f"torch {build['__version__']}", build.get("cuda")
     if not toolkit:
-        if (build.get("hip") and (root / "dev/kfd").exists()) or (build.get("xpu") and _intel(root)):
+        if (build.get("hip") and (root / "dev/kfd").exists()) or (build.get("xpu") and has_card(root, INTEL)):
             return Probe(False, False, f"{devices}, but {torch} is built for the other GPU that is here")
         return Probe(True, False, f"{devices}, but {torch} is built without CUDA: install a CUDA build of torch")
     newest = ctypes.c_int(0)
@@ -81,8 +82,3 @@ def _ids(root: Path) -> list[str]:
         for line in path.read_text(errors="replace").splitlines()
     ]
     return [value.strip() for key, _, value in lines if key.strip() == "GPU UUID"]
-
-
-def _intel(root: Path) -> bool:
-    files = (root / "sys/class/drm").glob("renderD*/device/vendor")
-    return any(path.read_text().strip() == _INTEL for path in files)

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from pegboard.plugins.spec import Probe
 from pegboard.torch_build import torch_build
-from pegboard.visible import hides_all
+from pegboard.visible import has_card, hides_all
 from pegboard_rocm.topology import Gpu, gpus, visible
 
+INTEL = 0x8086
+"""PCI's number of the vendor of another kind of GPU that torch can be built for."""
 Access = Callable[[Path, int], bool]
 """As `os.access`: whether a file may be opened."""
 _GROUPS = "give this user the groups render and video (in a container: --group-add)"
@@ -50,13 +52,14 @@ def _with_torch(root: Path, left: list[Gpu]) -> Probe:
     if not build or build.get("hip"):
         return Probe(True, True, told)  # where torch is not installed, importing it will say so
     torch = f"torch {build['__version__']}"
-    if build.get("cuda") and any((root / "dev").glob("nvidia[0-9]*")):
-        return Probe(False, False, f"{told}, but {torch} is built for the NVIDIA GPU that is here too")
+    nvidia = build.get("cuda") and any((root / "dev").glob("nvidia[0-9]*"))
+    if nvidia or (build.get("xpu") and has_card(root, INTEL)):
+        return Probe(False, False, f"{told}, but {torch} is built for the other GPU that is here")
     return Probe(True, False, f"{told}, but {torch} is built without HIP: install a ROCm build of torch")
 
 
 def _told(found: list[Gpu]) -> str:
-    """Return "3 devices (gfx942, 2 x gfx1100)"."""
+    """Return "3 devices (gfx942, 192 GiB; 2 x gfx1100, 24 GiB)"."""
     count = "1 device" if len(found) == 1 else f"{len(found)} devices"
     targets = Counter(f"{gpu.target}, {gpu.memory / 2**30:.0f} GiB" for gpu in found)
     return f"{count} ({'; '.join(f'{number} x {t}' if number > 1 else t for t, number in targets.items())})"
