@@ -159,6 +159,18 @@ def test_a_product_is_added(device: torch.device, dtype: torch.dtype) -> None:
     close(total, exact, 1e-5 if dtype == torch.float32 or device.type != "cpu" else 6e-3)
 
 
+def test_scaled(poisoned: None, device: torch.device, dtype: torch.dtype) -> None:
+    factor = torch.tensor(0.3, device=device)
+    for size in ((0, 3), (5, 7), (3, 1000)):
+        for x in (
+            chunk(*size, dtype, device)[0] if size[0] else torch.ones(size, device=device),
+            torch.ones(size).double(),
+        ):
+            out = loss.scaled(x, factor.to(x.device), dtype)
+            assert out.dtype == dtype
+            close(out, x.double() * factor.double().to(x.device), TOLERANCES[dtype])
+
+
 def test_rows_at_once() -> None:
     assert loss.loss_rows(32000, torch.bfloat16) == 4096
     assert loss.loss_rows(128256, torch.bfloat16) == 2048

@@ -61,6 +61,15 @@ def test_columns_in_two_parts_are_as_the_whole(dtype: torch.dtype, softcap: floa
     close(torch.cat(parts, 1), wanted, dtype)
 
 
+def test_scaled_with_one_rounding(dtype: torch.dtype) -> None:
+    """A factor that is no bfloat16 counts as it is."""
+    x, factor = drawn(dtype)[0], torch.tensor(0.3, dtype=torch.promote_types(dtype, torch.float32))
+    for target in (dtype, torch.bfloat16):
+        out = ops.scaled(x, factor, target)
+        assert out.dtype == target
+        torch.testing.assert_close(out, (x.double() * factor.double()).to(target))
+
+
 @pytest.mark.parametrize("wide", [False, True])
 def test_a_product_is_added(dtype: torch.dtype, wide: bool) -> None:
     a, b = drawn(dtype)[0] / 4, drawn(dtype)[0][:, :7] / 4

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pegboard.nn import logits as ops
 from pegboard_triton.catalogue import Variant
-from pegboard_triton.operators import TYPES, operator, takes
+from pegboard_triton.operators import TYPES, on, operator, takes
 from pegboard_triton.tuning import choice
 
 if TYPE_CHECKING:
@@ -146,6 +146,13 @@ def cross_entropy_kernel(
             _slope_of(base, (blocks - 1 - i) * BLOCK, target, norm, 1.0, columns, softcap, CAP, BLOCK)
 
 
+@triton.jit
+def scale_kernel(x, factor, out, count, BLOCK: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(x + place, place < count, other=0.0).to(tl.float32) * tl.load(factor)
+    tl.store(out + place, value.to(out.dtype.element_ty), place < count)
+
+
 def _fake_sums(logits: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
     found = logits.new_empty(logits.shape[0], dtype=torch.float32)
     return found, torch.empty_like(found)
@@ -268,6 +275,17 @@ def add_product_(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.addmm(total, a.t(), b, out_dtype=torch.float32, out=total)
 
 
+def scaled(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return x * factor in another dtype: op `scaled`."""
+    if not takes(x) or dtype not in TYPES or factor.dtype != torch.float32 or not x.is_contiguous():
+        return ops.scaled(x, factor, dtype)
+    out = torch.empty_like(x, dtype=dtype)
+    if x.numel():
+        with on(x.device):
+            scale_kernel[(triton.cdiv(x.numel(), 2048),)](x, factor, out, x.numel(), BLOCK=2048, num_warps=8)
+    return out
+
+
 def loss_rows(columns: int, dtype: torch.dtype) -> int:
     """Return how many rows of logits losses have at once: op `loss_rows`. Each chunk reads and writes the head's float32 gradient."""
     return max(256, min(4096, LOGITS // (columns * dtype.itemsize) // 256 * 256))
@@ -279,6 +297,7 @@ def replacements(phase: Phase, dtype: torch.dtype) -> dict[str, Callable[..., An
         return {}
     return {
         "loss_rows": loss_rows,
+        "scaled": scaled,
         "logits_sums": logits_sums,
         "logits_slope_": logits_slope_,
         "cross_entropy_": cross_entropy_,
@@ -293,6 +312,9 @@ def variants() -> Iterator[Variant]:
         for cap in (False, True):
             constants = {"CAP": cap, "BLOCK": 4096}
             end = f"[{dtype}{',capped' * cap}]"
+            if not cap:
+                scaling = {"x": "*fp32", "factor": "*fp32", "out": f"*{dtype}", "count": "i32"}
+                yield Variant(f"scaled[{dtype}]", scale_kernel, scaling, {"BLOCK": 2048}, {"num_warps": 8})
             sums = chunk | {"norms": "*fp32", "picked": "*fp32", "part": "i32"}
             yield Variant(f"logits_sums{end}", logits_sums_kernel, sums, constants, {"num_warps": 8})
             slope = chunk | {"norms": "*fp32", "factors": "*fp32"}

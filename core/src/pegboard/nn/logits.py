@@ -73,6 +73,16 @@ def add_product_(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return total.add_(F.linear(a.t(), b.t()))
 
 
+@register(
+    "scaled",
+    "(x, factor [], at least float32, dtype) -> x * factor, rounded once to dtype",
+    differentiable=False,
+)
+def scaled(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return torch.mul(wide, factor, out=torch.empty_like(wide, dtype=dtype))
+
+
 def _widened(logits: Tensor, softcap: float | None) -> Tensor:
     """Return capped logits of at least float32; the tensor itself where that changes nothing."""
     return capped(logits.to(torch.promote_types(logits.dtype, torch.float32)), softcap)

@@ -62,7 +62,7 @@ class _LossSum(torch.autograd.Function):
             if d_weight is not None:
                 kernels.add_product_(d_weight, grad, rows)
         ctx.save_for_backward(None if d_hidden is None else columns.total(d_hidden), d_weight)
-        ctx.weight_dtype = weight.dtype
+        ctx.weight_dtype, ctx.scaled = weight.dtype, kernels.scaled
         ctx.mark_non_differentiable(logps)
         return total, logps
 
@@ -71,15 +71,10 @@ class _LossSum(torch.autograd.Function):
         grad = grads[0]
         d_hidden, d_weight = ctx.saved_tensors
         return (
-            None if d_hidden is None else d_hidden.mul(grad.to(d_hidden.dtype)),
-            None if d_weight is None else _scaled(d_weight, grad, ctx.weight_dtype),
+            None if d_hidden is None else ctx.scaled(d_hidden, grad, d_hidden.dtype),
+            None if d_weight is None else ctx.scaled(d_weight, grad, ctx.weight_dtype),
             *(None,) * 6,
         )
-
-
-def _scaled(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return x * factor, computed as wide as x is and rounded once, without a wide copy."""
-    return torch.mul(x, factor, out=torch.empty_like(x, dtype=dtype))
 
 
 def _losses_and_slope(loss: TokenLoss, logps: Tensor, at: slice) -> tuple[Tensor, Tensor]:

@@ -126,6 +126,11 @@ def cross_entropy_(logits: Tensor, targets: Tensor, softcap: float | None = None
     return picked - norm, logits_slope_(logits, targets, norm, None, softcap)
 
 
+def scaled(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Every element times the factor."""
+    return x.double() * factor.double()
+
+
 def add_product_(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """[N, K] + [M, N]^T x [M, K] -> [N, K]."""
     return total.double() + (a.double()[:, :, None] * b.double()[:, None, :]).sum(0)
@@ -167,6 +172,7 @@ OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
             logits_slope_,
             cross_entropy_,
             add_product_,
+            scaled,
             norm_linear,
             gated_linear,
         )

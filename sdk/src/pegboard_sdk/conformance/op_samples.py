@@ -158,6 +158,14 @@ def _slopes(draw: Draw) -> list[Sample]:
     ]
 
 
+def _scalings(draw: Draw) -> list[Sample]:
+    factor = torch.tensor(0.3, device=draw.device)
+    sizes = ((0, 3), (7, 5), (3, 1000))
+    return [
+        (x, factor, draw.tensor(1).dtype) for size in sizes for x in (draw.tensor(*size), draw.tensor(*size).float())
+    ]
+
+
 def _added_products(draw: Draw) -> list[Sample]:
     samples: list[Sample] = []
     for rows in (1, 33):
@@ -197,6 +205,7 @@ SAMPLES: Mapping[str, Callable[[Draw], list[Sample]]] = {
     "logits_slope_": _slopes,
     "cross_entropy_": _whole_logits,
     "add_product_": _added_products,
+    "scaled": _scalings,
     "norm_linear": _normed_products,
     "gated_linear": _gated_products,
     "adamw_": _updates,
