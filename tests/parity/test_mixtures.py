@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from pegboard.build import build_model
 from pegboard.cli import run_cli
 from pegboard.nn.loss import cross_entropy_sum
 from pegboard.opened import open_any
 from pegboard.plugins.load import Registry
+from pegboard.weights import write_safetensors
+from pegboard_lora import LoraAdapter
+from pegboard_lora.options import LoraOptions
 from pegboard_sdk.toys.model import UNEVEN
 from pegboard_trainer.config import RoutingSection
 from pegboard_trainer.routing import follow
@@ -27,6 +32,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_experts": 6, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 20},
     ),
     "qwen3-moe": ("qwen3_moe", {"num_experts": 6, "moe_intermediate_size": 12, "mlp_only_layers": [1]}),
+}
+ADAPTED: dict[str, list[str]] = {
+    "mixtral": ["q_proj", "w1", "w2", "w3"],
+    "olmoe": ["q_proj", "gate_proj", "up_proj", "down_proj"],
+    "qwen2-moe": ["q_proj", "v_proj"],  # PEFT would take the shared expert's for those of the experts
 }
 LENGTH = 33
 
@@ -91,3 +101,31 @@ def test_8_bit_files_are_read_there(name: str, tmp_path: Path) -> None:
         wanted = folder(ids[None]).logits[0].float()
         found = built.model.head(built.model(ids, built.context([LENGTH], torch.arange(LENGTH))))
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_adapters_on_experts_are_pefts(name: str, tmp_path: Path) -> None:
+    """PEFT puts those of single experts together, where gate, up and down are all adapted."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    peer(name, tmp_path / "base")
+    registry = Registry.discover()
+    adapter = LoraAdapter(LoraOptions(rank=4, alpha=6, targets=ADAPTED[name]))
+    files = open_any(registry, str(tmp_path / "base")).files
+    built = build_model(registry, files, platform="cpu", dtype="float32", adapter=adapter)
+    with torch.no_grad():
+        for own, parameter in built.model.named_parameters():
+            if "lora_" in own:
+                parameter.copy_(torch.randn_like(parameter) / 4)
+    (tmp_path / "adapter").mkdir()
+    write_safetensors(tmp_path / "adapter" / "adapter_model.safetensors", adapter.tensors(built.model).items())
+    config = json.dumps(adapter.config(str(tmp_path / "base")))
+    (tmp_path / "adapter" / "adapter_config.json").write_text(config)
+    theirs = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "base").float(), tmp_path / "adapter"
+    ).eval()
+    ids = torch.randint(0, 97, (LENGTH,), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        found = built.model.head(built.model(ids, built.context([LENGTH], torch.arange(LENGTH))))
+        torch.testing.assert_close(found, theirs(ids[None]).logits[0], atol=1e-4, rtol=1e-4)
