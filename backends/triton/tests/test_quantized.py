@@ -64,13 +64,15 @@ def test_float8_and_parts_of_the_inputs(split: int, dtype: torch.dtype, device: 
 
 
 @pytest.mark.usefixtures("poisoned")
+@DTYPES
+@pytest.mark.parametrize("m", [2, 3])
 @pytest.mark.parametrize("block", [None, 32, 128])
-def test_fp8(block: int | None, device: torch.device) -> None:
+def test_fp8(block: int | None, m: int, dtype: torch.dtype, device: torch.device) -> None:
     fp8 = pytest.importorskip("pegboard_fp8.ops")
-    x, (weight, scales) = draw(3, 80), fp8.quantise(draw(40, 80, seed=1), block)
+    x, (weight, scales) = draw(m, 80, dtype=dtype), fp8.quantise(draw(40, 80, seed=1), block)
     exact = x.double() @ fp8.dequantise(weight, scales, block, torch.float64).T
     product_of = ops._fp8_linear(never)
-    close(product_of(x.to(device), weight.to(device), scales.to(device), block, None, never), exact, torch.float32)
+    close(product_of(x.to(device), weight.to(device), scales.to(device), block, None, never), exact, dtype)
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -106,8 +108,9 @@ def place(matrix: object, device: torch.device) -> object:
 @DTYPES
 @pytest.mark.parametrize("double", [False, True])
 def test_nf4(double: bool, dtype: torch.dtype, device: torch.device) -> None:
-    """Few rows of whole blocks by the kernel, all else by the widened weight; a stack is its members side by side."""
-    for m, k, by in ((1, 128, never), (40, 128, linear), (3, 70, linear)):
+    """One or two rows of whole blocks by the kernel, all else by the widened weight; a stack is its members side by side."""
+    alone = never if dtype.itemsize == 2 else linear
+    for m, k, by in ((1, 128, alone), (2, 192, alone), (40, 128, linear), (1, 70, linear)):
         x, bias = draw(m, k, dtype=dtype), draw(30, dtype=dtype)
         matrices = [nf4.quantise(draw(n, k, seed=n), double=double) for n in (20, 10)]
         exact = torch.cat([x.double() @ matrix.dequantise(torch.float64).T for matrix in matrices], 1) + bias.double()

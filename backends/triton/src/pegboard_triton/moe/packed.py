@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from pegboard_triton.moe.grouped import _activate, _rows_few, _rows_sorted, _swizzle
-from pegboard_triton.quantized.packed import FLOAT8, INT4, NF4, widen
+from pegboard_triton.quantized.packed import FLOAT8, INT4, widen
 
 
 @triton.jit
@@ -50,7 +50,7 @@ def packed_gate_up(
     GROUP: tl.constexpr,
 ):
     """out[row] [I] = activation(x[token] gate^T) * (x[token] up^T). weight: [E, 2 I, H], gate first, or of H / 2 bytes a row."""
-    packing: tl.constexpr = 2 if FORMAT == INT4 or FORMAT == NF4 else 1
+    packing: tl.constexpr = 2 if FORMAT == INT4 else 1
     block, tile = _swizzle((INNER + BLOCK_N - 1) // BLOCK_N, blocks, GROUP)
     if FEW > 0:
         expert, pair, row, there, any_there = _rows_few(ids, pairs, block, EXPERTS, FEW, BLOCK_M)
@@ -125,7 +125,7 @@ def packed_down(
     GROUP: tl.constexpr,
 ):
     """out[pair] [H] = weights[pair] * act[row] weight^T. weight: [E, H, I], or of I / 2 bytes a row."""
-    packing: tl.constexpr = 2 if FORMAT == INT4 or FORMAT == NF4 else 1
+    packing: tl.constexpr = 2 if FORMAT == INT4 else 1
     block, tile = _swizzle((HIDDEN + BLOCK_N - 1) // BLOCK_N, blocks, GROUP)
     if FEW > 0:
         expert, pair, row, there, any_there = _rows_few(ids, pairs, block, EXPERTS, FEW, BLOCK_M)

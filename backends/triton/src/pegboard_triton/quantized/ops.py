@@ -12,8 +12,9 @@ from torch import Tensor
 from pegboard.blockwise import dynamic_table
 from pegboard.ops import registered
 from pegboard_triton.operators import TYPES, differentiates, on, takes
-from pegboard_triton.quantized.packed import FLOAT8, INT4, INT8, NF4
-from pegboard_triton.quantized.rows import Packed, product
+from pegboard_triton.quantized import few
+from pegboard_triton.quantized.packed import FLOAT8, INT4, INT8, NF4, Packed
+from pegboard_triton.quantized.rows import product
 from pegboard_triton.quantized.widen import stacked, values
 from pegboard_triton.tuning import choice
 
@@ -126,7 +127,7 @@ def _nf4_linear(fallback: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if any(part is None for part in parts):
             return fallback(x, weight, bias, linear)
         found = [part for part in parts if part is not None]
-        if _few(x, bias) and weight.shape[1] % 64 == 0:
+        if _few(x, bias) and x.shape[0] <= few.MOST and x.dtype.itemsize == 2 and weight.shape[1] % 64 == 0:
             return _product(x, found, bias)
         out: Tensor = _Widened.apply(x, found, linear) if differentiates(x) else _widened(x, found, linear)
         return out if bias is None else out + bias
@@ -171,19 +172,25 @@ def _product(x: Tensor, weights: Sequence[Packed], bias: Tensor | None) -> Tenso
     with on(x.device):
         for weight, own, target in zip(weights, biases, out.split(sizes, 1), strict=True):
             if weight.shape[0]:
-                product(x, weight, own, _use(x, weight), target)
+                _one_product(x, weight, own, target)
     return out
 
 
-def _use(x: Tensor, weight: Packed) -> dict[str, int]:
-    outputs, inputs = weight.shape
-    names = {INT8.value: "int8", FLOAT8.value: "fp8", INT4.value: "int4", NF4.value: "nf4"}
-    found = dict(choice(f"{names[weight.form.value]}_rows", x.device, rows=x.shape[0], outputs=outputs, inputs=inputs))
-    if weight.scaled != inputs:
-        found["BLOCK_K"] = weight.scaled
+def _one_product(x: Tensor, weight: Packed, bias: Tensor | None, out: Tensor) -> None:
+    (rows, inputs), name = x.shape, _NAMES[weight.form.value]
+    sizes = {"rows": rows, "outputs": weight.shape[0], "inputs": inputs}
+    if rows <= few.MOST and x.dtype.itemsize == 2 and inputs % 2 == 0:
+        few.few_product(x.contiguous(), weight, bias, choice(f"{name}_few", x.device, **sizes), out)
+        return
+    use = dict(choice(f"{name}_rows", x.device, **sizes))
+    if weight.scaled < inputs:
+        use["BLOCK_K"] = weight.scaled
     # Parts of the inputs that have no step would be computed for nothing.
-    found["SPLIT"] = max(min(found["SPLIT"], inputs // found["BLOCK_K"]), 1)
-    return found
+    use["SPLIT"] = max(min(use["SPLIT"], inputs // use["BLOCK_K"]), 1)
+    product(x, weight, bias, use, out)
+
+
+_NAMES = {INT8.value: "int8", FLOAT8.value: "fp8", INT4.value: "int4", NF4.value: "nf4"}
 
 
 def _shape(weight: Tensor) -> tuple[int, int]:

@@ -5,13 +5,20 @@ PLAIN    the weight itself.
 INT8     int8 [N, K]; a scale for each row, which the caller multiplies the result with.
 FLOAT8   float8 e4m3 as bytes; values come 256 times too small: scales are told to make up for it.
 INT4     bytes [N, K / 2], code + 8 of column 2 j in the lower half of byte j; scales for groups of columns, by the caller.
-NF4      bytes [N, K / 2], the code of column 2 j in the upper half; scales for blocks of 64 columns, by the caller.
+NF4      bytes [N, K / 2], the code of column 2 j in the upper half; scales for blocks of 64 columns. A value is read from a table, which
+         costs more than matrix units save: tiles of it are not widened here.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 PLAIN = tl.constexpr(0)
 INT8 = tl.constexpr(1)
@@ -31,12 +38,7 @@ def widen(tile, FORMAT: tl.constexpr, DTYPE: tl.constexpr):
         half = ((bits & 128) << 8) | ((bits & 127) << 7)
         return half.to(tl.float16, bitcast=True).to(tl.float32).to(DTYPE)
     else:
-        low, high = tile & 15, tile >> 4
-        if FORMAT == INT4:
-            first, second = _code4(low, DTYPE), _code4(high, DTYPE)
-        else:
-            first, second = nf4_value(high).to(DTYPE), nf4_value(low).to(DTYPE)
-        joined = tl.join(first, second)
+        joined = tl.join(_code4(tile & 15, DTYPE), _code4(tile >> 4, DTYPE))
         return tl.reshape(joined, [tile.shape[0], 2 * tile.shape[1]])
 
 
@@ -49,26 +51,59 @@ def _code4(code, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def nf4_value(code):
-    """Return the value of NF4 codes 0 … 15 (arXiv:2305.14314, appendix E), float32, by halving the table with each bit."""
-    bit0, bit1, bit2, bit3 = (code & 1) > 0, (code & 2) > 0, (code & 4) > 0, (code & 8) > 0
-    a = tl.where(bit0, -0.6961928009986877, -1.0)
-    b = tl.where(bit0, -0.39491748809814453, -0.5250730514526367)
-    c = tl.where(bit0, -0.18477343022823334, -0.28444138169288635)
-    d = tl.where(bit0, 0.0, -0.09105003625154495)
-    e = tl.where(bit0, 0.16093020141124725, 0.07958029955625534)
-    f = tl.where(bit0, 0.33791524171829224, 0.24611230194568634)
-    g = tl.where(bit0, 0.5626170039176941, 0.44070982933044434)
-    h = tl.where(bit0, 1.0, 0.7229568362236023)
-    lower = tl.where(bit2, tl.where(bit1, d, c), tl.where(bit1, b, a))
-    upper = tl.where(bit2, tl.where(bit1, h, g), tl.where(bit1, f, e))
-    return tl.where(bit3, upper, lower)
-
-
-@triton.jit
 def plain_scale(scales, table, nested, offset, at, NESTED: tl.constexpr):
     """Return the scales at indices. NESTED: 0 for float32 ones; else how many codes of `table` share one of `nested`, + offset."""
     if NESTED == 0:
         return tl.load(scales + at)
     else:
         return tl.load(table + tl.load(scales + at)) * tl.load(nested + at // NESTED) + tl.load(offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A weight [N, K] of a format. codes: contiguous bytes [N, K] or [N, K / 2]. scales: one for `shared` rows and `scaled` columns;
+    float32, or uint8 codes of `table`, `coded` of which share one of `nested`, and `offset` is to be added. All contiguous.
+    """
+
+    form: Any
+    shape: tuple[int, int]
+    codes: Tensor
+    scales: Tensor
+    scaled: int
+    table: Tensor | None = None
+    nested: Tensor | None = None
+    offset: Tensor | None = None
+    coded: int = 0
+    shared: int = 1
+
+    @property
+    def packing(self) -> int:
+        """Columns in a byte."""
+        return 2 if self.form in (INT4, NF4) else 1
+
+
+@cache
+def nf4_values(device: torch.device) -> Tensor:
+    """Return the 16 values of NF4, float32."""
+    return torch.tensor(_NF4, device=device)
+
+
+# 4-bit NormalFloat (arXiv:2305.14314, appendix E), as pegboard_nf4.matrix has it.
+_NF4 = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pegboard_triton.quantized.packed import FLOAT8, INT4, NF4, plain_scale, widen
-
-MOST = 32
-"""Rows of x up to which packed weights are multiplied as they are."""
+from pegboard_triton.quantized.packed import FLOAT8, INT4, Packed, widen
 
 
 @triton.jit
@@ -22,9 +17,6 @@ def packed_rows(
     x,
     weight,
     scales,
-    table,
-    nested,
-    offset,
     bias,
     out,
     rows,
@@ -34,7 +26,6 @@ def packed_rows(
     INPUTS: tl.constexpr,
     SHARED: tl.constexpr,
     SCALED: tl.constexpr,
-    NESTED: tl.constexpr,
     FORMAT: tl.constexpr,
     BIAS: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -44,11 +35,10 @@ def packed_rows(
 ):
     """out [M, N] = x [M, K] values^T + bias. SHARED: rows of a scale. SCALED: columns of a scale, of which BLOCK_K is a
     divisor, or all of them.
-    NESTED: as of `plain_scale`.
 
     With SPLIT > 1: out [SPLIT, M, N] float32, the sums over parts of K, without bias.
     """
-    packing: tl.constexpr = 2 if FORMAT == INT4 or FORMAT == NF4 else 1
+    packing: tl.constexpr = 2 if FORMAT == INT4 else 1
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.arange(0, BLOCK_M)
     k = tl.arange(0, BLOCK_K)
@@ -75,7 +65,7 @@ def packed_rows(
         else:
             # A scale for each output once a step, in the place of one for each weight.
             group = tl.minimum(start // SCALED, groups - 1)
-            scale = plain_scale(scales, table, nested, offset, row // SHARED * groups + group, NESTED)
+            scale = tl.load(scales + row // SHARED * groups + group)
             total += tl.dot(a, values, input_precision="ieee") * scale[None, :]
     if groups == 1:
         total = total * tl.load(scales + row // SHARED)[None, :]
@@ -102,24 +92,6 @@ def add_parts(
     tl.store(out + at // outputs * out_stride + at % outputs, total.to(out.dtype.element_ty), mask=there)
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """A weight [N, K] of a format. codes: contiguous bytes [N, K] or [N, K / 2]. scales: one for `shared` rows and `scaled` columns;
-    float32, or uint8 codes of `table`, `coded` of which share one of `nested`, and `offset` is to be added. All contiguous.
-    """
-
-    form: Any
-    shape: tuple[int, int]
-    codes: Tensor
-    scales: Tensor
-    scaled: int
-    table: Tensor | None = None
-    nested: Tensor | None = None
-    offset: Tensor | None = None
-    coded: int = 0
-    shared: int = 1
-
-
 def product(
     x: Tensor, weight: Packed, bias: Tensor | None, use: Mapping[str, int], out: Tensor | None = None
 ) -> Tensor:
@@ -133,9 +105,6 @@ def product(
         x,
         weight.codes,
         weight.scales,
-        weight.table,
-        weight.nested,
-        weight.offset,
         bias,
         target,
         rows,
@@ -145,7 +114,6 @@ def product(
         INPUTS=inputs,
         SHARED=weight.shared,
         SCALED=weight.scaled,
-        NESTED=weight.coded,
         FORMAT=weight.form,
         BIAS=bias is not None,
         BLOCK_M=16 if rows <= 16 else 32,

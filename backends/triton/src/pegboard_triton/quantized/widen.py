@@ -9,15 +9,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pegboard_triton.quantized.packed import NF4, nf4_value, plain_scale
-from pegboard_triton.quantized.rows import Packed
+from pegboard_triton.quantized.packed import NF4, Packed, nf4_values, plain_scale
 
 _BLOCK = 1024
 """Bytes a program."""
 
 
 @triton.jit
-def widen_all(packed, scales, table, nested, offset, out, size, SCALED: tl.constexpr, FORMAT: tl.constexpr,
+def widen_all(packed, scales, table, nested, offset, numbers, out, size, SCALED: tl.constexpr, FORMAT: tl.constexpr,
               NESTED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """out, flat [size] = the values of packed bytes times the scale of each SCALED of them, each rounded once.
 
@@ -28,7 +27,7 @@ def widen_all(packed, scales, table, nested, offset, out, size, SCALED: tl.const
     tile = tl.load(packed + byte, mask=there, other=0)
     scale = plain_scale(scales, table, nested, offset, tl.where(there, byte * 2 // SCALED, 0), NESTED)
     if FORMAT == NF4:
-        first, second = nf4_value(tile >> 4), nf4_value(tile & 15)
+        first, second = tl.load(numbers + (tile >> 4)), tl.load(numbers + (tile & 15))
     else:
         first, second = (tile & 15).to(tl.float32) - 8.0, (tile >> 4).to(tl.float32) - 8.0
     values = tl.reshape(tl.join(first * scale, second * scale), [2 * BLOCK]).to(out.dtype.element_ty)
@@ -48,6 +47,7 @@ def values(weight: Packed, dtype: torch.dtype, out: Tensor | None = None) -> Ten
             weight.table,
             weight.nested,
             weight.offset,
+            nf4_values(weight.codes.device) if weight.form == NF4 else None,
             out,
             size,
             SCALED=weight.scaled,
