@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import Tensor
 
 from pegboard.nn.layer import Layer
@@ -58,7 +57,7 @@ class GatedMLP(Layer):
     def _down(self, inner: Tensor, ctx: ForwardContext) -> Tensor:
         """[T, 2 I] -> [T, H]."""
         down: Any = self.down_proj
-        if type(down) is Linear and replaced(self.kernels, "gated_linear") and not torch.is_grad_enabled():
+        if type(down) is Linear and replaced(self.kernels, "gated_linear"):
             bias = None if down.late_bias else down.bias
             out: Tensor = self.kernels.gated_linear(inner, down.weight, bias, self._activation)
             return out
