@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -127,7 +128,7 @@ def prepare_model(
     torch_device = hardware.device(device)
     torch_dtype = hardware.default_dtype(device) if dtype == "auto" else parse_dtype(dtype)
     family = find_family(registry, causal_config(files.config))
-    with torch.device("meta"):
+    with torch.device("meta"), _uncollected():
         model = family.build(causal_config(files.config))
     model.adapter_targets = tuple(family.adapter_targets(causal_config(files.config)))
     held_score = files.tensors.get(SCORE)
@@ -179,6 +180,18 @@ def prepare_model(
         division=division,
         pending=[load],
     )
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Collect no garbage: tens of thousands of modules of a mixture, all of which stay, would be looked through again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def parse_dtype(name: str) -> torch.dtype:
