@@ -54,8 +54,10 @@ def column(lines: list[dict[str, Any]], name: str) -> list[float]:
     return [line[name] for line in lines if name in line]
 
 
-@pytest.mark.parametrize("config", ["full", "lora"])
-@pytest.mark.parametrize("recipe", ["dpo", "kto", "orpo", "simpo", "reward"])
+@pytest.mark.parametrize(
+    ("recipe", "config"),
+    [("dpo", "full"), ("dpo", "lora"), ("kto", "full"), ("orpo", "lora"), ("simpo", "lora"), ("reward", "full")],
+)
 def test_the_loss_falls_and_rewards_come_apart(
     tmp_path: Path, toy_model: Path, pairs: Path, recipe: str, config: str
 ) -> None:
@@ -147,7 +149,7 @@ def teacher(train: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
     return train(tmp_path_factory.mktemp("teacher") / "run", "steps=20", "optimizer.lr=0.02") / "final"
 
 
-@pytest.mark.parametrize("config", ["full", "lora"])
+@pytest.mark.parametrize("config", ["lora"])
 def test_a_student_comes_closer_to_its_teacher(
     tmp_path: Path, toy_model: Path, chats: Path, teacher: Path, config: str
 ) -> None:

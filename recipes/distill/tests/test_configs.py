@@ -1,18 +1,21 @@
 from __future__ import annotations
 
-import pytest
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
-from pegboard_sdk.configs import ready_configs
-
-GIVEN = ["model=m", "teacher=t", "data.path=d.jsonl", "output=o"]
-CONFIGS = {"distill": ["default", "full", "lora", "qlora"]}
+from pegboard_distill.plugin import SPEC
+from pegboard_sdk.conformance import RecipeSuite
 
 
-@pytest.mark.parametrize("recipe", CONFIGS)
-def test_every_config_is_valid_once_its_paths_are_given(recipe: str) -> None:
-    configs = ready_configs(recipe, GIVEN)
-    assert list(configs) == CONFIGS[recipe]
-    for name, config in configs.items():
-        assert config.objective["use"] == recipe
-        assert (config.adapter is None) == (name in ("default", "full"))
-        assert (config.quantizer or {}).get("use") == ("nf4" if name == "qlora" else None)
+class TestDistill(RecipeSuite):
+    spec = SPEC
+    configs: ClassVar[Mapping[str, tuple[str | None, str | None]]] = {
+        "default": (None, None),
+        "full": (None, None),
+        "lora": ("lora", None),
+        "qlora": ("lora", "nf4"),
+    }
+    rows: ClassVar[Sequence[Mapping[str, Any]]] = [
+        {"instruction": f"say {n}", "response": "hello " * (1 + n % 3)} for n in range(16)
+    ]
+    given: ClassVar[Sequence[str]] = ("teacher={other}", "data.format=instruct")

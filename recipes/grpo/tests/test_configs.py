@@ -1,28 +1,49 @@
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
 import pytest
 
-from pegboard.config import list_configs, load_config
-from pegboard.config.resolve import configs_folder
+from pegboard.config import load_config
 from pegboard.errors import ConfigError
 from pegboard.plugins.load import Registry
 from pegboard_grpo.config import GrpoConfig
+from pegboard_grpo.plugin import SPEC
+from pegboard_sdk.configs import ready_configs
+from pegboard_sdk.conformance import RecipeSuite
 
 GIVEN = ["model=m", "data.path=d.jsonl", "output=o", "rewards=[gsm8k]"]
-CONFIGS = ["default", "full", "lora", "qlora"]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_is_valid_once_its_paths_are_given(name: str) -> None:
-    registry = Registry.discover()
-    assert list(list_configs(configs_folder(registry, "grpo"))) == CONFIGS
-    config = GrpoConfig.model_validate(load_config(registry, "grpo", name, GIVEN))
-    assert config.objective["use"] == "grpo"
-    assert (config.adapter is None) == (name in ("default", "full"))
-    assert (config.quantizer or {}).get("use") == ("nf4" if name == "qlora" else None)
-    assert config.data.format["use"] == "prompt"
-    answers = config.rollout.prompts * config.rollout.answers
-    assert answers % (config.batch.size * config.batch.accumulate) == 0
+class TestGrpo(RecipeSuite):
+    spec = SPEC
+    configs: ClassVar[Mapping[str, tuple[str | None, str | None]]] = {
+        "default": (None, None),
+        "full": (None, None),
+        "lora": ("lora", None),
+        "qlora": ("lora", "nf4"),
+    }
+    rows: ClassVar[Sequence[Mapping[str, Any]]] = [{"prompt": f"say {n}"} for n in range(16)]
+    given: ClassVar[Sequence[str]] = ('rewards=[{use: "pegboard_sdk.toys.rewards:share"}]',)
+    small: ClassVar[Sequence[str]] = (
+        "batch.size=16",
+        "batch.accumulate=1",
+        "rollout.prompts=4",
+        "rollout.answers=4",
+        "rollout.max_tokens=8",
+    )
+    learns: ClassVar[tuple[str, Sequence[str]]] = ("lora", ("optimizer.lr=0.03",))
+    steps: ClassVar[int] = 16
+    metric: ClassVar[str] = "reward"
+    rises: ClassVar[bool] = True
+
+
+def test_rollouts_divide_into_steps() -> None:
+    for config in ready_configs("grpo", GIVEN).values():
+        assert config.objective["use"] == "grpo" and config.data.format["use"] == "prompt"
+        answers = config.rollout.prompts * config.rollout.answers
+        assert answers % (config.batch.size * config.batch.accumulate) == 0
 
 
 def test_rewards_have_options_and_weights() -> None:

@@ -1,31 +1,32 @@
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
 import pytest
 
-from pegboard.config import list_configs, load_config
-from pegboard.config.resolve import configs_folder
+from pegboard.config import load_config
 from pegboard.errors import ConfigError
 from pegboard.plugins.load import Registry
-from pegboard_qat.config import QatConfig
 from pegboard_qat.plugin import SPEC
 from pegboard_qat.recipe import TrainRounded
-from pegboard_sdk.conformance import PluginSuite
+from pegboard_sdk.conformance import RecipeSuite
 
 GIVEN = ["model=m", "data.path=d.jsonl", "output=o"]
 
 
-class TestQat(PluginSuite):
+class TestQat(RecipeSuite):
     spec = SPEC
-
-
-def test_every_config_is_valid_once_its_paths_are_given() -> None:
-    registry = Registry.discover()
-    assert list(list_configs(configs_folder(registry, "qat"))) == ["default", "full", "lora"]
-    for name in ("default", "full", "lora"):
-        config = QatConfig.model_validate(load_config(registry, "qat", name, GIVEN))
-        assert config.quantizer["use"] == "int4_qat"
-        assert (config.adapter or {}).get("use") == ("lora" if name == "lora" else None)
-        assert config.convert
+    configs: ClassVar[Mapping[str, tuple[str | None, str | None]]] = {
+        "default": (None, "int4_qat"),
+        "full": (None, "int4_qat"),
+        "lora": ("lora", "int4_qat"),
+    }
+    rows: ClassVar[Sequence[Mapping[str, Any]]] = [
+        {"instruction": f"say {n}", "response": "hello " * (1 + n % 3)} for n in range(16)
+    ]
+    given: ClassVar[Sequence[str]] = ("data.format=instruct", "quantizer.group=16")
+    left: ClassVar[Sequence[str]] = ("converted",)
 
 
 def test_a_quantizer_that_does_not_train_is_refused() -> None:

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
-import pytest
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
-from pegboard_sdk.configs import ready_configs
-
-GIVEN = ["model=m", "data.path=d.jsonl", "output=o"]
-CONFIGS = {"reward": ["default", "full", "lora", "qlora"]}
+from pegboard_reward.plugin import SPEC
+from pegboard_sdk.conformance import RecipeSuite
 
 
-@pytest.mark.parametrize("recipe", CONFIGS)
-def test_every_config_is_valid_once_its_paths_are_given(recipe: str) -> None:
-    configs = ready_configs(recipe, GIVEN)
-    assert list(configs) == CONFIGS[recipe]
-    for name, config in configs.items():
-        assert config.objective["use"] == recipe
-        assert (config.adapter is None) == (name in ("default", "full"))
-        assert (config.quantizer or {}).get("use") == ("nf4" if name == "qlora" else None)
+class TestReward(RecipeSuite):
+    spec = SPEC
+    configs: ClassVar[Mapping[str, tuple[str | None, str | None]]] = {
+        "default": (None, None),
+        "full": (None, None),
+        "lora": ("lora", None),
+        "qlora": ("lora", "nf4"),
+    }
+    rows: ClassVar[Sequence[Mapping[str, Any]]] = [
+        {"prompt": f"say {n}", "chosen": "yes " * (1 + n % 3), "rejected": "no " * (1 + n % 4)} for n in range(16)
+    ]

@@ -1,36 +1,34 @@
 from __future__ import annotations
 
-import pytest
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
-from pegboard.config import list_configs, load_config
-from pegboard.config.resolve import configs_folder
+from pegboard.config import load_config
 from pegboard.plugins.load import Registry
-from pegboard_trainer.config import TrainConfig
+from pegboard_sdk.conformance import RecipeSuite
+from pegboard_sft.plugin import SPEC
 
 GIVEN = ["model=m", "data.path=d.jsonl", "output=o"]
 
 
-def test_every_config_is_valid_once_its_paths_are_given() -> None:
-    registry = Registry.discover()
-    names = list(list_configs(configs_folder(registry, "sft")))
-    assert names == ["default", "demo", "dora", "full", "lora", "qlora"]
-    for name in names:
-        given = [*GIVEN, *(["data.validation=v.jsonl"] if name == "demo" else [])]
-        config = TrainConfig.model_validate(load_config(registry, "sft", name, given))
-        assert config.output == "o"
-        assert (config.adapter or {}).get("use") == {
-            "lora": "lora",
-            "demo": "lora",
-            "dora": "dora",
-            "qlora": "lora",
-        }.get(name)
-        assert (config.quantizer or {}).get("use") == ("nf4" if name == "qlora" else None)
+class TestSft(RecipeSuite):
+    spec = SPEC
+    configs: ClassVar[Mapping[str, tuple[str | None, str | None]]] = {
+        "default": (None, None),
+        "demo": ("lora", None),
+        "dora": ("dora", None),
+        "full": (None, None),
+        "lora": ("lora", None),
+        "qlora": ("lora", "nf4"),
+    }
+    rows: ClassVar[Sequence[Mapping[str, Any]]] = [
+        {"instruction": f"say {n}", "response": "hello " * (1 + n % 3)} for n in range(16)
+    ]
+    given: ClassVar[Sequence[str]] = ("data.format=instruct", "data.validation=4")
 
 
-@pytest.mark.parametrize("adapter", ["lora", "dora"])
-def test_dora_is_lora_with_another_adapter(adapter: str) -> None:
+def test_dora_is_lora_with_another_adapter() -> None:
     registry = Registry.discover()
-    config = load_config(registry, "sft", adapter, GIVEN)
-    reference = load_config(registry, "sft", "lora", GIVEN)
-    assert {**config, "adapter": None} == {**reference, "adapter": None}
-    assert {**config["adapter"], "use": "lora"} == reference["adapter"]
+    dora, lora = (load_config(registry, "sft", name, GIVEN) for name in ("dora", "lora"))
+    assert {**dora, "adapter": None} == {**lora, "adapter": None}
+    assert {**dora["adapter"], "use": "lora"} == lora["adapter"]

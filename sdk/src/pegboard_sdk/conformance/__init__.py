@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pegboard_sdk.conformance.objective import ObjectiveSuite
     from pegboard_sdk.conformance.parser import ParserSuite
     from pegboard_sdk.conformance.platform import PlatformSuite
+    from pegboard_sdk.conformance.recipe import RecipeSuite
     from pegboard_sdk.conformance.source import SourceSuite
     from pegboard_sdk.conformance.suite import PluginSuite
     from pegboard_sdk.conformance.transform import TransformSuite
@@ -32,6 +33,7 @@ __all__ = [
     "ParserSuite",
     "PlatformSuite",
     "PluginSuite",
+    "RecipeSuite",
     "SourceSuite",
     "TransformSuite",
 ]
