@@ -63,6 +63,7 @@ log = logging.getLogger("pegboard.server")
 @click.option("--platform", default="auto", show_default=True, metavar="NAME", help="A platform plugin.")
 @click.option("--device", default=0, show_default=True, help="Which device of the platform.")
 @click.option("--attention", default="auto", show_default=True, metavar="NAME", help="An attention plugin.")
+@click.option("--quantizer", metavar="NAME", help="A plugin that holds the weights in fewer bits.")
 @click.option(
     "--threads", type=click.IntRange(min=1), help="Processor threads; the platform's own choice if not given."
 )
@@ -96,7 +97,7 @@ def serve(model: str, **given: Any) -> None:
         registry = Registry.discover()
         name, platform = choose_platform(registry, given["platform"])
         platform.configure(threads=given["threads"])
-        build = {key: given[key] for key in ("device", "dtype", "attention")}
+        build = {key: given[key] for key in ("device", "dtype", "attention", "quantizer")}
         loaded = load_engine(registry, model, engine=engine, revision=given["revision"], platform=name, **build)
         for adapter, folder in adapters.items():
             loaded[0].load_adapter(adapter, str(folder))
