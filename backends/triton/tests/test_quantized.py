@@ -128,7 +128,8 @@ def test_nf4_gradient_and_values(double: bool, device: torch.device) -> None:
     close(grad, torch.ones(4, 9).double() @ matrix.dequantise(torch.float64), torch.float32)
     part = ops._nf4(place(matrix, device))
     assert part is not None
-    assert torch.equal(ops.values(part, torch.float32).cpu(), matrix.dequantise(torch.float32))
+    # A scale of two steps may be rounded once on a device.
+    close(ops.values(part, torch.float32), matrix.dequantise(torch.float64), torch.float32)
 
 
 def test_what_kernels_do_not_take_goes_to_the_ops(device: torch.device) -> None:

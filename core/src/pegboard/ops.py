@@ -79,6 +79,9 @@ def kernel_table(
 
 @register("linear", "(x [T, K], weight [N, K], bias [N] | None) -> [T, N]")
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A replacement that leaves to torch what torch does well has the attribute `beside_torch`, true; others of torch's functions do then
+    as well as this one. One without it says that torch's products in half precision are slow on its device.
+    """
     return F.linear(x, weight, bias)
 
 

@@ -140,6 +140,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return launch(x, weight, bias, use)
 
 
+linear.beside_torch = True  # type: ignore[attr-defined]
+
 _compiled: set[tuple[Any, ...]] = set()
 
 

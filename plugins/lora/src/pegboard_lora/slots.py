@@ -146,5 +146,6 @@ def _sites(
 def _product_dtype(model: nn.Module, dtype: torch.dtype) -> torch.dtype:
     """Return the dtype to multiply in: a platform that replaces the product in half precision does so as torch's own is slow there."""
     kernels = getattr(model, "kernels", None)
-    replaced = kernels is not None and kernels.linear is not reference_linear
+    linear = reference_linear if kernels is None else kernels.linear
+    replaced = linear is not reference_linear and not getattr(linear, "beside_torch", False)
     return torch.float32 if replaced and dtype.itemsize < 4 else dtype

@@ -29,6 +29,13 @@ def _moe(x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor, weights: Tensor,
     return forward(x, gate_up, down, ids.contiguous(), weights.contiguous(), activation)
 
 
+@torch.compiler.disable
+def _with_gradients(x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor, weights: Tensor, activation: str) -> Tensor:
+    """Compute what keeps little for the backward pass; a compiler, which would take it apart, goes around it."""
+    out: Tensor = Mixture.apply(x, gate_up, down, ids, weights, activation)
+    return out
+
+
 def moe(x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor, weights: Tensor, activation: str = "silu") -> Tensor:
     """[T, H] -> [T, H]: op `moe`. A pair whose id is no expert adds nothing."""
     if not (
@@ -36,8 +43,7 @@ def moe(x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor, weights: Tensor, 
     ):
         return reference.moe(x, gate_up, down, ids, weights, activation)
     if differentiates(x, gate_up, down, weights):
-        out: Tensor = Mixture.apply(x, gate_up, down, ids, weights, activation)  # type: ignore[no-untyped-call]
-        return out
+        return _with_gradients(x, gate_up, down, ids, weights, activation)
     x = x if x.stride(-1) == 1 else x.contiguous()
     result: Tensor = _moe(x, gate_up, down, ids, weights, activation)
     return result
