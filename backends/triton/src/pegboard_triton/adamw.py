@@ -140,8 +140,8 @@ def _launch_many(items: Sequence[_Item], how: Any, factor: Tensor | None) -> Non
     owners = np.arange(len(items), dtype=np.int32).repeat(counts)
     with on(device):
         adamw_update_many[(programs,)](
-            torch.from_numpy(table).to(device),
-            torch.from_numpy(owners).to(device),
+            torch.from_numpy(table).to(device, non_blocking=True),
+            torch.from_numpy(owners).to(device, non_blocking=True),
             factor,
             1 - how.lr * how.weight_decay,
             how.beta1,
