@@ -91,18 +91,22 @@ def test_all_tokens_to_one_expert_and_pairs_of_none(way: int, device: torch.devi
     close(launched(way, use, x, gate_up, down, ids, weights), exact, 1e-6)
 
 
-@pytest.mark.parametrize("activation", core.GATED)
-def test_op_with_gradients(activation: str, device: torch.device) -> None:
-    names = draw(9, 5, 2, 16, 12, torch.float32, device)
-    mine = [x.requires_grad_() if x.is_floating_point() else x for x in names]
-    exact = [x.detach().double().requires_grad_() if x.is_floating_point() else x for x in names]
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(
+    ("activation", "inner", "dtype"),
+    [("silu", 12, torch.float32), ("gelu_tanh", 12, torch.float32), ("silu", 16, torch.bfloat16)],
+)
+def test_op_with_gradients(activation: str, inner: int, dtype: torch.dtype, device: torch.device) -> None:
+    inputs = draw(9, 5, 2, 16, inner, dtype, device)
+    mine = [x.requires_grad_() if x.is_floating_point() else x for x in inputs]
+    exact = [x.detach().double().requires_grad_() if x.is_floating_point() else x for x in inputs]
     out, right = moe(*mine, activation), core.moe(*exact, activation)
-    close(out.detach(), right.detach(), 1e-6)
-    upstream = torch.randn(right.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(device)
-    got = torch.autograd.grad(out, [x for x in mine if x.requires_grad], upstream.float())
-    wanted = torch.autograd.grad(right, [x for x in exact if x.requires_grad], upstream)
+    close(out.detach(), right.detach(), TOLERANCES[dtype])
+    upstream = torch.randn(right.shape, generator=torch.Generator().manual_seed(3)).to(device, dtype)
+    got = torch.autograd.grad(out, [x for x in mine if x.requires_grad], upstream)
+    wanted = torch.autograd.grad(right, [x for x in exact if x.requires_grad], upstream.double())
     for found, expected in zip(got, wanted, strict=True):
-        close(found, expected, 2e-6)
+        close(found, expected, 2 * TOLERANCES[dtype])
 
 
 def test_only_the_gradients_that_are_wanted(device: torch.device) -> None:
