@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from pegboard.errors import DeviceError
 from pegboard.ops import KernelTable
 from pegboard.types import ForwardContext, KVCache, StepPlan
 from pegboard_engine.buckets import Buckets
@@ -88,8 +87,8 @@ class CapturedSteps:
         try:
             plan = built.attention.plan(fed.inputs, built.device, self._cache.layout)
             graph = built.platform.capture(work, built.device.index or 0, self._memory)
-        except (DeviceError, RuntimeError) as error:
-            log.warning("decode steps are run without graphs: %s", error)
+        except Exception as error:  # steps without graphs give the same, and tell what is really wrong
+            log.warning("decode steps are run without graphs: %s: %s", type(error).__name__, error)
             self._usable = False
             return
         self.num_captured += 1
