@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,21 +26,24 @@ _SILU, _GELU_TANH = 0, 1
 
 
 def replacements(library: ctypes.CDLL, fallbacks: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
-    """Return the ops that the library computes for models that are trained, by name. fallbacks: as for `ops.replacements`."""
+    """Return the ops that the library computes for models that are trained, by name. fallbacks: as for `ops.replacements`.
+
+    An op that is not among them is not registered: what uses it is not loaded.
+    """
     follow_torch(library)
-    # An op of another distribution: there when that one is in use.
-    further = {"adamw_": adamw_(library, fallbacks["adamw_"])} if "adamw_" in fallbacks else {}
-    return further | {
-        "rms_norm": rms_norm(library, fallbacks["rms_norm"]),
-        "offset_rms_norm": rms_norm(library, fallbacks["offset_rms_norm"], offset=1.0),
-        "add_rms_norm": add_rms_norm(library, fallbacks["add_rms_norm"]),
-        "silu_mul": silu_mul(library, fallbacks["silu_mul"]),
-        "gelu_tanh_mul": gelu_tanh_mul(library, fallbacks["gelu_tanh_mul"]),
-        "rotary": rotary(library, fallbacks["rotary"]),
-        "logits_sums": logits_sums(library, fallbacks["logits_sums"]),
-        "logits_slope_": logits_slope_(library, fallbacks["logits_slope_"]),
-        "cross_entropy_": cross_entropy_(library, fallbacks["cross_entropy_"]),
+    makers: dict[str, Callable[..., Any]] = {
+        "adamw_": adamw_,
+        "rms_norm": rms_norm,
+        "offset_rms_norm": partial(rms_norm, offset=1.0),
+        "add_rms_norm": add_rms_norm,
+        "silu_mul": silu_mul,
+        "gelu_tanh_mul": gelu_tanh_mul,
+        "rotary": rotary,
+        "logits_sums": logits_sums,
+        "logits_slope_": logits_slope_,
+        "cross_entropy_": cross_entropy_,
     }
+    return {name: make(library, fallbacks[name]) for name, make in makers.items() if name in fallbacks}
 
 
 class _Norm(ctypes.Structure):
@@ -108,19 +112,19 @@ class _Norms:
     def one(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Op `rms_norm` or `offset_rms_norm`."""
         if not is_grad_enabled() or not (x.requires_grad or weight.requires_grad):
-            return self.forward(x, weight, eps)  # type: ignore[no-any-return]
+            return self.forward(x, weight, eps)
         if not self._taken(x, weight) or _rows(x, x.shape[-1]) is None:
-            return self._fallback(x, weight, eps)  # type: ignore[no-any-return]
-        return _RMSNorm.apply(self, x, None, weight, eps)  # type: ignore[no-any-return, no-untyped-call]
+            return self._fallback(x, weight, eps)
+        return _RMSNorm.apply(self, x, None, weight, eps)
 
     def added(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """Op `add_rms_norm`."""
         if not is_grad_enabled() or not (x.requires_grad or residual.requires_grad or weight.requires_grad):
-            return self.forward(x, residual, weight, eps)  # type: ignore[no-any-return]
+            return self.forward(x, residual, weight, eps)
         alike = residual.dtype is x.dtype and residual.shape == x.shape
         if not alike or not self._taken(x, weight) or not (x.is_contiguous() and residual.is_contiguous()):
-            return self._fallback(x, residual, weight, eps)  # type: ignore[no-any-return]
-        return _RMSNorm.apply(self, x, residual, weight, eps)  # type: ignore[no-any-return, no-untyped-call]
+            return self._fallback(x, residual, weight, eps)
+        return _RMSNorm.apply(self, x, residual, weight, eps)
 
     @staticmethod
     def _taken(x: Tensor, weight: Tensor) -> bool:
@@ -195,7 +199,7 @@ def _gated(
             return forward(gate_up)
         if gate_up.dtype not in _FLOATS or gate_up.dim() != 2 or gate_up.stride(1) != 1 or gate_up.shape[1] % 2:
             return fallback(gate_up)
-        return _Gated.apply(forward, call, activation, gate_up)  # type: ignore[no-any-return, no-untyped-call]
+        return _Gated.apply(forward, call, activation, gate_up)
 
     return replaced
 
@@ -234,7 +238,7 @@ def rotary(library: ctypes.CDLL, fallback: Callable[..., Tensor]) -> Callable[[T
             return forward(x, cos, sin)
         if cos.requires_grad or sin.requires_grad or x.dtype not in _FLOATS or cos.dtype is not x.dtype:
             return fallback(x, cos, sin)
-        return _Rotary.apply(forward, x, cos, sin)  # type: ignore[no-any-return, no-untyped-call]
+        return _Rotary.apply(forward, x, cos, sin)
 
     return replaced
 
@@ -270,7 +274,7 @@ def logits_sums(library: ctypes.CDLL, fallback: Callable[..., Any]) -> Callable[
 
     def replaced(logits: Tensor, targets: Tensor, softcap: float | None = None) -> tuple[Tensor, Tensor]:
         if not _plain(logits, targets, softcap):
-            return fallback(logits, targets, softcap)  # type: ignore[no-any-return]
+            return fallback(logits, targets, softcap)
         norm, picked = (torch.empty(logits.shape[0]) for _ in range(2))
         _called(library.peg_logits_sums, logits, targets, norm, picked)
         return norm, picked
@@ -298,7 +302,7 @@ def cross_entropy_(library: ctypes.CDLL, fallback: Callable[..., Any]) -> Callab
 
     def replaced(logits: Tensor, targets: Tensor, softcap: float | None = None) -> tuple[Tensor, Tensor]:
         if not _plain(logits, targets, softcap):
-            return fallback(logits, targets, softcap)  # type: ignore[no-any-return]
+            return fallback(logits, targets, softcap)
         logps = torch.empty(logits.shape[0])
         _called(library.peg_cross_entropy, logits, targets, logps)
         return logps, logits

@@ -98,9 +98,9 @@ class AdamW(Optimizer):
             state["step"] += 1
         # Seeded by step and place, so that a resumed run draws the same numbers without a generator being stored.
         seeds = [mix(self._seed, group["updates"], self._places[p]) for p in parameters]
-        how = AdamWStep(
-            group["lr"], *group["betas"], group["eps"], group["weight_decay"], at_random=self._rounding == "stochastic"
-        )
+        beta1, beta2 = group["betas"]
+        at_random = self._rounding == "stochastic"
+        how = AdamWStep(group["lr"], beta1, beta2, group["eps"], group["weight_decay"], at_random)
         steps = [s["step"] for s in states]
         self._kernels.adamw_(weights, gradients, first, second, masters, steps, seeds, how, self.factor)
         for index, state in enumerate(states):
