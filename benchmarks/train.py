@@ -36,7 +36,7 @@ DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 """Kinds of a trace's events that the device has."""
 
 NARROW = ("optimizer.rounding=stochastic", "optimizer.states=bfloat16")
-EVERY = ("adapter.targets=all-linear", "adapter.rank=8", "adapter.alpha=16")
+EVERY = ("adapter.targets=all-linear", "adapter.rank=8", "adapter.alpha=16", "adapter.dtype=bfloat16", *NARROW)
 CHEAP, AGAIN = "memory.recompute=cheap", "memory.recompute=all"
 ROWS: dict[str, tuple[str, tuple[str, ...], float | None, float | None]] = {
     "full": ("full", (*NARROW, CHEAP), 72000, 26),

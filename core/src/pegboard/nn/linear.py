@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -27,7 +27,7 @@ class Linear(Layer):
     An adapted layer takes the place of a Linear and offers: `base` (the Linear), `forward(x, ctx)`, and `additive`: True when it
     computes base(x) + delta(x, ctx), which lets a LinearGroup keep its fused product. A class method
     `group_forward(modules, x, base, starts, ctx)`, where there is one, returns the product base(x) of all members with the deltas of the
-    adapted ones in their columns.
+    adapted ones in their columns; base is a `Product`.
     A base may compute with a function of its whole weight, rounding it say: while its `whole` is True, an adapter whose update is a
     product of two factors lets `base.with_update(x, down, up, scaling)` compute with weight + scaling * up @ down.
     """
@@ -82,6 +82,18 @@ class _FusedLinear(torch.autograd.Function):
         if any(needs[4 + count :]):
             d_biases = grad.sum(0).split(ctx.sizes)
         return (None, d_x, None, None, *d_weights, *d_biases)
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """What adapted layers add to. weight: [N, K], where the product is x @ weight.T and no more, and takes no gradient; else None."""
+
+    run: Callable[[Tensor], Tensor]
+    weight: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[T, K] -> [T, N]."""
+        return self.run(x)
 
 
 class SharedStorage(Layer, ABC):
@@ -197,7 +209,8 @@ class LinearGroup(SharedStorage):
         if self._weight is None or not self._additive:
             return torch.cat([member(x, ctx) for member in members], -1)
         if self._adapted and self._group_forward is not None:
-            base = partial(self._base, weight=self._weight)
+            weight = self._weight
+            base = Product(lambda x: self._base(x, weight), self._frozen())
             added: Tensor = self._group_forward(self._adapted, x, base, self._starts, ctx)
             return added
         out = self._base(x, self._weight)
@@ -244,6 +257,13 @@ class LinearGroup(SharedStorage):
         base: Any = getattr(member, "base", member)
         out: int = base.out_features
         return out
+
+    def _frozen(self) -> Tensor | None:
+        """Return the storage where it is all that the product needs, and takes no gradient."""
+        bases = self.bases()
+        if bases is None or self._bias is not None or any(base.weight.requires_grad for base in bases):
+            return None
+        return self._weight
 
     def _base(self, x: Tensor, weight: Tensor) -> Tensor:
         if torch.is_grad_enabled():

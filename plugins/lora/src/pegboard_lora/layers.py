@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pegboard.nn.linear import Linear, Product
 from pegboard.ops import linear as reference_linear
 from pegboard_lora.low_rank import add_low_rank, with_low_rank
 
@@ -50,7 +51,9 @@ class LoraLinear(nn.Module):
             # A base that rounds its weight computes with the sum: adding afterwards would leave the update unrounded.
             updated: Tensor = base.with_update(x, self.lora_a, self.lora_b, self.scaling)
             return updated
-        return self.group_forward([self], x, lambda x: base(x, ctx), [0], ctx)
+        plain = type(base) is Linear and base.bias is None and not base.weight.requires_grad
+        product = Product(lambda x: base(x, ctx), base.weight if plain else None)
+        return self.group_forward([self], x, product, [0], ctx)
 
     def delta(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor | None:
         """[T, in_features] -> what is added to the base's output, [T, out_features]; None while switched off."""

@@ -38,35 +38,67 @@ class _Fork(torch.autograd.Function):
         return grad, None, None
 
 
-class _AddLowRank(torch.autograd.Function):
-    """out[:, start_i : start_i + n_i] += scaling_i * (x A_i^T) B_i^T for several (A_i, B_i) that read the same x.
+class _Update:
+    """The low-rank updates of one input: scaling_i * (x A_i^T) B_i^T, each in the columns from starts[i].
 
     One product serves all A_i, and one all B_i, which stand along the diagonal of a matrix: the zeros beside them are few, and a second
-    pass over `out` would cost more. Kept for the backward pass: x (shared with whoever else keeps it), x A^T, [T, sum of ranks], and
-    both matrices.
+    pass over the output would cost more. down: [sum of ranks, K]. up: [columns, sum of ranks]. factor: on their product.
     """
 
+    def __init__(
+        self, starts: Sequence[int], scalings: Sequence[float], factors: Sequence[Tensor], linear: Callable[..., Tensor]
+    ) -> None:
+        self.starts, self.scalings, self.linear = starts, scalings, linear
+        self.like = [(factor.shape[0], factor.dtype) for factor in factors]
+        self.count = len(starts)
+        self.factor = scalings[0] if len(set(scalings)) == 1 else 1.0
+
+    def matrices(self, factors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return down and up, in the dtype of products."""
+        downs, ups = factors[: self.count], factors[self.count :]
+        scalings = None if len(set(self.scalings)) == 1 else self.scalings
+        return _stack(downs, dtype), _diagonal(ups, self.starts, scalings, dtype)
+
+    @property
+    def columns(self) -> slice:
+        """The columns of the output that it covers."""
+        ends = [start + rows for start, (rows, _) in zip(self.starts, self.like[self.count :], strict=True)]
+        return slice(min(self.starts), max(ends))
+
+    def gradients(
+        self, grad: Tensor, x: Tensor, inner: Tensor, up: Tensor, needs: Sequence[bool]
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Return the gradient by x A^T, [T, sum of ranks], and those by the factors that need one. grad: of the covered columns."""
+        linear, count = self.linear, self.count
+        d_inner = linear(grad, up.t(), None)
+        if self.factor != 1:
+            d_inner.mul_(self.factor)
+        found: list[Tensor | None] = [None] * (2 * count)
+        ranks = _ranks([rank for rank, _ in self.like[:count]])
+        if any(needs[:count]):
+            stacked = linear(d_inner.t(), x.t(), None)
+            found[:count] = [stacked[at].to(dtype) for at, (_, dtype) in zip(ranks, self.like[:count], strict=True)]
+        if any(needs[count:]):
+            # As (inner^T grad)^T: the narrow factor first is the faster order on a CPU.
+            d_up = linear(inner.t(), grad.t(), None)
+            places = zip(self.starts, self.scalings, ranks, self.like[count:], strict=True)
+            for index, (start, scaling, at, (rows, dtype)) in enumerate(places):
+                begin = start - min(self.starts)
+                part = d_up[at, begin : begin + rows].t()
+                found[count + index] = torch.mul(part, scaling, out=part.new_empty(part.shape, dtype=dtype))
+        return d_inner, [d if needed else None for d, needed in zip(found, needs, strict=True)]
+
+
+class _AddLowRank(torch.autograd.Function):
+    """out += the update, in place. Kept for the backward pass: x (shared with whoever else keeps it), x A^T, and both matrices."""
+
     @staticmethod
-    def forward(
-        ctx: Any,
-        out: Tensor,
-        x: Tensor,
-        ahead: _Ahead | None,
-        linear: Callable[..., Tensor],
-        starts: Sequence[int],
-        scalings: Sequence[float],
-        *factors: Tensor,
-    ) -> Tensor:
-        downs, ups = factors[: len(starts)], factors[len(starts) :]
-        scaling = scalings[0] if len(set(scalings)) == 1 else None
-        down, up = _stack(downs, x.dtype), _diagonal(ups, starts, None if scaling is not None else scalings, x.dtype)
-        inner = linear(x, down, None)
-        columns = slice(min(starts), min(starts) + up.shape[0])
-        _add_product(out[:, columns], inner, up, 1.0 if scaling is None else scaling, linear)
+    def forward(ctx: Any, out: Tensor, x: Tensor, ahead: _Ahead | None, update: _Update, *factors: Tensor) -> Tensor:
+        down, up = update.matrices(factors, x.dtype)
+        inner = update.linear(x, down, None)
+        _add_product(out[:, update.columns], inner, up, update.factor, update.linear)
         ctx.save_for_backward(x, inner, down, up)
-        ctx.ahead, ctx.linear, ctx.starts, ctx.scalings, ctx.scaling = ahead, linear, starts, scalings, scaling
-        ctx.columns = columns
-        ctx.like = [(factor.shape[0], factor.dtype) for factor in factors]
+        ctx.ahead, ctx.update = ahead, update
         ctx.mark_dirty(out)
         return out
 
@@ -74,30 +106,33 @@ class _AddLowRank(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (grad,) = grads
         x, inner, down, up = ctx.saved_tensors
-        linear, count = ctx.linear, len(ctx.starts)
-        needs_down, needs_up = ctx.needs_input_grad[6 : 6 + count], ctx.needs_input_grad[6 + count :]
-        own = grad[:, ctx.columns]
-        d_inner = linear(own, up.t(), None)
-        if ctx.scaling is not None:
-            d_inner.mul_(ctx.scaling)
-        d_ups: list[Tensor | None] = [None] * count
-        if any(needs_up):
-            # As (inner^T grad)^T: the narrow factor first is the faster order on a CPU.
-            d_up = linear(inner.t(), own.t(), None)
-            places = zip(ctx.starts, ctx.scalings, _ranks(ctx.like[:count]), ctx.like[count:], needs_up, strict=True)
-            for index, (start, scaling, ranks, (rows, dtype), needed) in enumerate(places):
-                if needed:
-                    begin = start - ctx.columns.start
-                    part = d_up[ranks, begin : begin + rows].t()
-                    d_ups[index] = torch.mul(part, scaling, out=part.new_empty(part.shape, dtype=dtype))
+        update = ctx.update
+        d_inner, found = update.gradients(grad[:, update.columns], x, inner, up, ctx.needs_input_grad[4:])
         if ctx.ahead is not None:
             ctx.ahead.left = d_inner, down
-        d_x = linear(d_inner, down.t(), None) if ctx.needs_input_grad[1] else None
-        d_downs: list[Tensor | None] = [None] * count
-        if any(needs_down):
-            stacked = linear(d_inner.t(), x.t(), None).split([ranks for ranks, _ in ctx.like[:count]])
-            d_downs = [d.to(dtype) for d, (_, dtype) in zip(stacked, ctx.like[:count], strict=True)]
-        return (grad, d_x, None, None, None, None, *d_downs, *d_ups)
+        d_x = update.linear(d_inner, down.t(), None) if ctx.needs_input_grad[1] else None
+        return (grad, d_x, None, None, *found)
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    """x W^T + the update, of a frozen W [N, K]: the large product adds to the small one as it is written, forwards and back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, update: _Update, *factors: Tensor) -> Tensor:
+        down, up = update.matrices(factors, x.dtype)
+        inner = update.linear(x, down, None)
+        out = torch.addmm(inner.new_empty(1), inner, up.t(), beta=0, alpha=update.factor)
+        ctx.save_for_backward(x, weight, inner, down, up)
+        ctx.update = update
+        return out.addmm_(x, weight.t())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        (grad,) = grads
+        x, weight, inner, down, up = ctx.saved_tensors
+        d_inner, found = ctx.update.gradients(grad, x, inner, up, ctx.needs_input_grad[3:])
+        d_x = (d_inner @ down).addmm_(grad, weight) if ctx.needs_input_grad[0] else None
+        return (d_x, None, None, *found)
 
 
 def with_low_rank(
@@ -112,14 +147,25 @@ def with_low_rank(
     """Return base(x) with scaling_i * (x A_i^T) B_i^T added to columns starts[i] …, as `add_low_rank` adds them.
 
     base: a product with x, [..., K] -> [..., N], whose output and gradient by x are fresh tensors. In the backward pass the update's
-    part of the gradient by x is added to the base's in place.
+    part of the gradient by x is added to the base's in place. A base may have a `weight`, [N, K], where it is x @ weight.T and no more,
+    of a weight that takes no gradient.
     """
+    update = _Update(tuple(starts), tuple(scalings), (*downs, *ups), linear)
+    weight: Tensor | None = getattr(base, "weight", None)
+    if (
+        weight is not None
+        and torch.is_grad_enabled()
+        and update.columns == slice(0, weight.shape[0])
+        and _by_torch(linear, x.dtype)
+    ):
+        whole: Tensor = _AdaptedLinear.apply(_flat(x), weight, update, *downs, *ups)
+        return whole.view(*x.shape[:-1], whole.shape[-1])
     if not (torch.is_grad_enabled() and x.requires_grad):
         return add_low_rank(base(x), x, starts, scalings, downs, ups, linear)
     ahead = _Ahead()
     flat = _flat(x)
     out = _flat(base(_Fork.apply(flat, ahead, linear)))
-    added: Tensor = _AddLowRank.apply(out, flat.detach(), ahead, linear, tuple(starts), tuple(scalings), *downs, *ups)
+    added: Tensor = _AddLowRank.apply(out, flat.detach(), ahead, update, *downs, *ups)
     return added.view(*x.shape[:-1], added.shape[-1])
 
 
@@ -138,7 +184,8 @@ def add_low_rank(
     downs: A_i [r_i, K]. ups: B_i [n_i, r_i].
     The factors may have another dtype; products are in x's. linear: the product x @ weight.T to compute with.
     """
-    flat: Tensor = _AddLowRank.apply(_flat(out), _flat(x), None, linear, tuple(starts), tuple(scalings), *downs, *ups)
+    update = _Update(tuple(starts), tuple(scalings), (*downs, *ups), linear)
+    flat: Tensor = _AddLowRank.apply(_flat(out), _flat(x), None, update, *downs, *ups)
     return flat.view(out.shape)
 
 
@@ -160,21 +207,27 @@ def _diagonal(
     first = min(starts)
     rows = max(start + up.shape[0] for start, up in zip(starts, ups, strict=True)) - first
     made = ups[0].new_zeros(rows, sum(up.shape[1] for up in ups), dtype=dtype)
-    for index, (start, ranks) in enumerate(zip(starts, _ranks([(up.shape[1], dtype) for up in ups]), strict=True)):
+    for index, (start, ranks) in enumerate(zip(starts, _ranks([up.shape[1] for up in ups]), strict=True)):
         up = ups[index] if scalings is None else ups[index] * scalings[index]
         made[start - first : start - first + up.shape[0], ranks] = up
     return made
 
 
-def _ranks(like: Sequence[tuple[int, torch.dtype]]) -> list[slice]:
-    """Return the columns of each update, one after the other. like: of each the rank, and what it is in."""
-    ends = list(accumulate(rank for rank, _ in like))
-    return [slice(end - rank, end) for end, (rank, _) in zip(ends, like, strict=True)]
+def _ranks(ranks: Sequence[int]) -> list[slice]:
+    """Return the columns of each update, one after the other."""
+    return [slice(end - rank, end) for end, rank in zip(accumulate(ranks), ranks, strict=True)]
+
+
+def _by_torch(linear: Callable[..., Tensor], dtype: torch.dtype) -> bool:
+    """Whether torch's own products are good: a platform that replaces those in half precision does so because they are slow there, or
+    says otherwise.
+    """
+    wide = dtype in (torch.float32, torch.float64)
+    return wide or linear is reference_linear or getattr(linear, "beside_torch", False)
 
 
 def _add_product(out: Tensor, inner: Tensor, up: Tensor, scaling: float, linear: Callable[..., Tensor]) -> None:
-    if linear is reference_linear or out.dtype in (torch.float32, torch.float64):
+    if _by_torch(linear, out.dtype):
         out.addmm_(inner, up.t(), alpha=scaling)
     else:
-        # A platform that replaces the product in half precision does so because torch's own is slow there.
         out.add_(linear(inner, up, None), alpha=scaling)
