@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from pegboard import ops, reference
 from pegboard_triton import gated
@@ -104,6 +105,36 @@ def test_the_product_keeps_its_input_alone_and_writes_over_it(device: torch.devi
     for mine, right in zip((leaf, weight), exact, strict=True):
         assert mine.grad is not None and right.grad is not None
         torch.testing.assert_close(mine.grad.double(), right.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_a_checkpoint_computes_neither_gate_nor_product_again(
+    device: torch.device, op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[int] = []
+    compute = gated._gated
+    monkeypatch.setattr(gated, "_gated", lambda *x: runs.append(1) or compute(*x))
+    x = draw(7, 48, dtype=torch.float32, device=device).requires_grad_()
+    weight = draw(5, 24, dtype=torch.float32, device=device).requires_grad_()
+
+    def layer(x: Tensor) -> Tensor:
+        return gated.gated_linear(x * 1.5, weight, None, op.removesuffix("_mul"))
+
+    found = []
+    for run in (layer, lambda x: checkpoint(layer, x, use_reentrant=False)):
+        runs.clear()
+        found.append(torch.autograd.grad(run(x).square().sum(), [x, weight]))
+        assert len(runs) == 1
+    for one, other in zip(*found, strict=True):
+        assert one.equal(other)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_gradient_by_one_of_both(device: torch.device, op: str, frozen: int) -> None:
+    inputs = [draw(7, 48, dtype=torch.float32, device=device), draw(5, 24, dtype=torch.float32, device=device)]
+    leaf = inputs[1 - frozen].requires_grad_()
+    (found,) = torch.autograd.grad(gated.gated_linear(*inputs, None, op.removesuffix("_mul")).square().sum(), leaf)
+    (wanted,) = torch.autograd.grad(F.linear(getattr(ops, op)(inputs[0]), inputs[1]).square().sum(), leaf)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("odd", ["float64", "columns"])

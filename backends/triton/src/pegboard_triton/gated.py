@@ -158,18 +158,39 @@ class _Gated(torch.autograd.Function):
         return gate_up, None, None
 
 
-class _GatedLinear(torch.autograd.Function):
-    """The product with the gated values, which are never kept: the backward pass makes them again on its way over gate and up."""
+class _Keep(torch.autograd.Function):
+    """Keeps what the backward pass of `_GatedLinear` needs, before that computes: a checkpoint that runs a layer again for what was
+    kept ends here, and leaves the gate and the product out.
+    """
 
     @staticmethod
-    def forward(ctx: Any, gate_up: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, overwrites: bool) -> Tensor:
+    def forward(ctx: Any, gate_up: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up, weight)
-        ctx.gelu, ctx.overwrites = gelu, overwrites
+        return gate_up.view_as(gate_up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+class _GatedLinear(torch.autograd.Function):
+    """The product with the gated values, which are never kept: the backward pass makes them again on its way over gate and up.
+
+    keeper: the node of a `_Keep`; None to keep gate_up and weight here.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, gate_up: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, overwrites: bool, keeper: Any
+    ) -> Tensor:
+        if keeper is None:
+            ctx.save_for_backward(gate_up, weight)
+        ctx.gelu, ctx.overwrites, ctx.keeper = gelu, overwrites, keeper
         return F.linear(_gated(gate_up, gelu), weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
-        gate_up, weight = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        gate_up, weight = ctx.saved_tensors if ctx.keeper is None else ctx.keeper.saved_tensors
         grad = grads[0]
         _, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         inner = grad @ weight
@@ -180,7 +201,7 @@ class _GatedLinear(torch.autograd.Function):
         else:
             gate_up = _gated_backward_again(inner, gate_up, ctx.gelu)
         d_weight = grad.t() @ inner if needs_weight else None
-        return gate_up, d_weight, grad.sum(0) if needs_bias else None, None, None
+        return gate_up, d_weight, grad.sum(0) if needs_bias else None, None, None, None
 
 
 def _overwrites(gate_up: Tensor) -> bool:
@@ -213,9 +234,13 @@ def gelu_tanh_mul(gate_up: Tensor) -> Tensor:
 def gated_linear(gate_up: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     """[T, 2 I] x [N, I] -> [T, N]: op `gated_linear`. With a gradient, no [T, I] is kept; otherwise as `silu_mul`."""
     gelu = activation == "gelu_tanh"
-    if not _fits(gate_up) or weight.dtype != gate_up.dtype or not differentiates(gate_up):
+    if not _fits(gate_up) or weight.dtype != gate_up.dtype or not differentiates(gate_up, weight):
         return F.linear((gelu_tanh_mul if gelu else silu_mul)(gate_up), weight, bias)
-    out: Tensor = _GatedLinear.apply(gate_up, weight, bias, gelu, _overwrites(gate_up))
+    overwrites, keeper = _overwrites(gate_up), None
+    if gate_up.requires_grad and not torch.compiler.is_compiling():
+        gate_up = _Keep.apply(gate_up, weight)
+        keeper = gate_up.grad_fn
+    out: Tensor = _GatedLinear.apply(gate_up, weight, bias, gelu, overwrites, keeper)
     return out
 
 
