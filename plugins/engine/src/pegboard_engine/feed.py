@@ -116,7 +116,7 @@ class DeviceFeed:
         self.num_slots = slots = cache.num_slots
         self.last = torch.zeros(slots + 1, dtype=torch.int64, device=device)
         self._device, self._pinned, self._extents, self._kernels = device, pinned, extents, kernels
-        # A copy on the host: backends that do not read `on_device` plan from it.
+        # A copy on the host: backends that do not read `device_table` plan from it.
         self._table = torch.zeros(slots + 1, cache.max_pages, dtype=torch.int32)
         self._on_device = torch.zeros_like(self._table, device=device)
         neutral = {
