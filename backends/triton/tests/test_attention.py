@@ -114,6 +114,51 @@ def test_a_cache_of_codes(cells: torch.dtype, new: list[int], device: torch.devi
             row += 1
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cells", [*CODES, torch.bfloat16])
+@pytest.mark.parametrize("new", [[1, 1], [FEW + 200, 3]])
+def test_halves_of_a_real_shape(dtype: torch.dtype, cells: torch.dtype, new: list[int], device: torch.device) -> None:
+    """Where the interpreter does not go: products of half precision, codes by their bits, heads of 128, many chunks."""
+    for heads in ((16, 8), (32, 4), (28, 4)):
+        spec = AttentionSpec(1, *heads, 128, 128**-0.5)
+        step = Step(spec, [700, 3], new, device, cells)
+        q, k, v = (x.to(dtype) for x in qkv(spec, step.rows, device))
+        plan = BACKEND.plan(step.inputs, device, step.cache.layout)
+        out = BACKEND.attend(q, k, v, spec, plan, step.cache)
+        past = step.exact
+        if cells in CODES:
+            k, v = (codes.float() * factors[..., None] for codes, factors in (coded(x, cells) for x in (k, v)))
+        elif cells != dtype:
+            k, v = (x.to(cells) for x in (k, v))
+        if cells == torch.bfloat16:
+            past = step.cache
+        wanted = exact_rows(q, k, v, spec, step, past)
+        assert (out.double() - wanted).norm() / wanted.norm() < 1e-2
+
+
+def exact_rows(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, step: Step, past: KVCache) -> Tensor:
+    """Paged attention in float64 by whole matrices."""
+    parts, start = [], 0
+    for index, (new, length) in enumerate(zip(step.inputs.query_lens, step.inputs.seq_lens, strict=True)):
+        slots = torch.tensor([p * PAGE + t for p in step.table[index] for t in range(PAGE)], device=q.device)[
+            : length - new
+        ]
+        rows = slice(start, start + new)
+        held = []
+        for cells, fresh in ((past.k[1], k), (past.v[1], v)):
+            old = cells.transpose(1, 2).flatten(0, 1)[slots].double()
+            held.append(
+                torch.cat([old, fresh[rows].double()]).repeat_interleave(spec.num_heads // spec.num_kv_heads, 1)
+            )
+        logits = torch.einsum("qhd,khd->hqk", q[rows].double(), held[0]) * spec.scale
+        places = torch.arange(length, device=q.device)
+        logits = logits.masked_fill(places[None, :] > places[length - new :, None], -math.inf)
+        parts.append(torch.einsum("hqk,khd->qhd", logits.softmax(-1), held[1]))
+        start += new
+    return torch.cat(parts)
+
+
 @pytest.mark.parametrize("new", [[1, 1], [FEW + 2, 3]])
 def test_a_cache_of_another_float(new: list[int], device: torch.device) -> None:
     """A cache may be wider or narrower than what is computed in."""

@@ -262,8 +262,8 @@ def decode(
     rows = group * plan.most_queries
     block_m = max(16, triton.next_power_of_2(rows))
     block_d, block_r = max(16, triton.next_power_of_2(spec.head_dim)), triton.next_power_of_2(rows)
-    sizes = {"rows": block_m, "head_dim": spec.head_dim, "bits": 8 * cells[0].element_size()}
-    use = choice("attention_decode", q.device, **sizes, programs=plan.num_items * spec.num_kv_heads)
+    sizes = {"rows": block_m, "group": group, "head_dim": spec.head_dim, "bits": 8 * cells[0].element_size()}
+    use = choice("attention_decode", q.device, **sizes, sequences=plan.num_sequences)
     parts = torch.empty(plan.num_items, spec.num_kv_heads, rows, spec.head_dim, dtype=torch.float32, device=q.device)
     sums = parts.new_empty(plan.num_items, spec.num_kv_heads, rows)
     strides = dict(zip(layout.order, cells[0].stride(), strict=True))

@@ -106,7 +106,8 @@ class CachedPlan:
     of all sequences. slots [T]. For the other sequences: seq_lens [N], starts [N + 1], the first row of each, and page_starts [N], where
     its pages begin; tiles. counters: [N, kv_heads], zeros.
 
-    most_queries: most new tokens of a sequence of items. few, many: whether there are any items, any tiles.
+    num_sequences, num_tokens: N and T. most_queries: most new tokens of a sequence of items. few, many: whether there are any items, any
+    tiles.
     A plan of a static shape has room for `pad_to` sequences of one new token; those that are not there read and write page 0.
     """
 
@@ -187,8 +188,9 @@ class CachedPlan:
         if self._static:
             queries, lens = self._padded(queries, lens, pages.size)
             few, own = self._all, lens
-            self.num_tokens = self._rows
+            self.num_tokens = self.num_sequences = self._rows
         else:
+            self.num_sequences = len(lens)
             few = np.flatnonzero((queries > 0) & (queries <= FEW)).astype(np.int32)
             own = lens[few]
         size, seqs, chunks = self._items(few, own)
