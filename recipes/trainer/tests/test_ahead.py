@@ -95,3 +95,19 @@ def test_the_thread_waits_until_the_device_is_busy(batches: Make, monkeypatch: p
     ahead.prepare()
     assert reads.acquire(timeout=30)
     assert len(list(all_of(ahead))) == 6  # and whoever finds none waits for no permission
+
+
+def test_tensors_are_made_ahead_where_they_are_asked_for(batches: Make) -> None:
+    plain = batches([[5], [3]], Packer(5, window=1), shuffle=False)
+    real, threads = plain.collated, []
+
+    def noted(bin: Bin) -> object:
+        threads.append(threading.current_thread().name)
+        return real(bin)
+
+    plain.collated = noted  # type: ignore[method-assign, assignment]
+    ahead = Ahead(plain, collate=True)
+    for length in (5, 3):
+        keys, batch = ahead.collated(ahead.next_bin())
+        assert len(keys) == 1 and batch.seq_lens == [length]
+    assert set(threads) == {"batches"}

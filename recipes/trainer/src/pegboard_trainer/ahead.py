@@ -20,19 +20,21 @@ PAUSE = 0.05
 
 
 class Ahead:
-    """The same batches as `Batches`, of which up to `depth` are read, tokenized and packed before they are asked for.
+    """The same batches as `Batches`, of which up to `depth` are read, tokenized and packed before they are asked for. collate: whether the
+    thread makes tensors of them too, where each will be asked for as such.
 
     `state` is where the last one that was handed out ends, so that what was made ahead is made again after a restart. Who takes a batch
     gives work to a device that has none: until `prepare` says that it has, or the batches run out, the thread does not compete with it.
     """
 
-    def __init__(self, batches: Batches, depth: int = 2) -> None:
-        self._batches, self._depth = batches, depth
+    def __init__(self, batches: Batches, depth: int = 2, *, collate: bool = False) -> None:
+        self._batches, self._depth, self._collate = batches, depth, collate
+        self._ready: tuple[Bin, tuple[list[Key], Batch]] | None = None
         self._lock = threading.Lock()
         self._may = threading.Event()
         self._state = batches.state()
         self._stop: weakref.finalize[Any, Ahead] | None = None
-        self._made: queue.Queue[tuple[Bin, dict[str, Any]] | BaseException] = queue.Queue()
+        self._made: queue.Queue[tuple[Bin, dict[str, Any], Any] | BaseException] = queue.Queue()
 
     def next_bin(self) -> Bin:
         """Return the next batch before it becomes tensors. Raises StopIteration when all epochs are over, and what went wrong."""
@@ -46,7 +48,8 @@ class Ahead:
         if isinstance(found, BaseException):
             self._made.put(found)  # for whoever asks again
             raise found
-        bin, self._state = found
+        bin, self._state, made = found
+        self._ready = None if made is None else (bin, made)
         return bin
 
     def prepare(self) -> None:
@@ -55,6 +58,8 @@ class Ahead:
 
     def collated(self, bin: Bin) -> tuple[list[Key], Batch]:
         """Return the keys of the examples in a bin, and the bin as a batch."""
+        if self._ready is not None and self._ready[0] is bin:
+            return self._ready[1]
         return self._batches.collated(bin)
 
     def state(self) -> dict[str, Any]:
@@ -91,7 +96,7 @@ class Ahead:
         # The thread knows nothing of this object: when it is dropped, or the process ends, the thread is told and waited for.
         thread = threading.Thread(
             target=_make,
-            args=(self._batches, self._made, self._lock, wanted, self._may),
+            args=(self._batches, self._made, self._lock, wanted, self._may, self._collate),
             name="batches",
             daemon=True,
         )
@@ -101,7 +106,12 @@ class Ahead:
 
 
 def _make(
-    batches: Batches, made: queue.Queue[Any], lock: threading.Lock, wanted: threading.Event, may: threading.Event
+    batches: Batches,
+    made: queue.Queue[Any],
+    lock: threading.Lock,
+    wanted: threading.Event,
+    may: threading.Event,
+    collate: bool,
 ) -> None:
     while wanted.is_set():
         found: Any
@@ -109,7 +119,7 @@ def _make(
         try:
             with lock:
                 bin = batches.next_bin()
-                found = bin, batches.state()
+                found = bin, batches.state(), batches.collated(bin) if collate else None
         except BaseException as error:
             found = error
         while wanted.is_set():

@@ -213,7 +213,9 @@ def _source(spec: RecipeSpec, setting: Setting) -> BatchSource:
         made: BatchSource = import_object(spec.batches)(setting)
         return made
     train, ahead = setting.data.train, setting.config.batch.ahead
-    return Packed(Ahead(train, ahead) if ahead else train, setting.world.rank, setting.world.size)
+    # Where there are several processes, each makes tensors of its own batches alone.
+    batches = Ahead(train, ahead, collate=setting.world.size == 1) if ahead else train
+    return Packed(batches, setting.world.rank, setting.world.size)
 
 
 def _drive(run: Run, trainer: Trainer, tokenizer: Tokenizer, *, validate_first: bool) -> None:
