@@ -56,7 +56,10 @@ ENDS = [2, 2, 5, 6]
 
 def test_every_op_of_the_core_has_an_oracle() -> None:
     ours = {name for name, op in registered().items() if op.function.__module__.startswith("pegboard.")}
-    assert set(reference.OPS) == ours == set(CASES)
+    # How many rows a loss has at once is a choice, not a result.
+    assert set(reference.OPS) == ours - {"loss_rows"}
+    # Those without gradients, which write to their arguments, have tests of their own (nn/test_logits.py).
+    assert set(CASES) == {name for name in ours if registered()[name].differentiable}
 
 
 @pytest.mark.parametrize(("name", "index"), [(name, i) for name, cases in CASES.items() for i in range(len(cases))])
