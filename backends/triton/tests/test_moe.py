@@ -68,7 +68,7 @@ def launched(
         (SORTED, TILE, (21, 4, 3, 40, 28)),
         (SORTED, TILE | {"DESCRIBED": 1}, (21, 4, 3, 24, 32)),
         (SORTED, TILE | {"DESCRIBED": 1, "TAIL": 16}, (45, 4, 3, 24, 32)),
-        (SORTED, TILE | {"TAIL": 16}, (19, 4, 3, 40, 28)),
+        (SORTED, TILE | {"DESCRIBED": 1, "TAIL": 16}, (19, 4, 3, 40, 27)),
     ],
     ids=lambda value: str(value) if isinstance(value, int | tuple) else "",
 )

@@ -72,6 +72,7 @@ def gate_up(x: Tensor, weight: Tensor, routing: Routing, activation: str, use: S
             **use,
         )
         return act
+    use = _readable(use, weight)
     blocks = routing.blocks(use["BLOCK_M"] + use["TAIL"])
     tiles: Any = weight
     if use["DESCRIBED"]:
@@ -107,6 +108,7 @@ def down(act: Tensor, weight: Tensor, routing: Routing, scales: Tensor, use: Set
         single.single_down[grid](act, weight, routing.ids, scales, out, **shape, **use)
         return out
     parts = torch.empty(routing.pairs, hidden, dtype=act.dtype, device=act.device)
+    use = _readable(use, act, weight)
     blocks = routing.blocks(use["BLOCK_M"] + use["TAIL"])
     rows: Any = act
     tiles: Any = weight
@@ -164,6 +166,13 @@ def forward(
     use_up, use_down = (choice(name, x.device, **sizes) for name in names)
     act = gate_up(x, gate_up_weight, routing, activation, use_up)
     return down(act, down_weight, routing, scales, use_down)
+
+
+def _readable(use: Settings, *tensors: Tensor) -> Settings:
+    """Return the settings, without tensor descriptors where one could not be made: their rows begin at multiples of 16 bytes."""
+    if use["DESCRIBED"] and any(t.data_ptr() % 16 or t.shape[-1] * t.element_size() % 16 for t in tensors):
+        return {**use, "DESCRIBED": 0}
+    return use
 
 
 def _common(routing: Routing) -> dict[str, int]:
