@@ -126,6 +126,10 @@ def test_nf4_gradient_and_values(double: bool, device: torch.device) -> None:
     out = ops._nf4_linear(never)(x, place(matrix, device), None, linear)
     (grad,) = torch.autograd.grad(out, x, torch.ones_like(out))
     close(grad, torch.ones(4, 9).double() @ matrix.dequantise(torch.float64), torch.float32)
+    placed = [place(matrix, device), place(nf4.quantise(draw(5, 70, seed=2), double=double), device)]
+    stack = nf4.Nf4Stack((14, 70), placed[0].packed, placed[0].scales, members=tuple(placed))  # type: ignore[attr-defined]
+    exact = torch.cat([one.dequantise(torch.float64) for one in placed])  # type: ignore[attr-defined]
+    close(ops._nf4_values(never)(stack, torch.float32), exact, torch.float32)
     part = ops._nf4(place(matrix, device))
     assert part is not None
     # A scale of two steps may be rounded once on a device.
@@ -136,5 +140,6 @@ def test_what_kernels_do_not_take_goes_to_the_ops(device: torch.device) -> None:
     x = draw(2, 16).double().to(device)
     weight, scales = torch.ones(3, 16, dtype=torch.int8, device=device), torch.ones(3, device=device)
     found = ops.replacements("decode", torch.bfloat16)
-    assert set(found) == {"int8_linear", "int4_linear", "int4_values", "nf4_linear", "fp8_linear"} & set(registered())
+    names = {"int8_linear", "int4_linear", "int4_values", "nf4_linear", "nf4_values", "fp8_linear"}
+    assert set(found) == names & set(registered())
     torch.testing.assert_close(found["int8_linear"](x, weight, scales), x.sum(1, keepdim=True).expand(2, 3))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pegboard.errors import ConfigError, ModelError
 from pegboard.nn import Linear, LinearGroup
 from pegboard_lora import DoraAdapter, LoraAdapter, open_adapter
+from pegboard_lora.layers import LoraLinear
 from pegboard_lora.options import LoraOptions
 
 KINDS = [LoraAdapter, DoraAdapter]
@@ -102,6 +103,32 @@ def by_formula(model: Model, dora: bool) -> Callable[[Tensor], Tensor]:
         return x
 
     return run
+
+
+def test_a_base_that_gives_its_weight_is_multiplied_with_the_update() -> None:
+    """As one that holds few bits does on a device."""
+
+    class Base(nn.Module):
+        in_features, out_features = 12, 10
+
+        def __init__(self, weight: Tensor) -> None:
+            super().__init__()
+            self.dense = lambda dtype: weight.to(dtype)
+
+        def forward(self, x: Tensor, ctx: None = None) -> Tensor:
+            raise AssertionError("multiplied twice")
+
+    weight = torch.randn(10, 12, dtype=torch.float64)
+    layer = LoraLinear(Base(weight), 3, 0.5, dtype=torch.float64)
+    layer.reset(device=torch.device("cpu"), init="gaussian", generator=torch.Generator().manual_seed(1))
+    nn.init.normal_(layer.lora_b)
+    x = torch.randn(7, 12, dtype=torch.float64, requires_grad=True)
+    inputs = [x, layer.lora_a, layer.lora_b]
+    out, expected = layer(x), x @ (weight + 0.5 * layer.lora_b @ layer.lora_a).T
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    upstream = torch.randn_like(out)
+    found, exact = (torch.autograd.grad(value, inputs, upstream) for value in (out, expected))
+    torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("fuse", [True, False])

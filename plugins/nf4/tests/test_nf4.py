@@ -11,6 +11,8 @@ from torch import nn
 
 from pegboard.errors import ConfigError, ModelError
 from pegboard.nn import Embedding, Head, Linear, dense_causal_lm
+from pegboard.nn.layer import bind_kernels
+from pegboard.ops import kernel_table
 from pegboard_nf4.layers import Nf4Group, Nf4Linear
 from pegboard_nf4.matrix import BLOCK, Nf4Matrix, nf4_table, quantise
 from pegboard_nf4.ops import nf4_linear
@@ -194,3 +196,16 @@ def test_weights_that_are_not_finite_are_named() -> None:
     layer = Nf4Linear("model.layers.3.mlp.up_proj", 4, 2, None, nn.Module(), double=True)
     with pytest.raises(ModelError, match=r"model\.layers\.3\.mlp\.up_proj\.weight holds values that are not finite"):
         layer.load_weight("weight", torch.tensor([[1.0, 2.0, torch.nan, 0.0], [1.0, 1.0, 1.0, 1.0]]))
+
+
+def test_whole_weights_for_adapters_where_a_platform_gives_them() -> None:
+    model = random_model(config=WIDE, quantizer=quantizer()).model
+    layer: Any = model.model.layers[0]
+    assert layer.mlp.down_proj.dense is None and layer.mlp.gate_up._dense() is None
+    bind_kernels(model, kernel_table({"nf4_values": lambda matrix, dtype: matrix.dequantise(dtype)}))
+    members = [layer.mlp.gate_proj.matrix, layer.mlp.up_proj.matrix]
+    expected = torch.cat([matrix.dequantise(torch.float64) for matrix in members])
+    assert torch.equal(layer.mlp.gate_up._dense()(torch.float64), expected)
+    assert torch.equal(layer.mlp.up_proj.dense(torch.float64), members[1].dequantise(torch.float64))
+    layer.mlp.up_proj.bias = nn.Parameter(torch.zeros(64), requires_grad=False)
+    assert layer.mlp.gate_up._dense() is None

@@ -86,13 +86,17 @@ class _FusedLinear(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """What adapted layers add to. weight: [N, K], where the product is x @ weight.T and no more, and takes no gradient; else None."""
+    """What adapted layers add to: [T, K] -> [T, outputs].
+
+    dense: dtype -> the weight [outputs, K], where the product is x @ weight.T and no more, and takes no gradient by it; None elsewhere.
+    """
 
     run: Callable[[Tensor], Tensor]
-    weight: Tensor | None = None
+    outputs: int
+    dense: Callable[[torch.dtype], Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[T, K] -> [T, N]."""
+        """Return the product."""
         return self.run(x)
 
 
@@ -210,7 +214,8 @@ class LinearGroup(SharedStorage):
             return torch.cat([member(x, ctx) for member in members], -1)
         if self._adapted and self._group_forward is not None:
             weight = self._weight
-            base = Product(lambda x: self._base(x, weight), self._frozen())
+            outputs = sum(self._out(member) for member in members)
+            base = Product(lambda x: self._base(x, weight), outputs, self._dense())
             added: Tensor = self._group_forward(self._adapted, x, base, self._starts, ctx)
             return added
         out = self._base(x, self._weight)
@@ -258,12 +263,17 @@ class LinearGroup(SharedStorage):
         out: int = base.out_features
         return out
 
-    def _frozen(self) -> Tensor | None:
-        """Return the storage where it is all that the product needs, and takes no gradient."""
-        bases = self.bases()
-        if bases is None or self._bias is not None or any(base.weight.requires_grad for base in bases):
+    def _dense(self) -> Callable[[torch.dtype], Tensor] | None:
+        """Return what gives the whole weight, where it is all that the product needs, and takes no gradient."""
+        bases, weight = self.bases(), self._weight
+        if (
+            bases is None
+            or weight is None
+            or self._bias is not None
+            or any(base.weight.requires_grad for base in bases)
+        ):
             return None
-        return self._weight
+        return lambda dtype: weight
 
     def _base(self, x: Tensor, weight: Tensor) -> Tensor:
         if torch.is_grad_enabled():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,8 +52,10 @@ class LoraLinear(nn.Module):
             # A base that rounds its weight computes with the sum: adding afterwards would leave the update unrounded.
             updated: Tensor = base.with_update(x, self.lora_a, self.lora_b, self.scaling)
             return updated
-        plain = type(base) is Linear and base.bias is None and not base.weight.requires_grad
-        product = Product(lambda x: base(x, ctx), base.weight if plain else None)
+        dense = getattr(base, "dense", None)
+        if type(base) is Linear and base.bias is None and not base.weight.requires_grad:
+            dense = partial(_same, base.weight)
+        product = Product(lambda x: base(x, ctx), self.out_features, dense)
         return self.group_forward([self], x, product, [0], ctx)
 
     def delta(self, x: Tensor, ctx: ForwardContext | None = None) -> Tensor | None:
@@ -67,7 +70,7 @@ class LoraLinear(nn.Module):
         cls,
         modules: Sequence[LoraLinear],
         x: Tensor,
-        base: Callable[[Tensor], Tensor],
+        base: Product,
         starts: Sequence[int],
         ctx: ForwardContext | None = None,
     ) -> Tensor:
@@ -157,6 +160,10 @@ class LoraLinear(nn.Module):
 
     def _add(self, x: Tensor, out: Tensor, start: int) -> Tensor:
         return add_low_rank(out, x, [start], [self.scaling], [self.lora_a], [self.lora_b], self.linear)
+
+
+def _same(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight
 
 
 class DoraLinear(LoraLinear):

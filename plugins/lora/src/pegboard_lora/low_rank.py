@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pegboard.nn.linear import Product
 from pegboard.ops import linear as reference_linear
 
 
@@ -115,28 +116,30 @@ class _AddLowRank(torch.autograd.Function):
 
 
 class _AdaptedLinear(torch.autograd.Function):
-    """x W^T + the update, of a frozen W [N, K]: the large product adds to the small one as it is written, forwards and back."""
+    """x W^T + the update, of a frozen W: the large product adds to the small one as it is written. dense: dtype -> W [N, K], each time."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, update: _Update, *factors: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, dense: Callable[[torch.dtype], Tensor], update: _Update, *factors: Tensor
+    ) -> Tensor:
         down, up = update.matrices(factors, x.dtype)
         inner = update.linear(x, down, None)
         out = torch.addmm(inner.new_empty(1), inner, up.t(), beta=0, alpha=update.factor)
-        ctx.save_for_backward(x, weight, inner, down, up)
-        ctx.update = update
-        return out.addmm_(x, weight.t())
+        ctx.save_for_backward(x, inner, down, up)
+        ctx.dense, ctx.update = dense, update
+        return out.addmm_(x, dense(x.dtype).t())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (grad,) = grads
-        x, weight, inner, down, up = ctx.saved_tensors
+        x, inner, down, up = ctx.saved_tensors
         d_inner, found = ctx.update.gradients(grad, x, inner, up, ctx.needs_input_grad[3:])
-        d_x = (d_inner @ down).addmm_(grad, weight) if ctx.needs_input_grad[0] else None
+        d_x = (d_inner @ down).addmm_(grad, ctx.dense(grad.dtype)) if ctx.needs_input_grad[0] else None
         return (d_x, None, None, *found)
 
 
 def with_low_rank(
-    base: Callable[[Tensor], Tensor],
+    base: Product,
     x: Tensor,
     starts: Sequence[int],
     scalings: Sequence[float],
@@ -147,18 +150,12 @@ def with_low_rank(
     """Return base(x) with scaling_i * (x A_i^T) B_i^T added to columns starts[i] …, as `add_low_rank` adds them.
 
     base: a product with x, [..., K] -> [..., N], whose output and gradient by x are fresh tensors. In the backward pass the update's
-    part of the gradient by x is added to the base's in place. A base may have a `weight`, [N, K], where it is x @ weight.T and no more,
-    of a weight that takes no gradient.
+    part of the gradient by x is added to the base's in place; over a dense frozen weight, the base's to it.
     """
     update = _Update(tuple(starts), tuple(scalings), (*downs, *ups), linear)
-    weight: Tensor | None = getattr(base, "weight", None)
-    if (
-        weight is not None
-        and torch.is_grad_enabled()
-        and update.columns == slice(0, weight.shape[0])
-        and _by_torch(linear, x.dtype)
-    ):
-        whole: Tensor = _AdaptedLinear.apply(_flat(x), weight, update, *downs, *ups)
+    covers = base.dense is not None and update.columns == slice(0, base.outputs)
+    if covers and torch.is_grad_enabled() and _by_torch(linear, x.dtype):
+        whole: Tensor = _AdaptedLinear.apply(_flat(x), base.dense, update, *downs, *ups)
         return whole.view(*x.shape[:-1], whole.shape[-1])
     if not (torch.is_grad_enabled() and x.requires_grad):
         return add_low_rank(base(x), x, starts, scalings, downs, ups, linear)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -20,7 +21,7 @@ from pegboard_nf4.stored import matrix_of
 if TYPE_CHECKING:
     from pegboard.types import ForwardContext
 
-_TABLE = kernel_table({"nf4_linear": ops.nf4_linear})
+_TABLE = kernel_table({"nf4_linear": ops.nf4_linear, "nf4_values": ops.nf4_values})
 
 
 class Nf4Linear(Layer):
@@ -81,6 +82,14 @@ class Nf4Linear(Layer):
         """[T, in_features] -> [T, out_features]."""
         out: Tensor = self.kernels.nf4_linear(x, self.matrix, self.bias, self.kernels.linear)
         return out
+
+    @property
+    def dense(self) -> Callable[[torch.dtype], Tensor] | None:
+        """What gives the whole weight, for adapters that multiply with it themselves; None where there is a bias, and where that would
+        hold for nothing what `nf4_linear` reads in pieces.
+        """
+        values = self.kernels.nf4_values
+        return None if self.bias is not None or values is ops.nf4_values else partial(values, self.matrix)
 
     def plain(self) -> Linear:
         """Return a full-precision layer that computes the same, in the dtype of the model's first parameter."""
@@ -166,10 +175,20 @@ class Nf4Group(LinearGroup):
         if len(self._nf4_bases()) != len(members):
             self.unfuse()  # one was put back in full precision
 
-    def _base(self, x: Tensor, weight: Tensor) -> Tensor:
+    def _dense(self) -> Callable[[torch.dtype], Tensor] | None:
+        bases, weight = self._nf4_bases(), self._weight
+        if weight is None or any(base.dense is None for base in bases):
+            return None
+        return partial(self.kernels.nf4_values, self._stacked(weight))
+
+    def _stacked(self, weight: Tensor) -> Nf4Stack:
         bases = self._nf4_bases()
         shape = (sum(base.out_features for base in bases), bases[0].in_features)
-        matrix = Nf4Stack(shape, weight, weight, members=tuple(base.matrix for base in bases))
+        return Nf4Stack(shape, weight, weight, members=tuple(base.matrix for base in bases))
+
+    def _base(self, x: Tensor, weight: Tensor) -> Tensor:
+        bases = self._nf4_bases()
+        matrix = self._stacked(weight)
         biases = [base.bias for base in bases if base.bias is not None]
         bias = torch.cat(tuple(biases)) if biases else None
         out: Tensor = self.kernels.nf4_linear(x, matrix, bias, self.kernels.linear)

@@ -58,3 +58,8 @@ def _pieces(weight: Nf4Matrix, dtype: torch.dtype) -> Iterator[tuple[slice, Tens
     for start in range(0, count, step):
         stop = min(start + step, count)
         yield slice(start, stop), weight.rows(start, stop, dtype, scales)
+
+
+@register("nf4_values", "(weight Nf4Matrix of shape [N, K], dtype) -> the weight in full, [N, K]")
+def nf4_values(weight: Nf4Matrix, dtype: torch.dtype) -> Tensor:
+    return weight.dequantise(dtype)

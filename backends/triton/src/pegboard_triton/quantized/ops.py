@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pegboard.blockwise import dynamic_table
 from pegboard.ops import registered
-from pegboard_triton.operators import TYPES, differentiates, on, takes
+from pegboard_triton.operators import INTERPRETED, TYPES, differentiates, on, takes
 from pegboard_triton.quantized import few
 from pegboard_triton.quantized.packed import FLOAT8, INT4, INT8, NF4, Packed
 from pegboard_triton.quantized.rows import product
@@ -36,6 +36,7 @@ def replacements(phase: Phase, dtype: torch.dtype) -> dict[str, Callable[..., An
         "int4_linear": _int4_linear,
         "int4_values": _int4_values,
         "nf4_linear": _nf4_linear,
+        "nf4_values": _nf4_values,
         "fp8_linear": _fp8_linear,
     }
     return {name: make(found[name].function) for name, make in makers.items() if name in found and dtype in TYPES}
@@ -133,6 +134,19 @@ def _nf4_linear(fallback: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return out if bias is None else out + bias
 
     return nf4_linear
+
+
+def _nf4_values(fallback: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def nf4_values(weight: Any, dtype: torch.dtype) -> Tensor:
+        """Op `nf4_values`. weight: an `Nf4Matrix`, or several as an `Nf4Stack`."""
+        parts = [_nf4(part) for part in getattr(weight, "members", (weight,))]
+        found = [part for part in parts if part is not None]
+        if dtype not in TYPES or len(found) < len(parts) or not (INTERPRETED or weight.packed.device.type != "cpu"):
+            return fallback(weight, dtype)
+        with on(weight.packed.device):
+            return stacked(found, dtype)
+
+    return nf4_values
 
 
 def _nf4(matrix: Any) -> Packed | None:
