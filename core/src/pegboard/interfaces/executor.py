@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
     from pegboard.build import BuiltModel
@@ -51,8 +50,8 @@ class Executor(ABC):
         """Use a moment in which there is nothing to compute to make later steps faster; return whether another one would be of use."""
         return False
 
-    def expert_tokens(self) -> np.ndarray | None:
-        """Return how many tokens used each expert of a mixture, [layers, experts] int64; None where nobody counts."""
+    def expert_tokens(self) -> list[list[int]] | None:
+        """Return how many tokens used each expert of a mixture, by layer and expert; None where nobody counts."""
         return None
 
     def restart(self) -> None:

@@ -237,7 +237,7 @@ class PagedEngine(Engine):
             proposed=0 if self._proposals is None else self._proposals.proposed,
             accepted=0 if self._proposals is None else self._proposals.accepted,
             finished=dict(self._finished),
-            expert_tokens=() if experts is None else experts.tolist(),
+            expert_tokens=experts or (),
         )
 
     def close(self) -> None:

@@ -17,7 +17,6 @@ from pegboard_engine.fits import ran_out
 from pegboard_engine.runner import Runner, Started
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
 
@@ -74,7 +73,7 @@ class UniprocExecutor(Executor):
     def prepare(self) -> bool:
         return self._loaded().prepare()
 
-    def expert_tokens(self) -> np.ndarray | None:
+    def expert_tokens(self) -> list[list[int]] | None:
         counts = self._loaded().expert_counts
         return None if counts is None else counts.read()
 

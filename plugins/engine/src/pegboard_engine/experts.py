@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 from pegboard.nn.moe import mixtures
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 class ExpertCounts:
@@ -37,7 +32,7 @@ class ExpertCounts:
         flat = ids.reshape(-1).long()
         self._rows[layer].scatter_add_(0, flat, torch.ones_like(flat))
 
-    def read(self) -> np.ndarray:
-        """Return the counts so far, [layers, experts] int64. Waits for the device."""
-        found: np.ndarray = self._counts.cpu().numpy()
+    def read(self) -> list[list[int]]:
+        """Return the counts so far, by layer and expert. Waits for the device."""
+        found: list[list[int]] = self._counts.tolist()
         return found
