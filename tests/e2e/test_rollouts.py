@@ -284,3 +284,20 @@ def test_two_processes_share_the_prompts(place: Path, toy_model: Path, recipe: s
     assert not stop.value.code
     for name in ("reward", "loss", "grad_norm"):
         assert column("one", name) == pytest.approx(column("two", name), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["grpo", "ppo"])
+def test_smollm2(place: Path, smollm2: Path, recipe: str) -> None:
+    """Steps over one rollout of the real weights: the answers that are worth more become more likely."""
+    more = ["steps=3", "rollout.epochs=3", "rollout.prompts=2", "rollout.answers=4", "batch.size=8", "batch.length=48"]
+    more += [
+        "optimizer.lr=0.001",
+        "schedule=constant",
+        "checkpoint.last=false",
+        *(["objective.kl=0"] * (recipe == "ppo")),
+    ]
+    assert run(recipe, "lora", smollm2, "run", *more) == 0
+    losses = column("run", "loss" if recipe == "grpo" else "policy_loss")
+    assert len(losses) == 3 and losses[-1] < losses[0]
+    assert max(column("run", "sampling_gap")) < 1e-3

@@ -23,34 +23,7 @@ from pegboard_nf4.ops import nf4_linear
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("default")]
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
 IDS = [3, 14, 15, 92, 65, 35, 89, 79]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama that transformers wrote."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("nf4") / "base"
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SIZES)).float()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(folder)
-    return folder
 
 
 def theirs(folder: Path, **options: Any) -> Any:
@@ -126,8 +99,8 @@ def test_values_and_products_are_those_of_torchao() -> None:
 
 
 @pytest.mark.parametrize("double", [True, False])
-def test_a_folder_of_transformers_is_read(tmp_path: Path, base: Path, double: bool) -> None:
-    model = theirs(base, quantization_config=in_4_bits(double))
+def test_a_folder_of_transformers_is_read(tmp_path: Path, even_llama: Path, double: bool) -> None:
+    model = theirs(even_llama, quantization_config=in_4_bits(double))
     model.save_pretrained(tmp_path / "saved")
     built = ours(tmp_path / "saved")
     assert any(isinstance(module, Nf4Linear) for module in built.model.modules())
@@ -137,21 +110,21 @@ def test_a_folder_of_transformers_is_read(tmp_path: Path, base: Path, double: bo
 
 
 @pytest.mark.parametrize("double", [True, False])
-def test_transformers_reads_what_is_written(tmp_path: Path, base: Path, double: bool) -> None:
+def test_transformers_reads_what_is_written(tmp_path: Path, even_llama: Path, double: bool) -> None:
     quantizer = {"use": "nf4", "double": double}
     if double:
-        assert run_cli(["convert", str(base), str(tmp_path / "4"), "--to", "hf", "--quantizer", "nf4"]) == 0
+        assert run_cli(["convert", str(even_llama), str(tmp_path / "4"), "--to", "hf", "--quantizer", "nf4"]) == 0
     else:
         from pegboard.quantised import write_quantised
 
         registry = Registry.discover()
-        write_quantised(ours(base), registry.create("quantizer", quantizer), tmp_path / "4", {}, torch.float32)
+        write_quantised(ours(even_llama), registry.create("quantizer", quantizer), tmp_path / "4", {}, torch.float32)
     model = theirs(tmp_path / "4")
     assert type(model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
     with torch.no_grad():
         right = model(torch.tensor([IDS])).logits[0]
     torch.testing.assert_close(logits(ours(tmp_path / "4")), right, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(logits(ours(base, quantizer)), right, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(ours(even_llama, quantizer)), right, rtol=1e-4, atol=1e-4)
     # And back: full precision is what transformers dequantises to.
     assert run_cli(["convert", str(tmp_path / "4"), str(tmp_path / "full"), "--to", "hf"]) == 0
     assert "quantization_config" not in json.loads((tmp_path / "full" / "config.json").read_text())
@@ -161,14 +134,14 @@ def test_transformers_reads_what_is_written(tmp_path: Path, base: Path, double: 
 
 
 @pytest.mark.parametrize("stored", [True, False])
-def test_the_gradients_of_an_adapter_are_pefts(tmp_path: Path, base: Path, stored: bool) -> None:
+def test_the_gradients_of_an_adapter_are_pefts(tmp_path: Path, even_llama: Path, stored: bool) -> None:
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
     from pegboard.build import build_model, open_model
 
-    folder = base
+    folder = even_llama
     if stored:
-        theirs(base, quantization_config=in_4_bits(True)).save_pretrained(tmp_path / "saved")
+        theirs(even_llama, quantization_config=in_4_bits(True)).save_pretrained(tmp_path / "saved")
         folder = tmp_path / "saved"
     registry = Registry.discover()
     adapter = LoraAdapter(LoraOptions(rank=4, alpha=8, targets="all-linear"))
@@ -208,10 +181,12 @@ def test_the_gradients_of_an_adapter_are_pefts(tmp_path: Path, base: Path, store
     assert found == len(expected) == 28
 
 
-def test_a_qlora_run_loads_and_merges_as_in_peft(tmp_path: Path, base: Path, train_on: Callable[..., Path]) -> None:
+def test_a_qlora_run_loads_and_merges_as_in_peft(
+    tmp_path: Path, even_llama: Path, train_on: Callable[..., Path]
+) -> None:
     import peft
 
-    theirs(base, quantization_config=in_4_bits(True)).save_pretrained(tmp_path / "saved")
+    theirs(even_llama, quantization_config=in_4_bits(True)).save_pretrained(tmp_path / "saved")
     run = train_on(tmp_path / "run", tmp_path / "saved")
     tensors = read_safetensors(run / "final" / "adapter_model.safetensors")
     assert any(name.endswith("lora_B.weight") and bool(lazy.load().any()) for name, lazy in tensors.items())

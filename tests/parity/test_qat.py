@@ -21,18 +21,6 @@ from pegboard_int4.training import RoundedLinear
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("default")]
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
 IDS = [3, 14, 15, 92, 65, 35, 89, 79]
 
 
@@ -123,28 +111,13 @@ def test_the_packing_is_that_of_compressed_tensors(group: int) -> None:
     assert torch.equal(unpack_from_int32(words, 4, weight.shape), codes)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama that transformers wrote."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("int4") / "base"
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SIZES)).float()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(folder)
-    return folder
-
-
 @torch.no_grad()
-def test_transformers_reads_what_is_written(tmp_path: Path, base: Path) -> None:
+def test_transformers_reads_what_is_written(tmp_path: Path, even_llama: Path) -> None:
     """Its logits, with inputs rounded in its own way, are ours; so are the weights that it dequantises to."""
     from transformers import AutoModelForCausalLM
 
     target = tmp_path / "int4"
-    assert run_cli(["convert", str(base), str(target), "--to", "hf", "--quantizer", "int4"]) == 0
+    assert run_cli(["convert", str(even_llama), str(target), "--to", "hf", "--quantizer", "int4"]) == 0
     theirs = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
     registry = Registry.discover()
     built = open_any(registry, str(target)).build(registry, platform="cpu", dtype="float32")
@@ -154,5 +127,5 @@ def test_transformers_reads_what_is_written(tmp_path: Path, base: Path) -> None:
     assert run_cli(["convert", str(target), str(tmp_path / "full"), "--to", "hf"]) == 0
     for name, lazy in read_folder(tmp_path / "full").items():
         if name.endswith("up_proj.weight"):
-            original = read_folder(base)[name].load()
+            original = read_folder(even_llama)[name].load()
             assert torch.equal(lazy.load(), round_weight(original, 32)[0])
