@@ -281,6 +281,18 @@ def _compile(rank: int, count: int, shape: Shape, jobs: list[tuple[str, int, dic
             print(product, use, type(error).__name__, flush=True)
 
 
+def _call(rank: int, count: int, shape: Shape, form: str, tokens: Sequence[int]) -> None:
+    layer = Layer(shape, form)
+    for number in tokens[rank::count]:
+        layer(*inputs(shape, number, 1)[0])
+
+
+def compile_first(shape: Shape, form: str, tokens: Sequence[int]) -> None:
+    """Let several processes compile what will be timed: one after the other, compiling takes longer than all else."""
+    workers = min(8, len(tokens), os.cpu_count() or 1)
+    torch.multiprocessing.spawn(_call, args=(workers, shape, form, tokens), nprocs=workers)
+
+
 def sweep(shape: Shape, tokens: Sequence[int]) -> None:
     """Print the best block sizes for each number of tokens: kernels are compiled by several processes first."""
     jobs = [
@@ -325,6 +337,7 @@ def main() -> None:
     if options.sweep:
         sweep(shape, tokens)
         return
+    compile_first(shape, options.weights, tokens)
     layer = Layer(shape, options.weights)
     wanted = TARGETS if options.shape == "qwen3-30b-a3b" and options.weights == "bf16" else {}
     print(f"{options.shape}, {options.weights}: ms on {torch.cuda.get_device_name()}")
