@@ -14,7 +14,7 @@ from torch import Tensor
 _FEW = 2048
 """Pairs up to which each expert looks for its own; with more, pairs are counted in chunks first."""
 
-_PART, _MOST_CHUNKS, _SHARE = 1024, 128, 8
+_PART, _MOST_CHUNKS, _SHARE = 512, 128, 8
 """Pairs that a program looks at at once, chunks at most, and experts that a program places."""
 
 
@@ -129,8 +129,8 @@ def order_pairs(expert_ids: Tensor, experts: int, places: Tensor | None = None) 
     chunk = max(_PART, triton.next_power_of_2(triton.cdiv(pairs, _MOST_CHUNKS)))
     chunks = triton.cdiv(pairs, chunk)
     counts = torch.empty(chunks, width, dtype=torch.int32, device=expert_ids.device)
-    sizes = {"EXPERTS": experts, "WIDTH": width, "CHUNK": chunk, "PART": _PART, "num_warps": 4}
-    count_chunks[(chunks,)](expert_ids, counts, pairs, **sizes)
+    sizes = {"EXPERTS": experts, "WIDTH": width, "CHUNK": chunk, "PART": _PART}
+    count_chunks[(chunks,)](expert_ids, counts, pairs, **sizes, num_warps=4)
     place_chunks[(chunks, triton.cdiv(experts, _SHARE))](
         expert_ids,
         counts,
@@ -143,5 +143,6 @@ def order_pairs(expert_ids: Tensor, experts: int, places: Tensor | None = None) 
         SHARE=_SHARE,
         PLACES=places is not None,
         **sizes,
+        num_warps=8,
     )
     return order, offsets
