@@ -105,7 +105,7 @@ class LoraLinear(nn.Module):
         if not any(module.enabled for module in modules):
             return None
         if any((m.enabled, m.rank, m.scaling) != (True, first.rank, first.scaling) for m in modules):
-            return NotImplemented  # type: ignore[no-any-return]
+            return NotImplemented
         down = torch.stack([module.lora_a for module in modules]).to(x.dtype)
         up = torch.stack([module.lora_b for module in modules]).to(x.dtype)
         return product(product(first._dropped(x), down, ends), up, ends) * first.scaling
