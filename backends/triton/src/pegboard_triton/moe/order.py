@@ -14,7 +14,7 @@ from torch import Tensor
 _FEW = 2048
 """Pairs up to which each expert looks for its own; with more, pairs are counted in chunks first."""
 
-_PART, _MOST_CHUNKS, _SHARE = 512, 128, 8
+_PART, _MOST_CHUNKS, _SHARE = 1024, 128, 8
 """Pairs that a program looks at at once, chunks at most, and experts that a program places."""
 
 
@@ -85,20 +85,17 @@ def place_chunks(
     if (chunk == 0) & (tl.program_id(1) == 0):
         tl.store(offsets + index, starts, mask=index < EXPERTS)
         tl.store(offsets + EXPERTS, tl.sum(total, 0))
-    starts = tl.reshape(starts + before, [WIDTH // SHARE, SHARE])
-    own_group = tl.arange(0, WIDTH // SHARE) == tl.program_id(1)
-    start = tl.sum(tl.where(own_group[:, None], starts, 0), 0)
-    expert = tl.program_id(1) * SHARE + tl.arange(0, SHARE)
-    for first in range(0, CHUNK, PART):
-        at = chunk * CHUNK + first + tl.arange(0, PART)
-        found = tl.load(ids + at, mask=at < pairs, other=-1).to(tl.int32)
-        own = ((found[:, None] == expert[None, :]) & (expert < EXPERTS)[None, :]).to(tl.int32)
-        place = start[None, :] + tl.cumsum(own, 0) - 1
-        pair = tl.broadcast_to(at[:, None], [PART, SHARE])
-        tl.store(order + place, pair, mask=own > 0)
-        if PLACES:
-            tl.store(places + pair, place, mask=own > 0)
-        start += tl.sum(own, 0)
+    starts += before
+    for expert in range(tl.program_id(1) * SHARE, tl.program_id(1) * SHARE + SHARE):
+        start = tl.sum(tl.where(index == expert, starts, 0), 0)
+        for first in range(0, CHUNK, PART):
+            at = chunk * CHUNK + first + tl.arange(0, PART)
+            own = (tl.load(ids + at, mask=(at < pairs) & (expert < EXPERTS), other=-1) == expert).to(tl.int32)
+            place = start + tl.cumsum(own, 0) - 1
+            tl.store(order + place, at, mask=own > 0)
+            if PLACES:
+                tl.store(places + at, place, mask=own > 0)
+            start += tl.sum(own, 0)
 
 
 def order_pairs(expert_ids: Tensor, experts: int, places: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -129,8 +126,8 @@ def order_pairs(expert_ids: Tensor, experts: int, places: Tensor | None = None) 
     chunk = max(_PART, triton.next_power_of_2(triton.cdiv(pairs, _MOST_CHUNKS)))
     chunks = triton.cdiv(pairs, chunk)
     counts = torch.empty(chunks, width, dtype=torch.int32, device=expert_ids.device)
-    sizes = {"EXPERTS": experts, "WIDTH": width, "CHUNK": chunk, "PART": _PART}
-    count_chunks[(chunks,)](expert_ids, counts, pairs, **sizes, num_warps=4)
+    sizes = {"EXPERTS": experts, "WIDTH": width, "CHUNK": chunk, "PART": _PART, "num_warps": 4}
+    count_chunks[(chunks,)](expert_ids, counts, pairs, **sizes)
     place_chunks[(chunks, triton.cdiv(experts, _SHARE))](
         expert_ids,
         counts,
@@ -143,6 +140,5 @@ def order_pairs(expert_ids: Tensor, experts: int, places: Tensor | None = None) 
         SHARE=_SHARE,
         PLACES=places is not None,
         **sizes,
-        num_warps=8,
     )
     return order, offsets
