@@ -83,9 +83,11 @@ def replace_layout(layout: KVLayout, dtype: str) -> KVLayout:
 def coded(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The rule of KVLayout by torch's own conversions."""
     largest = 127.0 if dtype == torch.int8 else 448.0
-    factors = rows.float().abs().amax(-1) / largest
-    steps = rows.float() / torch.where(factors > 0, factors, 1.0)[..., None]
-    return (steps.round() if dtype == torch.int8 else steps).to(dtype), factors
+    # On the host: a GPU divides by a number as it multiplies by its inverse.
+    wide = rows.float().cpu()
+    factors = wide.abs().amax(-1) / largest
+    steps = wide / torch.where(factors > 0, factors, 1.0)[..., None]
+    return (steps.round() if dtype == torch.int8 else steps).to(dtype).to(rows.device), factors.to(rows.device)
 
 
 def qkv(spec: AttentionSpec, rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -214,7 +214,9 @@ class AttentionSuite(PluginSuite):
                 q, k = norm(q, norms.q.double(), norms.eps), norm(k, norms.k.double(), norms.eps)
             # The cache was written to: a batch of the same seed has the one before the step.
             before = self.batch(self.layer(), [9, 2, 0], [1, 1, 7])
-            before.q, before.k = (reference.OPS["rotary"](x, *(t.double() for t in turned)) for x in (q, k))
+            before.q, before.k = (
+                reference.OPS["rotary"](x, *(t.double() for t in turned)).to(self.dtype) for x in (q, k)
+            )
             before.v = v
             self.close(out, before.expected())
             assert torch.equal(qkv, kept), "qkv was written to"
