@@ -29,11 +29,13 @@ def _moe(x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor, weights: Tensor,
     return forward(x, gate_up, down, ids.contiguous(), weights.contiguous(), activation)
 
 
-@torch.compiler.disable
 def _with_gradients(x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor, weights: Tensor, activation: str) -> Tensor:
-    """Compute what keeps little for the backward pass; a compiler, which would take it apart, goes around it."""
+    """Compute what keeps little for the backward pass."""
     out: Tensor = Mixture.apply(x, gate_up, down, ids, weights, activation)
     return out
+
+
+_differentiable: Callable[..., Tensor] = _with_gradients
 
 
 def moe(x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor, weights: Tensor, activation: str = "silu") -> Tensor:
@@ -43,7 +45,7 @@ def moe(x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor, weights: Tensor, 
     ):
         return reference.moe(x, gate_up, down, ids, weights, activation)
     if differentiates(x, gate_up, down, weights):
-        return _with_gradients(x, gate_up, down, ids, weights, activation)
+        return _differentiable(x, gate_up, down, ids, weights, activation)
     x = x if x.stride(-1) == 1 else x.contiguous()
     result: Tensor = _moe(x, gate_up, down, ids, weights, activation)
     return result
@@ -139,8 +141,12 @@ def _packed(experts: list[Experts], x: Tensor, ids: Tensor, weights: Tensor, act
 
 def replacements(phase: Phase, dtype: torch.dtype) -> dict[str, Callable[..., Any]]:
     """Return the mixture, and those of packed experts that are registered, for models of a dtype that the kernels take."""
+    global _differentiable
     if dtype not in TYPES:
         return {}
+    if phase == "train":
+        # A compiler would take it apart, and is to go around it. Saying so imports the compiler, for which no server should wait.
+        _differentiable = torch.compiler.disable(_with_gradients)
     found = registered()
     makers = {"int8_moe": _int8_moe, "int4_moe": _int4_moe, "fp8_moe": _fp8_moe}
     return {"moe": moe} | {name: make(found[name].function) for name, make in makers.items() if name in found}
