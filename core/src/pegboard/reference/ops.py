@@ -96,7 +96,9 @@ def moe(x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor, weights: Tensor, 
             total = total + weights[t, place].double() * linear(inner, down[expert])[0]
         rows.append(total)
     # No row still depends on everything, with gradients of zero.
-    return torch.stack(rows) if rows else x.double() + 0 * (gate_up.double().sum() + down.double().sum() + weights.sum())
+    return (
+        torch.stack(rows) if rows else x.double() + 0 * (gate_up.double().sum() + down.double().sum() + weights.sum())
+    )
 
 
 def logits_sums(logits: Tensor, targets: Tensor, softcap: float | None = None) -> tuple[Tensor, Tensor]:
