@@ -51,10 +51,10 @@ def adamw_(library: ctypes.CDLL, fallback: Callable[..., None]) -> Callable[...,
         factor: Tensor | None = None,
     ) -> None:
         rows = list(zip(weights, gradients, exp_avgs, exp_avg_sqs, masters, steps, seeds, strict=True))
-        others = [row for row in rows if not taken(*row[:5])]
-        if others:
+        ours = [taken(*row[:5]) for row in rows]
+        if others := [row for row, mine in zip(rows, ours, strict=True) if not mine]:
             fallback(*map(list, zip(*others, strict=True)), how, factor)
-            rows = [row for row in rows if taken(*row[:5])]
+            rows = [row for row, mine in zip(rows, ours, strict=True) if mine]
         scale = 1.0 if factor is None else float(factor)
         for weight, gradient, first, second, master, step, seed in rows:
             update = _Update(

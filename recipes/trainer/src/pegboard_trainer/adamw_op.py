@@ -69,10 +69,10 @@ def adamw_(
         maximize=False,
     )
     for i, (weight, value, seed) in enumerate(zip(weights, wide, seeds, strict=True)):
-        narrow = [t for t in (weight, exp_avgs[i], exp_avg_sqs[i]) if t.dtype == torch.bfloat16]
-        bits = random_bits(value.numel(), seed, device) if narrow else value
+        at_random = how.at_random and masters[i] is None and weight.dtype == torch.bfloat16
+        drawn = at_random or first[i] is not exp_avgs[i] or second[i] is not exp_avg_sqs[i]
+        bits = random_bits(value.numel(), seed, device) if drawn else value
         if weight is not value:
-            at_random = how.at_random and masters[i] is None and weight.dtype == torch.bfloat16
             _keep(weight, value, bits & 0xFFFF if at_random else None)
         if first[i] is not exp_avgs[i]:
             _keep(exp_avgs[i], first[i], (bits >> 16) & 0xFFFF)
