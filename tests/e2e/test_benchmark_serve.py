@@ -30,7 +30,9 @@ def test_the_table_has_the_workloads(run) -> None:  # type: ignore[no-untyped-de
     rows = run("--repeats", "1", "--workloads", "single,shared")[-3:]
     assert [row.split("  ")[0] for row in rows] == ["first token", "single", "shared"]
     assert all(float(row[14:25]) > 0 for row in rows)
-    assert [len(make(0)) for make in WORKLOADS.values()] == [1, 32, 256, 64, 256]
+    assert [len(make(0)) for make in WORKLOADS.values()] == [256, 1, 64, 256, 32]
+    half = [prompt[:1024] for prompt, _ in WORKLOADS["prefill"](3)]
+    assert half == [prompt for prompt, _ in WORKLOADS["batch64"](3)[::2]], "what stands in the documentation"
     assert {len(prompt) for prompt, _ in WORKLOADS["shared"](3)} == {2080}
     assert len(shrunk(WORKLOADS["mixed"](3))) == 5
 
