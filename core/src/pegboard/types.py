@@ -157,6 +157,7 @@ class CachePlan:
     max_adapters: adapters that may be loaded at once, beside the model; max_adapter_rank: the highest rank of any of them.
     graphs: whether decode steps may be captured, where platform and attention can.
     count_experts: whether the tokens of each expert of a mixture are counted.
+    most_queries: most new tokens of a sequence in a step that is worth capturing; above 1 where proposed tokens are checked.
     """
 
     layout: KVLayout
@@ -167,6 +168,7 @@ class CachePlan:
     max_adapter_rank: int = 0
     graphs: bool = True
     count_experts: bool = False
+    most_queries: int = 1
 
 
 @dataclass(slots=True)
@@ -182,10 +184,12 @@ class AttentionInputs:
     slot_mapping: [T] position of each new token in the cache, page * page_size + offset; None without a cache. A token whose
     position lies in page 0 while one of its sequence's pages covers it is in the cache already: its key is read from there.
     num_decodes: the first `num_decodes` sequences have one new token each.
-    pad_to, pad_pages: sequences, and pages of each, of a static (captured) decode batch; None for a batch planned for itself.
+    pad_to, pad_pages: tokens of a static (captured) batch, and pages of each sequence; None for a batch planned for itself.
+    pad_queries: most new tokens of a sequence of a static batch, at most the backend's `static_queries`.
     device_table: where block_table is a tensor, the same on the device, int32 and contiguous, whose last row is no sequence's and holds
     page 0 alone; whoever keeps it there changes it in place, before the step that needs the change, so that a plan may read from it
     for as long as it lives. None: a plan copies what it needs.
+    apart: sequences that somebody else attends for. Their keys and values are written; their rows of the result may hold anything.
     """
 
     query_lens: Sequence[int]
@@ -197,6 +201,8 @@ class AttentionInputs:
     pad_pages: int | None = None
     table_rows: Sequence[int] | None = None
     device_table: Tensor | None = None
+    pad_queries: int = 1
+    apart: Sequence[int] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -235,6 +241,7 @@ class ForwardContext:
     plans: one attention plan per cache group.
     cache: the paged cache, or None (training, scoring).
     adapter_slots: [T] int64 on the host, which loaded adapter each row uses (-1: none); None when all rows use the model as built.
+    adapter_rows: [T] int64, the same where the model is. It alone is there in work that is captured, which serves other rows later.
     adapter_plans: what the owner of the slots made of them, by owner, so that it is made once a pass and not in every layer.
     logits_indices: [M] int64 rows whose logits are wanted; None for all.
     spans: rows whose input embeddings come from outside.
@@ -248,6 +255,7 @@ class ForwardContext:
     plans: Sequence[AttentionPlan]
     cache: KVCache | None = None
     adapter_slots: Tensor | None = None
+    adapter_rows: Tensor | None = None
     logits_indices: Tensor | None = None
     spans: Sequence[EmbeddingSpan] = ()
     extents: Tensor | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pegboard.nn.parallel import Split
+    from pegboard.ops import KernelTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,16 @@ class AdapterSlots(ABC):
     @abstractmethod
     def unload(self, slot: int) -> None:
         """Empty a slot; nothing happens when it is empty. With no adapter left the model is the plain one again."""
+
+    def bind(self, kernels: KernelTable) -> None:
+        """Compute with these ops, made after this plugin registered its own, of which a platform may have replaced some. Before any load."""
+        return
+
+    def captured_key(self) -> Hashable | None:
+        """Return what work that is captured with adapters depends on beside `ForwardContext.adapter_rows`: it is good for as long as this
+        stays the same, whatever the slots then hold. None: such work cannot be captured.
+        """
+        return None
 
 
 class Adapter(ABC):

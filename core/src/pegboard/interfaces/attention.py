@@ -19,10 +19,15 @@ class AttentionBackend(ABC):
 
     graph_safe: which plans may be used inside a captured graph: none, those of pure decode batches, or all.
     static_pages: whether what a static plan costs depends on `pad_pages`; False where it reads what each sequence has.
+    static_queries: most new tokens of a sequence of a static plan.
+    paged: whether it computes over a cache; False for one that computes whole sequences alone, which `pegboard.fresh` puts beside one that
+    does.
     """
 
     graph_safe: ClassVar[GraphSafe] = "none"
     static_pages: ClassVar[bool] = True
+    static_queries: ClassVar[int] = 1
+    paged: ClassVar[bool] = True
 
     @abstractmethod
     def unsupported(self, spec: AttentionSpec, dtype: torch.dtype) -> str | None:
@@ -63,4 +68,17 @@ class AttentionBackend(ABC):
         qkv is [T, num_heads + 2 * num_kv_heads, head_dim], queries first, values last. cos and sin are as of the op `rotary`.
         norms: those of the layer, or None. Returns [T, num_heads, head_dim].
         """
+        return None
+
+    def attend_qkv_kept(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        norms: HeadNorms | None,
+        spec: AttentionSpec,
+        plan: AttentionPlan,
+        cache: KVCache | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """Do what `attend_qkv` does, and return beside its result q, k and v as `attend` takes them; None as there."""
         return None

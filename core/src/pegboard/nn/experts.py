@@ -229,13 +229,16 @@ class ExpertGroup(SharedStorage):
         """Yield (expert, start, end, context of these rows). In training experts without rows come too: ranks sum gradients of the same
         parameters, so that one that is not used must have a gradient, of zeros.
         """
-        slots = None if ctx is None else ctx.adapter_slots
-        if slots is not None:
-            slots = slots[rows.to(slots.device)]
+        slots = held = None
+        if ctx is not None and ctx.adapter_slots is not None:
+            slots = ctx.adapter_slots[rows.to(ctx.adapter_slots.device)]
+        if ctx is not None and ctx.adapter_rows is not None:
+            held = ctx.adapter_rows[rows]
         for expert, start, end in expert_rows(ends, empty=torch.is_grad_enabled()):
             own = ctx
-            if ctx is not None and slots is not None:
-                own = replace(ctx, adapter_slots=slots[start:end], adapter_plans={})
+            if ctx is not None and not (slots is None and held is None):
+                here, there = (None if one is None else one[start:end] for one in (slots, held))
+                own = replace(ctx, adapter_slots=here, adapter_rows=there, adapter_plans={})
             yield expert, start, end, own
 
 
