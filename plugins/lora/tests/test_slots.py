@@ -208,15 +208,15 @@ def test_many_slots_do_not_copy_weights_at_every_pass(base: BuiltModel, trained:
     slots = slots_of(base)
     for slot in range(4):
         slots.load(slot, trained[1].tensors, trained[1].config)
-    site = base.model.model.layers[0].mlp.down_proj.site
+    bank = base.model.model.layers[0].mlp.down_proj.site.bank
     layer_ops(base, [0, 1, 2, 3])
-    made = site._stack((0, 1, 2, 3))
+    made = bank.stack((0, 1, 2, 3))
     layer_ops(base, [0, 1, 2] * 5)
-    assert list(site._stacks) == [(0, 1, 2, 3)] and site._stack((0, 1, 2, 3)) is made
+    assert list(bank._stacks) == [(0, 1, 2, 3)] and bank.stack((0, 1, 2, 3)) is made
     slots.unload(3)
     for which in ([0, 1], [1, 2], [0, 2]):
         layer_ops(base, which)
-    assert list(site._stacks) == [(1, 2), (0, 2)]
+    assert list(bank._stacks) == [(1, 2), (0, 2)]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -261,7 +261,7 @@ def test_slow_half_precision_is_multiplied_in_float32(trained: list[Trained]) ->
     for slot, one in enumerate(trained):
         slots.load(slot, one.tensors, one.config)
     site = built.model.model.layers[0].self_attn.q_proj.site
-    assert site.factors[0].down.dtype == torch.float32
+    assert site.bank.dtype == torch.float32
     ids, lens, which = torch.arange(60, 100), [1, 1, 1, 1, 20, 16], [0, 1, -1, 2, 1, 0]
     found = mixed(built, ids, lens, which)
     right = alone([*(one.model for one in trained), random_model()], ids, lens, which)
@@ -319,11 +319,9 @@ def test_the_memory_of_full_slots_is_told_before(base: BuiltModel, num_slots: in
         mixed(base, ids[: 4 * len(which)], [4] * len(which), which)
     held: dict[int, int] = {}
     for site, _ in slots._sites:
-        for kept in (*site.factors.values(), *site._alone.values(), *site._stacks.values()):
-            if kept is not None:
-                for tensor in (kept.down, *(up[1] for up in kept.ups if up is not None)):
-                    storage = tensor.untyped_storage()
-                    held[storage.data_ptr()] = storage.nbytes()
+        for tensor in site.bank.tensors():
+            storage = tensor.untyped_storage()
+            held[storage.data_ptr()] = storage.nbytes()
     assert sum(held.values()) <= most
     if num_slots == 1:
         assert sum(held.values()) == most

@@ -51,7 +51,7 @@ class AdapterSlots(ABC):
         """Empty a slot; nothing happens when it is empty. With no adapter left the model is the plain one again."""
 
     def bind(self, kernels: KernelTable) -> None:
-        """Compute with these ops, made after this plugin registered its own, of which a platform may have replaced some. Before any load."""
+        """Compute with these ops, of which a platform may have replaced some, this plugin's own among them. Called before any load."""
         return
 
     def captured_key(self) -> Hashable | None:

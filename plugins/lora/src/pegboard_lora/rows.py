@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,41 @@ class Block:
 
 
 Part = Run | Block
+
+
+class SlotRows:
+    """The slot of each row of a batch, -1 for none: made once a pass, and the same for all layers.
+
+    host, device: [T] int64 there and where the model is; one of them is enough. arrange: makes parts. kept: what an implementation of
+    the ops made of the rows.
+    """
+
+    def __init__(self, host: Tensor | None, device: Tensor | None, arrange: Callable[[np.ndarray], list[Part]]) -> None:
+        self.kept: dict[Hashable, Any] = {}
+        self._host, self._device = host, device
+        self._arrange = arrange
+        self._parts: list[Part] | None = None
+
+    def __len__(self) -> int:
+        rows = self._device if self._host is None else self._host
+        assert rows is not None
+        return len(rows)
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts of the batch. Raises RuntimeError in work that is captured: it will serve other rows."""
+        if self._parts is None:
+            if self._host is None:
+                raise RuntimeError("which rows use which adapter is known to the device alone in captured work")
+            self._parts = self._arrange(self._host.numpy())
+        return self._parts
+
+    def on(self, device: torch.device) -> Tensor:
+        """Return the slots [T] int64 on the device of the model."""
+        if self._device is None or self._device.device != device:
+            assert self._host is not None
+            self._device = self._host.to(device, non_blocking=True)
+        return self._device
 
 
 class Arranger:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,10 +12,13 @@ from torch import Tensor, nn
 from pegboard.errors import ConfigError, ModelError
 from pegboard.interfaces.adapter import AdapterSlots
 from pegboard.nn import LinearGroup
+from pegboard.ops import KernelTable, kernel_table, replaced
 from pegboard.ops import linear as reference_linear
+from pegboard_lora import ops  # noqa: F401  # registers what the table is asked for
+from pegboard_lora.bank import Bank, make_factors
 from pegboard_lora.files import CONFIG_FILE, check_tensors, options_of, peft_names
-from pegboard_lora.rows import SETS, Arranger, Part
-from pegboard_lora.sites import RowLinear, Site, make_factors
+from pegboard_lora.rows import SETS, Arranger, SlotRows
+from pegboard_lora.sites import RowLinear, Site
 from pegboard_lora.targets import adaptable, device_of, named, put, select
 
 if TYPE_CHECKING:
@@ -24,16 +28,20 @@ _MERGE = "merge it into the model (`peg merge`), and serve that"
 
 
 class LoraSlots(AdapterSlots):
-    """Layers are wrapped when an adapter that is loaded targets them, and put back when none does."""
+    """Layers are wrapped when an adapter that is loaded targets them, and put back when none does.
+
+    kernels: the ops that are computed with, torch's until `bind`.
+    """
 
     def __init__(self, model: nn.Module, *, num_slots: int, max_rank: int, dtype: torch.dtype) -> None:
+        self.kernels = kernel_table()
         self._model = model
         self._num_slots = num_slots
         self._max_rank = max_rank
         self._dtype = _product_dtype(model, dtype)
         self._layers = adaptable(model)
         self._default = named(None, model)
-        self._sites = _sites(model, self._layers, self.parts)
+        self._sites = self._make_sites()
         self._loaded: dict[int, list[str]] = {}
         devices = [device_of(layer) for layer in self._layers.values()]
         self._arranger = Arranger(devices[0] if devices else torch.device("cpu"))
@@ -47,7 +55,7 @@ class LoraSlots(AdapterSlots):
         self.unload(slot)
         for site, members in self._sites:
             if any(name in pairs for name in members):
-                site.put(slot, make_factors([pairs.get(name) for name in members]))
+                site.bank.put(slot, make_factors([pairs.get(name) for name in members]))
         self._loaded[slot] = list(pairs)
         self._wrap()
 
@@ -55,16 +63,25 @@ class LoraSlots(AdapterSlots):
         """Empty a slot."""
         self._loaded.pop(slot, None)
         for site, _ in self._sites:
-            site.put(slot, None)
+            site.bank.put(slot, None)
         self._wrap()
 
-    def parts(self, ctx: ForwardContext) -> Sequence[Part]:
-        """Return how the rows of a batch are arranged by slot."""
-        found: Sequence[Part] | None = ctx.adapter_plans.get(self)
+    def bind(self, kernels: KernelTable) -> None:
+        """Compute with these ops."""
+        self.kernels = kernels
+
+    def captured_key(self) -> Hashable | None:
+        """Which layers are adapted, where a platform's op finds the rest in the bank's table; torch's arranges rows on the host."""
+        if not replaced(self.kernels, "lora_add_"):
+            return None
+        return frozenset(name for names in self._loaded.values() for name in names)
+
+    def rows(self, ctx: ForwardContext) -> SlotRows:
+        """Return the slots of a batch's rows."""
+        found: SlotRows | None = ctx.adapter_plans.get(self)
         if found is None:
-            assert ctx.adapter_slots is not None
-            found = self._arranger.arrange(ctx.adapter_slots.numpy(), self._loaded)
-            ctx.adapter_plans[self] = found
+            arrange = partial(self._arranger.arrange, loaded=self._loaded)
+            found = ctx.adapter_plans[self] = SlotRows(ctx.adapter_slots, ctx.adapter_rows, arrange)
         return found
 
     def _read(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -105,6 +122,26 @@ class LoraSlots(AdapterSlots):
             pairs[name] = pair
         return pairs
 
+    def _make_sites(self) -> list[tuple[Site, tuple[str, ...]]]:
+        """Return sites with the names of their members: one for the layers that a group computes together, one for each other."""
+        groups: list[tuple[str, ...]] = []
+        left = dict.fromkeys(self._layers)
+        for name, module in self._model.named_modules():
+            if isinstance(module, LinearGroup):
+                owner = name.rpartition(".")[0]
+                members = tuple(f"{owner}.{leaf}" if owner else leaf for leaf in module.names)
+                # Members that are no plain layers (quantised ones, say) are computed one by one.
+                if module.bases() is not None and all(member in left for member in members):
+                    groups.append(members)
+                    for member in members:
+                        del left[member]
+        return [(self._site(members), members) for members in (*groups, *((name,) for name in left))]
+
+    def _site(self, members: tuple[str, ...]) -> Site:
+        layers: list[Any] = [self._layers[name] for name in members]
+        outputs = [layer.out_features for layer in layers]
+        return Site(self, Bank(self._num_slots, layers[0].in_features, outputs, self._max_rank))
+
     def _wrap(self) -> None:
         """Let exactly those layers be wrapped that a loaded adapter targets."""
         self._arranger.forget()
@@ -123,24 +160,6 @@ def slots_bytes(model: nn.Module, *, num_slots: int, max_rank: int, dtype: torch
     each = sum(sizes) * max_rank * _product_dtype(model, dtype).itemsize
     # Beside the factors of each slot, those of a few sets of slots lie side by side.
     return int(each) * num_slots * (1 if num_slots == 1 else 1 + SETS)
-
-
-def _sites(
-    model: nn.Module, layers: Mapping[str, nn.Module], parts: Callable[[ForwardContext], Sequence[Part]]
-) -> list[tuple[Site, tuple[str, ...]]]:
-    """Return sites with the names of their members: one for the layers that a group computes together, one for each other."""
-    found: list[tuple[Site, tuple[str, ...]]] = []
-    left = dict.fromkeys(layers)
-    for name, module in model.named_modules():
-        if isinstance(module, LinearGroup):
-            owner = name.rpartition(".")[0]
-            members = tuple(f"{owner}.{leaf}" if owner else leaf for leaf in module.names)
-            # Members that are no plain layers (quantised ones, say) are computed one by one.
-            if module.bases() is not None and all(member in left for member in members):
-                found.append((Site(parts), members))
-                for member in members:
-                    del left[member]
-    return found + [(Site(parts), (name,)) for name in left]
 
 
 def _product_dtype(model: nn.Module, dtype: torch.dtype) -> torch.dtype:
