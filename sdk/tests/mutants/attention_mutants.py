@@ -120,6 +120,14 @@ class TestNoSoftcap(Mutant):
             return replace(spec, softcap=None)
 
 
+class TestReadsValuesAsKeysLie(Mutant):
+    caught_by = ("test_parts_of_one_projection", "test_paged_parts_of_one_projection")
+
+    class broken(Static):
+        def attend(self, q, k, v, spec, plan, cache):
+            return super().attend(q, k, v.as_strided(v.shape, k.stride()), spec, plan, cache)
+
+
 class TestRefusesInSilence(Mutant):
     """The flag is False and `unsupported` does not say so."""
 

@@ -140,6 +140,22 @@ class AttentionSuite(PluginSuite):
         self.check_whole(self.layer(), [5, 1, 33, 5, 17, 2])
         self.check_whole(self.layer(), [6, 6, 6])
 
+    def test_parts_of_one_projection(self) -> None:
+        """q, k and v may be parts of wider rows, as models have them: queries and keys of those that were turned, values of all."""
+        backend, spec, lens = self.create(), self.layer(), [5, 1, 33]
+        self.needs("unpaged")
+        device = torch.device(self.device)
+        drawn = random_qkv(spec, sum(lens), self.dtype, device, seed=11)
+        plan = backend.plan(AttentionInputs(lens, lens), device, None)
+        self.close(backend.attend(*_parts(*drawn), spec, plan, None), reference.ragged_attention(*drawn, spec, lens))
+
+    def test_paged_parts_of_one_projection(self) -> None:
+        """The same over a cache, prompts and decodes."""
+        backend, batch = self.create(), self.batch(self.layer(), [9, 2, 0, 6], [1, 1, 12, 5])
+        wanted = batch.expected()
+        plan = backend.plan(batch.inputs, batch.q.device, batch.layout)
+        self.close(backend.attend(*_parts(batch.q, batch.k, batch.v), batch.spec, plan, batch.cache), wanted)
+
     def test_gradients(self) -> None:
         """Gradients in q, k and v equal those of the reference by autograd."""
         self.needs("unpaged")
@@ -304,3 +320,10 @@ class AttentionSuite(PluginSuite):
             graph.replay()
             platform.synchronize()
             self.close(out[: len(old)], wanted)
+
+
+def _parts(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the same values: q and k as parts of one tensor, v as a part of a wider one."""
+    heads, kv_heads = q.shape[1], k.shape[1]
+    q_part, k_part = torch.cat((q, k), 1).split([heads, kv_heads], 1)
+    return q_part, k_part, torch.cat((q, k, v), 1)[:, heads + kv_heads :]

@@ -35,6 +35,8 @@ def _walk(
     base,
     page_stride,
     slot_stride,
+    value_base,
+    value_slot,
     low,
     high,
     length,
@@ -58,12 +60,15 @@ def _walk(
         inside = key < length
         if PAGE == 0:
             at = base + key.to(tl.int64) * slot_stride
+            value_cells = (value_base + key.to(tl.int64) * value_slot)[:, None] + dims[None, :]
         elif MASKED:
             page = tl.load(table + key // PAGE, mask=inside, other=0).to(tl.int64)
             at = base + page * page_stride + (key % PAGE) * slot_stride
         else:
             at = base + tl.load(table + key // PAGE).to(tl.int64) * page_stride + (key % PAGE) * slot_stride
         cells = at[:, None] + dims[None, :]
+        if PAGE != 0:
+            value_cells = cells
         if MASKED:
             block_k = tl.load(keys + cells, mask=inside[:, None] & real[None, :], other=0)
         elif HEAD_DIM != BLOCK_D:
@@ -93,11 +98,11 @@ def _walk(
         total = total * kept + tl.sum(weights, axis=1)
         acc = acc * kept[:, None]
         if MASKED:
-            block_v = tl.load(values + cells, mask=inside[:, None] & real[None, :], other=0)
+            block_v = tl.load(values + value_cells, mask=inside[:, None] & real[None, :], other=0)
         elif HEAD_DIM != BLOCK_D:
-            block_v = tl.load(values + cells, mask=real[None, :], other=0)
+            block_v = tl.load(values + value_cells, mask=real[None, :], other=0)
         else:
-            block_v = tl.load(values + cells)
+            block_v = tl.load(values + value_cells)
         block_v = widened(block_v, block_q.dtype, KIND)
         if KIND != 0:
             weights *= row_scale(tl.load(value_scales + at // HEAD_DIM, mask=inside, other=0.0), KIND)[None, :]
@@ -106,7 +111,7 @@ def _walk(
     return acc, total, largest
 
 
-@triton.jit
+@kernel
 def prefill_kernel(
     q,
     keys,
@@ -128,6 +133,8 @@ def prefill_kernel(
     page_stride,
     head_stride,
     slot_stride,
+    value_head,
+    value_slot,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PAGE: tl.constexpr,
@@ -140,7 +147,8 @@ def prefill_kernel(
 ):
     """Program (h, i): key head h of tile i, which is the queries of a sequence from `tile_firsts[i]` on, BLOCK_M // GROUP of them.
 
-    q: [T, heads, HEAD_DIM]. out: the same, contiguous. PAGE: tokens a page; 0 where keys and values are rows of the batch themselves.
+    q: [T, heads, HEAD_DIM]. out: the same, contiguous. PAGE: tokens a page; 0 where keys and values are rows of the batch themselves, which
+    lie apart as `head_stride` and `slot_stride` say of keys, `value_head` and `value_slot` of values. In a cache both lie alike.
     """
     kv_head = tl.program_id(0)
     kv_heads = tl.num_programs(0)
@@ -167,9 +175,11 @@ def prefill_kernel(
     if PAGE == 0:
         table = pages
         base = begin.to(tl.int64) * slot_stride + kv_head * head_stride
+        value_base = begin.to(tl.int64) * value_slot + kv_head * value_head
     else:
         table = pages + tl.load(page_starts + seq)
         base = kv_head.to(tl.int64) * head_stride
+        value_base = base
 
     largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -181,12 +191,12 @@ def prefill_kernel(
         masked_from = (past + first + 1) // BLOCK_N * BLOCK_N
         acc, total, largest = _walk(
             acc, total, largest, block_q, position, keys, values, key_scales, value_scales, table, base,
-            page_stride, slot_stride, 0, masked_from, length, scale, softcap, window,
+            page_stride, slot_stride, value_base, value_slot, 0, masked_from, length, scale, softcap, window,
             HEAD_DIM, PAGE, KIND, CAPPED, WINDOWED, False, BLOCK_N, BLOCK_D,
         )  # fmt: skip
     acc, total, largest = _walk(
         acc, total, largest, block_q, position, keys, values, key_scales, value_scales, table, base,
-        page_stride, slot_stride, masked_from, end, length, scale, softcap, window,
+        page_stride, slot_stride, value_base, value_slot, masked_from, end, length, scale, softcap, window,
         HEAD_DIM, PAGE, KIND, CAPPED, WINDOWED, True, BLOCK_N, BLOCK_D,
     )  # fmt: skip
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]
@@ -221,10 +231,12 @@ def prefill(
     )
     seqs, firsts = plan.tiles(use["BLOCK_M"] // group)
     if layout is None:
-        page, kv_strides = 0, (0, cells[0].stride(1), cells[0].stride(0))
+        # Keys come from a rotation, values straight from a projection: their rows need not be equally far apart.
+        (k_slot, k_head), (v_slot, v_head) = (x.stride()[:2] for x in cells)
+        page, kv_strides = 0, (0, k_head, k_slot, v_head, v_slot)
     else:
         strides = dict(zip(layout.order, cells[0].stride(), strict=True))
-        page, kv_strides = layout.page_size, (strides["P"], strides["H"], strides["S"])
+        page, kv_strides = layout.page_size, (strides["P"], strides["H"], strides["S"], strides["H"], strides["S"])
     prefill_kernel[(spec.num_kv_heads, len(seqs))](
         q,
         raw(cells[0]),

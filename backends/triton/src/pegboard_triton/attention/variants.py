@@ -65,7 +65,15 @@ def _decode(name: str, dtype: str, cells: dict[str, str], layer: dict[str, Any],
 
 def _prefill(name: str, dtype: str, cells: dict[str, str], layer: dict[str, Any]) -> Variant:
     arrays = dict.fromkeys((*_ARRAYS, "tile_seqs", "tile_firsts"), "*i32")
-    signature = {"q": f"*{dtype}", "out": f"*{dtype}", **cells, **arrays, **_LAYER}
+    signature = {
+        "q": f"*{dtype}",
+        "out": f"*{dtype}",
+        **cells,
+        **arrays,
+        **_LAYER,
+        "value_head": "i32",
+        "value_slot": "i32",
+    }
     wide = dtype == "fp32"
     blocks = {"BLOCK_M": 32 if wide else 128, "BLOCK_N": 16 if wide else 64}
     options = {"num_warps": 4 if wide else 8, "num_stages": 1}
