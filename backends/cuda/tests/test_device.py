@@ -92,6 +92,7 @@ def models(request: pytest.FixtureRequest) -> dict[str, BuiltModel]:
     return {
         "cuda": build("cuda", "float32"),
         "half": build("cuda", "bfloat16"),
+        "cpu-half": build("cpu", "bfloat16"),
         "cpu": build("cpu", "float64"),
         "cuda-train": build("cuda", "float32", "train"),
         "cpu-train": build("cpu", "float64", "train"),
@@ -121,7 +122,8 @@ def logits(built: BuiltModel) -> Tensor:
 def test_logits(models: dict[str, BuiltModel]) -> None:
     reference = logits(models["cpu"])
     assert relative(logits(models["cuda"]), reference) < 1e-5
-    assert relative(logits(models["half"]), reference) < 3e-2
+    # What bfloat16 costs is the model's business, and as much on the host: 1.8 % to 2.9 % for these.
+    assert relative(logits(models["half"]), reference) < 1.5 * relative(logits(models["cpu-half"]), reference)
 
 
 def train(built: BuiltModel, steps: int) -> Tensor:
@@ -154,9 +156,7 @@ class Decoding:
         self.built, self.lengths = built, lengths
         specs = built.model.attention_specs
         self.layout = built.attention.layout(specs[0], len(specs), PAGE, built.dtype)
-        shape = (PAGES, PAGE, self.layout.num_kv_heads, self.layout.head_dim)
-        caches = [[torch.zeros(shape, device=built.device, dtype=built.dtype) for _ in specs] for _ in "kv"]
-        self.cache = KVCache(self.layout, *caches)
+        self.cache = KVCache.allocate(self.layout, PAGES, built.device)
         self.groups = 1 + max(spec.group for spec in specs)
         free = iter(torch.randperm(PAGES - 1, generator=torch.Generator().manual_seed(5)).add(1).tolist())
         self.table = [[next(free) for _ in range(8)] for _ in lengths]
