@@ -111,7 +111,7 @@ def _walk(
     return acc, total, largest
 
 
-@kernel
+@triton.jit
 def prefill_kernel(
     q,
     keys,
