@@ -9,6 +9,8 @@ import torch
 
 from pegboard.build import build_model, choose_platform, find_family, open_model, parse_dtype
 from pegboard.errors import ConfigError, ModelError, PluginError
+from pegboard.fresh import FreshPrompts
+from pegboard.interfaces.platform import PromptChoice
 from pegboard.nn import Linear
 from pegboard.plugins.load import Registry
 from pegboard.plugins.spec import PluginSpec
@@ -48,6 +50,26 @@ def test_phase_decides_what_is_trainable(registry: Registry, toy_files: Files) -
     served = build_model(registry, toy_files()).model
     assert all(parameter.requires_grad for parameter in trained.parameters())
     assert not any(parameter.requires_grad for parameter in served.parameters())
+
+
+def test_fresh_prompts_are_computed_apart_where_the_platform_says_so(
+    registry: Registry, toy_files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform = type(choose_platform(registry)[1])
+    choice = PromptChoice("toy2", 3, True, "it is faster")
+    monkeypatch.setattr(platform, "prompt_attention", lambda self, spec, dtype, index=0: [choice], raising=False)
+    assert build_model(registry, toy_files()).attention_name == "toy"  # not installed
+    specs = {(r.kind, r.name): registry.spec(r.kind, r.name) for r in registry.records()}
+    both = Registry.of(specs | {("attention", "toy2"): specs["attention", "toy"]})
+    built = build_model(both, toy_files())
+    assert built.attention_name == "toy+toy2"
+    assert isinstance(built.attention, FreshPrompts) and built.attention.tokens == 3
+    ids = torch.tensor([1, 2, 3, 4, 5])
+    alone = build_model(registry, toy_files())
+    outs = [x.model(ids, x.context([2, 3], torch.tensor([0, 1, 0, 1, 2]))) for x in (alone, built)]
+    torch.testing.assert_close(*outs)
+    assert build_model(both, toy_files(), attention="toy").attention_name == "toy"
+    assert build_model(both, toy_files(), phase="train").attention_name == "toy"
 
 
 def test_tied_head_reads_the_embedding(registry: Registry, toy_files: Files) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from pegboard.errors import DeviceError
 from pegboard.interfaces.attention import AttentionBackend
-from pegboard.interfaces.platform import DeviceInfo, Phase, Platform
+from pegboard.interfaces.platform import DeviceInfo, Phase, Platform, PromptChoice
 from pegboard.plugins.load import Registry
 from pegboard.plugins.spec import PluginSpec
 from pegboard.survey import survey
@@ -79,7 +79,7 @@ class Quick(Plain):
 
 
 def registry(*names: str) -> Registry:
-    targets = {"plain": "Plain", "quick": "Quick"}
+    targets = {"plain": "Plain", "quick": "Quick", "packed": "Plain"}
     return Registry.of(
         {("attention", n): PluginSpec(kind="attention", target=f"{__name__}:{targets.get(n, n)}") for n in names}
     )
@@ -109,6 +109,22 @@ def test_attention_and_kernels_by_phase() -> None:
         f"  kernels: train: rms_norm by {owner}",
         f"  kernels: prefill, decode: linear by torch; rms_norm, silu_mul by {owner}",
     ]
+
+
+class Prompts(Cards):
+    def prompt_attention(self, spec: AttentionSpec, dtype: torch.dtype, index: int = 0) -> list[PromptChoice]:
+        choices = [
+            PromptChoice("packed", 2048, True, "580 TFLOP/s"),
+            PromptChoice("plain", 1024, False, "not measured"),
+        ]
+        return choices if dtype == torch.bfloat16 else []
+
+
+def test_what_computes_fresh_prompts() -> None:
+    start = "  attention of prompts with nothing cached:"
+    assert f"{start} as others; packed: not installed; plain: only by name, not measured" in told(Prompts(), "plain")
+    assert f"{start} packed from 2,048 tokens on (580 TFLOP/s)" in told(Prompts(), "plain", "packed")
+    assert not any(start in line for line in told(Cards(), "plain"))
 
 
 def test_the_first_choice_is_given_a_reason() -> None:

@@ -252,6 +252,37 @@ def test_one_pass_over_the_projection(kind: str, new: list[int], device: torch.d
             torch.testing.assert_close(mine, right, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
+def test_what_is_attended_for_elsewhere(device: torch.device) -> None:
+    """A prompt that is apart is written with the others, in one pass, which hands its queries, keys and values on."""
+    old, new = [5, 0, 17], [1, FEW + 3, FEW + 1]
+    spec, x = replace(SPEC, window=11), normal(sum(new), 8, 16, seed=3, device=device)
+    table = Rotary(16, 100.0)
+    table.materialise(device)
+    cos, sin = table(torch.cat([torch.arange(o, o + n) for o, n in zip(old, new, strict=True)]).to(device), x.dtype)
+    steps = [Step(spec, old, new, device) for _ in range(2)]
+    plan = BACKEND.plan(steps[0].inputs, device, steps[0].cache.layout)
+    wanted = BACKEND.attend_qkv(x, cos, sin, None, spec, plan, steps[0].cache)
+    rest = BACKEND.plan(replace(steps[1].inputs, apart=[1]), device, steps[1].cache.layout)
+    assert isinstance(rest, CachedPlan) and len(rest.tiles(1)[0]) == FEW + 1 and rest.few
+    kept = BACKEND.attend_qkv_kept(x, cos, sin, None, spec, rest, steps[1].cache)
+    assert wanted is not None and kept is not None
+    out, q, k, v = kept
+    for name in ("k", "v"):
+        assert torch.equal(
+            getattr(steps[0].cache, name)[1].nan_to_num(9), getattr(steps[1].cache, name)[1].nan_to_num(9)
+        )
+    turned = rotary(x[:, :6], cos, sin)
+    torch.testing.assert_close(q, turned[:, :4], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(k, turned[:, 4:], rtol=1e-6, atol=1e-6)
+    assert torch.equal(v, x[:, 6:]) and k.is_contiguous()
+    own = [0, *range(1 + new[1], sum(new))]
+    assert torch.equal(out[own], wanted[own])
+    rows = slice(1, 1 + new[1])
+    exact = reference.ragged_attention(q[rows], k[rows], v[rows], spec, [new[1]])
+    torch.testing.assert_close(wanted[rows].double(), exact, rtol=2e-5, atol=2e-5)
+    assert BACKEND.attend_qkv_kept(x, cos, sin, None, spec, rest, None) is None
+
+
 @pytest.mark.parametrize("changes", [{}, {"window": 140}])
 def test_one_pass_by_chunks(changes: dict[str, Any], device: torch.device) -> None:
     """Proposed tokens on both sides of a chunk's end are written by the programs that read them; one in page 0 is read where it is."""

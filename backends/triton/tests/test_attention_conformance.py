@@ -5,8 +5,12 @@ from typing import ClassVar
 import pytest
 import torch
 
+from pegboard.fresh import FreshPrompts
 from pegboard.interfaces.platform import Platform
+from pegboard.plugins.spec import PluginSpec
 from pegboard_sdk.conformance import AttentionSuite
+from pegboard_sdk.toys.attention import ReferenceAttention
+from pegboard_triton.attention.backend import TritonAttention
 from pegboard_triton.plugin import ATTENTION
 
 ON_GPU = torch.cuda.is_available()
@@ -28,6 +32,19 @@ class Triton(AttentionSuite):
 
 class TestFloat32(Triton):
     pass
+
+
+class Composed(FreshPrompts):
+    """Prompts of three tokens and more with nothing cached by the oracle, all else by the kernels, which write for both."""
+
+    def __init__(self) -> None:
+        super().__init__(TritonAttention(), ReferenceAttention(), 3)
+
+
+@pytest.mark.slow
+class TestFreshPromptsApart(Triton):
+    spec = PluginSpec(kind="attention", target=f"{__name__}:Composed")
+    installed = False
 
 
 @pytest.mark.gpu

@@ -16,6 +16,7 @@ from torch import Tensor
 from pegboard.classifier import SCORE, HeadKind, causal_config, classifier_config, draw_score, is_classifier
 from pegboard.divide import Division, add_adapter, divide
 from pegboard.errors import ConfigError, ModelError, PluginError
+from pegboard.fresh import named, offered
 from pegboard.interfaces.platform import Phase, Platform
 from pegboard.loading import materialise, stream
 from pegboard.nn import CausalLM
@@ -142,7 +143,7 @@ def prepare_model(
     adapted = adapter.attach(model) if adapter is not None else []
     if division is not None and adapter is not None:
         add_adapter(division, adapter.divided(model))
-    attention_name, backend = _bind_attention(registry, attention, hardware, model, torch_dtype, phase)
+    attention_name, backend = _bind_attention(registry, attention, hardware, model, torch_dtype, phase, device)
     table = kernel_table(hardware.kernels(phase, torch_dtype, device), owner=f"platform {platform_name!r}")
     bind_kernels(model, table)
     drawn = held_score is None and expected.pop(SCORE, None) is not None
@@ -291,19 +292,27 @@ def _looks_like_path(location: str) -> bool:
 
 
 def _bind_attention(
-    registry: Registry, name: str, platform: Platform, model: CausalLM, dtype: torch.dtype, phase: Phase
+    registry: Registry, name: str, platform: Platform, model: CausalLM, dtype: torch.dtype, phase: Phase, index: int
 ) -> tuple[str, AttentionBackend]:
-    """Give every attention layer the backend called `name`, or for "auto" the platform's first choice that can do them all."""
+    """Give every attention layer the backend called `name` (see `fresh.named`), or for "auto" the platform's first choice that can do them
+    all, beside its choice for fresh prompts.
+    """
     specs = model.attention_specs
     preferred = platform.attention_preference(phase, specs[0])
     installed = [record.name for record in registry.records("attention") if record.status == "ok"]
     candidates = [n for n in preferred if n in installed] if name == "auto" else [name]
     reasons = [f"{n}: not installed" for n in preferred if n not in installed] if name == "auto" else []
     for candidate in candidates:
-        backend: AttentionBackend = registry.create("attention", candidate)
+        backend = named(registry, candidate, platform, specs[0], dtype, index)
         reason = next((r for r in (backend.unsupported(spec, dtype) for spec in specs) if r), None)
         if reason is None:
             for attention in model.attentions:
+            prompts = (
+                offered(registry, platform, specs, dtype, index)[0] if name == "auto" and phase != "train" else None
+            )
+            if prompts is not None and prompts.name != candidate and backend.paged:
+                candidate = f"{candidate}+{prompts.name}"
+                backend = named(registry, candidate, platform, specs[0], dtype, index)
                 attention.backend = backend
             return candidate, backend
         reasons.append(f"{candidate}: {reason}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, get_args
 
 from pegboard.errors import PegboardError
+from pegboard.fresh import offered
 from pegboard.interfaces.platform import Phase
 from pegboard.types import AttentionSpec
 
@@ -41,6 +42,8 @@ def survey(registry: Registry, platform: Platform) -> list[str]:
         lines += [
             f"  attention: {line}" for line in _by_phase({p: _attention(registry, platform, p, dtype) for p in PHASES})
         ]
+        if prompts := _prompts(registry, platform, dtype):
+            lines.append(f"  attention of prompts with nothing cached: {prompts}")
         lines += [f"  kernels: {line}" for line in _by_phase({p: _kernels(platform, p, dtype) for p in PHASES})]
     return lines
 
@@ -90,6 +93,16 @@ def _backend(registry: Registry, platform: Platform, phase: Phase, layer: Attent
             return f"{name} ({why})" if why else name
         passed.append(f"{name}: {reason}")
     return f"none ({'; '.join(passed)})"
+
+
+def _prompts(registry: Registry, platform: Platform, dtype: torch.dtype) -> str:
+    """Return what computes fresh prompts of usual layers, and why; empty where the platform knows nothing special for them."""
+    layer = LAYERS[""]
+    if not platform.prompt_attention(layer, dtype):
+        return ""
+    chosen, passed = offered(registry, platform, [layer], dtype, 0)
+    told = f"{chosen.name} from {chosen.tokens:,} tokens on ({chosen.reason})" if chosen is not None else "as others"
+    return "; ".join([told, *passed])
 
 
 def _kernels(platform: Platform, phase: Phase, dtype: torch.dtype) -> str:

@@ -26,6 +26,20 @@ class DeviceInfo:
     available_memory: int
 
 
+@dataclass(frozen=True, slots=True)
+class PromptChoice:
+    """An attention plugin that may compute prompts of which nothing is in the cache, beside the one that reads the cache.
+
+    tokens: length of a prompt from which on it is taken. default: whether an automatic choice takes it where it is installed.
+    reason: why it is, or why not, for people.
+    """
+
+    name: str
+    tokens: int
+    default: bool
+    reason: str
+
+
 class Graph(Protocol):
     """A captured piece of work that can be run again on the same buffers."""
 
@@ -63,6 +77,12 @@ class Platform(ABC):
     def attention_reason(self, phase: Phase, spec: AttentionSpec) -> str:
         """Return, for people, why `attention_preference` begins as it does; empty where there is no choice."""
         return ""
+
+    def prompt_attention(self, spec: AttentionSpec, dtype: torch.dtype, index: int = 0) -> Sequence[PromptChoice]:
+        """Return attention plugins for prompts of which nothing is in the cache yet, best first; empty where one computes them as well as
+        all else. See `pegboard.fresh`.
+        """
+        return ()
 
     def kernels(self, phase: Phase, dtype: torch.dtype, index: int = 0) -> Mapping[str, Callable[..., Any]]:
         """Return replacements for entries of `pegboard.ops`, by op name; read once when a model is built.

@@ -21,6 +21,7 @@ class _Sequence:
 
     start: its first row. queries: its new tokens. length: all its tokens.
     first_slot: where its tokens lie when its pages follow one another, so that they are read without a copy; else `pages`.
+    apart: somebody else attends for it.
     """
 
     start: int
@@ -28,6 +29,7 @@ class _Sequence:
     length: int
     first_slot: int | None
     pages: Tensor | None
+    apart: bool = False
 
 
 class PagedPlan:
@@ -44,12 +46,12 @@ class PagedPlan:
         self._slots = inputs.slot_mapping.to(self._device, non_blocking=True)
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
         self._sequences: list[_Sequence] = []
-        size, start = self._layout.page_size, 0
+        size, start, apart = self._layout.page_size, 0, set(inputs.apart)
         for index, (queries, length) in enumerate(zip(inputs.query_lens, inputs.seq_lens, strict=True)):
             queries, length, used = int(queries), int(length), inputs.pages(index, size)
             first_slot = used[0] * size if _consecutive(used) else None
             table = None if first_slot is not None else torch.tensor(used, device=self._device)
-            self._sequences.append(_Sequence(start, queries, length, first_slot, table))
+            self._sequences.append(_Sequence(start, queries, length, first_slot, table, index in apart))
             start += queries
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, cache: KVCache | None) -> Tensor:
@@ -61,6 +63,9 @@ class PagedPlan:
         parts = []
         for sequence in self._sequences:
             rows = q[sequence.start : sequence.start + sequence.queries]
+            if sequence.apart:
+                parts.append(torch.empty_like(rows))
+                continue
             parts.append(self._one(rows, self._tokens(keys, sequence, q), self._tokens(values, sequence, q), spec))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

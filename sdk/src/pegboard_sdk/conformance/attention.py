@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from torch import Tensor
 
 from pegboard import reference
+from pegboard.errors import PluginError
 from pegboard.interfaces.attention import AttentionBackend
 from pegboard.interfaces.platform import Platform
 from pegboard.types import AttentionInputs, AttentionSpec, HeadNorms
@@ -98,7 +100,12 @@ class AttentionSuite(PluginSuite):
                 torch.testing.assert_close(mine, right, rtol=0, atol=0, equal_nan=True)
 
     def test_layout(self) -> None:
-        """The layout is for what was asked: pages, layers, heads, dtype, shard."""
+        """The layout is for what was asked: pages, layers, heads, dtype, shard; a backend without a cache refuses to have one."""
+        assert self.create().paged == self.paged
+        if not self.paged:
+            with pytest.raises(PluginError, match="no cache"):
+                self.create().layout(self.layer(), 3, 8, self.dtype)
+            return
         layout = self.create().layout(self.layer(), 3, 8, self.dtype, (1, 2))
         assert (layout.page_size, layout.num_layers, layout.shard) == (8, 3, (1, 2))
         assert (layout.num_kv_heads, layout.head_dim) == (self.layer().num_kv_heads, self.head_dim)

@@ -98,11 +98,7 @@ class TritonAttention(AttentionBackend):
 
         None without a cache, and where gradients are asked for.
         """
-        if cache is None or isinstance(plan, WholePlan) or qkv.stride(-1) != 1 or qkv.stride(1) != spec.head_dim:
-            return None
-        if torch.is_grad_enabled() and qkv.requires_grad:
-            return None
-        if cos.stride(-1) != 1 or cos.stride(0) != cos.shape[-1] or sin.stride() != cos.stride():
+        if cache is None or isinstance(plan, WholePlan) or not _in_one_pass(qkv, cos, sin, spec):
             return None
         cells, scales = _cells(plan, spec, cache)
         with on(qkv.device):
@@ -112,6 +108,32 @@ class TritonAttention(AttentionBackend):
                 return out
             q = prepare(qkv, cos, sin, norms, cells, scales, spec, plan) if len(qkv) else qkv[:, : spec.num_heads]
             return _over_cache(q, spec, plan, cells, scales)
+
+    def attend_qkv_kept(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        norms: HeadNorms | None,
+        spec: AttentionSpec,
+        plan: Plan,  # type: ignore[override]
+        cache: KVCache | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """Norm, rotation and the write to the cache are one kernel, which keeps the keys; values are a view of `qkv`."""
+        if cache is None or isinstance(plan, WholePlan) or not (len(qkv) and _in_one_pass(qkv, cos, sin, spec)):
+            return None
+        cells, scales = _cells(plan, spec, cache)
+        k = torch.empty(len(qkv), spec.num_kv_heads, spec.head_dim, dtype=qkv.dtype, device=qkv.device)
+        with on(qkv.device):
+            q = prepare(qkv, cos, sin, norms, cells, scales, spec, plan, k)
+            return _over_cache(q, spec, plan, cells, scales), q, k, qkv[:, -spec.num_kv_heads :]
+
+
+def _in_one_pass(qkv: Tensor, cos: Tensor, sin: Tensor, spec: AttentionSpec) -> bool:
+    """Whether one kernel norms, turns and writes what the projection gave: heads lie side by side, and nobody asks for gradients."""
+    if qkv.stride(-1) != 1 or qkv.stride(1) != spec.head_dim or (torch.is_grad_enabled() and qkv.requires_grad):
+        return False
+    return cos.stride(-1) == 1 and cos.stride(0) == cos.shape[-1] and sin.stride() == cos.stride()
 
 
 def _over_cache(

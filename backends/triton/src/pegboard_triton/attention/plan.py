@@ -36,6 +36,15 @@ def _starts(sizes: Array) -> Array:
     return np.concatenate([np.zeros(1, np.int32), np.cumsum(sizes, dtype=np.int32)])
 
 
+def _own(queries: Array, inputs: AttentionInputs) -> Array:
+    """Return the new tokens of each sequence that are attended for here."""
+    if not len(inputs.apart):
+        return queries
+    own = queries.copy()
+    own[np.asarray(inputs.apart)] = 0
+    return own
+
+
 def send(array: Array, device: torch.device, into: Tensor | None = None) -> Tensor:
     """Return an array on the device, in `into` if given. The copy is on its way when this returns.
 
@@ -96,7 +105,7 @@ class WholePlan:
         packed = send(np.concatenate([lens, _starts(lens)]), self._device)
         self.seq_lens, self.starts = packed[: len(lens)], packed[len(lens) :]
         self.page_starts = self.pages = packed
-        self.tiles = _Tiles(np.flatnonzero(lens).astype(np.int32), lens, lens, self._device)
+        self.tiles = _Tiles(np.flatnonzero(_own(lens, inputs)).astype(np.int32), lens, lens, self._device)
 
 
 class CachedPlan:
@@ -107,7 +116,7 @@ class CachedPlan:
     its pages begin; tiles. counters: [N, kv_heads], zeros.
 
     num_sequences, num_tokens: N and T. most_queries: most new tokens of a sequence of items. few, many: whether there are any items, any
-    tiles.
+    tiles. Sequences that are `apart` are in neither.
     A plan of a static shape has room for `pad_to` sequences of one new token; those that are not there read and write page 0.
     """
 
@@ -191,11 +200,13 @@ class CachedPlan:
             self.num_tokens = self.num_sequences = self._rows
         else:
             self.num_sequences = len(lens)
-            few = np.flatnonzero((queries > 0) & (queries <= FEW)).astype(np.int32)
+            mine = _own(queries, inputs)
+            few = np.flatnonzero((mine > 0) & (mine <= FEW)).astype(np.int32)
+            many = np.flatnonzero(mine > FEW).astype(np.int32)
             own = lens[few]
         size, seqs, chunks = self._items(few, own)
         if not self._static:
-            self._reserve_for(queries, lens, few, len(seqs), 1 + pages.size)
+            self._reserve_for(queries, lens, few, many, len(seqs), 1 + pages.size)
         spare = 0  # where a page 0 stands that is no sequence's
         if inputs.device_table is not None:
             self.pages, spare = inputs.device_table.view(-1), inputs.device_table.numel() - inputs.device_table.shape[1]
@@ -226,9 +237,8 @@ class CachedPlan:
             self.slots.zero_()
             self.slots[: len(slots)].copy_(slots)
 
-    def _reserve_for(self, queries: Array, lens: Array, few: Array, items: int, pages: int) -> None:
+    def _reserve_for(self, queries: Array, lens: Array, few: Array, many: Array, items: int, pages: int) -> None:
         """Make room for a batch, and say what it consists of."""
-        many = np.flatnonzero(queries > FEW).astype(np.int32)
         self.few, self.many = len(few) > 0, len(many) > 0
         self.most_queries = int(queries[few].max()) if self.few else 1
         self.num_tokens = int(queries.sum())

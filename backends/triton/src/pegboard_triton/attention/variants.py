@@ -34,7 +34,9 @@ def variants() -> Iterator[Variant]:
                 yield _prefill(f"{name[:-1]},{group}x{dim}]", dtype, signature, layer)
             at = {"HEAD_DIM": 80, "BLOCK_D": 128, "PAGE": 16, "KIND": code, "BLOCK_H": 8, "EARLY": False}
             yield _write(name, dtype, signature, at)
-            yield _prepare(name, dtype, signature, at)
+            yield _prepare(name, dtype, signature, at | {"KEPT": False})
+            if cells == "plain":
+                yield _prepare(f"{name[:-1]},keys kept]", dtype, signature, at | {"KEPT": True})
         whole = {"GROUP": 4, "HEAD_DIM": 128, "BLOCK_D": 128, "PAGE": 0, "KIND": 0, "CAPPED": False, "WINDOWED": False}
         yield _prefill(f"[{dtype},whole]", dtype, _cells(dtype, None), whole)
 
@@ -87,7 +89,7 @@ def _write(name: str, dtype: str, cells: dict[str, str], constants: dict[str, An
 
 
 def _prepare(name: str, dtype: str, cells: dict[str, str], constants: dict[str, Any]) -> Variant:
-    pointers = dict.fromkeys(("qkv", "cos", "sin", "q_weight", "k_weight", "q"), f"*{dtype}")
+    pointers = dict.fromkeys(("qkv", "cos", "sin", "q_weight", "k_weight", "q", "kept"), f"*{dtype}")
     sizes = {"heads": "i32", "kv_heads": "i32", "eps": "fp32", "offset": "fp32", "stride": "i32"}
     signature = {**pointers, "slots": "*i32", **cells, **sizes, **_STRIDES}
     return Variant(
