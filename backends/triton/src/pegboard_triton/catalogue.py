@@ -13,6 +13,7 @@ MODULES: tuple[str, ...] = (
     "pegboard_triton.gated",
     "pegboard_triton.linear_fused",
     "pegboard_triton.linear_small",
+    "pegboard_triton.lora",
     "pegboard_triton.loss",
     "pegboard_triton.moe",
     "pegboard_triton.norm",
