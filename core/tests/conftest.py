@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
 from torch import Tensor
 
 from pegboard.interfaces.attention import AttentionBackend
@@ -19,10 +20,6 @@ from pegboard.plugins.load import Registry
 from pegboard.plugins.spec import PluginSpec
 from pegboard.types import AttentionInputs, AttentionSpec, KVCache, KVLayout, ParallelRule
 from pegboard_sdk.site import Site
-
-# Other work on the machine must not fail a test.
-settings.register_profile("core", deadline=None)
-settings.load_profile("core")
 
 CONFIG: dict[str, Any] = {
     "architectures": ["ToyForCausalLM"],
@@ -165,6 +162,23 @@ def toy_files() -> Callable[..., ToyFiles]:
 def site(plugin_site: Site) -> Site:
     """A place to install distributions that only this test sees; all others are blocked."""
     return plugin_site
+
+
+@pytest.fixture
+def hang(site: Site, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Lines of a module that never comes to its end. Time limits of child processes count from when they reach it, so that no
+    machine is too slow for what comes before.
+    """
+
+    class Child(subprocess.Popen[str]):
+        def communicate(self, input: str | None = None, timeout: float | None = None) -> tuple[str, str]:
+            hangs = site.folder / f"hangs-{self.pid}"
+            while timeout is not None and self.poll() is None and not hangs.exists():
+                time.sleep(0.01)
+            return super().communicate(input, timeout)
+
+    monkeypatch.setattr(subprocess, "Popen", Child)
+    return f"import os, time\nopen(f'{site.folder}/hangs-{{os.getpid()}}', 'w').close()\ntime.sleep(6000)\n"
 
 
 RECIPE = """

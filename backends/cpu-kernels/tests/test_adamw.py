@@ -80,7 +80,9 @@ def test_moments_and_weights_against_float64(library: ctypes.CDLL, isa: str) -> 
         torch.testing.assert_close(one[0].double(), exact, rtol=1e-6, atol=1e-7)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(size=st.integers(1, 70), seed=st.integers(0, 2**62))
 def test_random_rounding_takes_a_neighbour(library: ctypes.CDLL, isa: str, size: int, seed: int) -> None:
     weight, zero = draw(seed % 1000, size, torch.bfloat16), torch.zeros(size, dtype=torch.bfloat16)

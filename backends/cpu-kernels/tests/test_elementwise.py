@@ -17,7 +17,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 HALF = {torch.float32: 2.0**-20, torch.bfloat16: 2.0**-8 * 1.01, torch.float16: 2.0**-11 * 1.01}
 """One rounding; of float32, a few."""
 
-shapes = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+shapes = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 def never(*_: Any) -> NoReturn:

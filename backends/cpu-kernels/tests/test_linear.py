@@ -49,7 +49,9 @@ def test_every_number_of_rows(library: ctypes.CDLL, isa: str, threads: int, dtyp
         assert torch.equal(out, whole[:m]), "a row's bits depend on how many there are"
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(m=st.integers(1, 140), n=st.integers(1, 130), k=st.integers(1, 300), seed=st.integers(0, 9), data=st.data())
 def test_any_shape(library: ctypes.CDLL, isa: str, m: int, n: int, k: int, seed: int, data: st.DataObject) -> None:
     linear = ops.linear(library, never, most=1000)

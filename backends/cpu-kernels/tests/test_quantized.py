@@ -34,7 +34,9 @@ def close(out: Tensor, x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor |
     assert ((out.double() - exact).abs() <= bound).all()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     m=st.integers(1, 90),
     n=st.integers(1, 90),

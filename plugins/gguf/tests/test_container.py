@@ -173,7 +173,9 @@ def test_wrong_metadata_types_are_named(small: bytes) -> None:
         metadata.need("absent")
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_damaged_bytes_are_refused_or_read(small: bytes, data: st.DataObject) -> None:
     damaged = bytearray(small)

@@ -223,7 +223,9 @@ def test_a_missing_file_and_writing_are_refused(tmp_path: Path) -> None:
         GgufFormat().write(tmp_path / "out", {}, [], {})
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_a_damaged_model_is_refused_or_opened(make_model: Make, data: st.DataObject) -> None:
     factors = _published_factors(16, 500000.0, 8.0, 1.0, 4.0, 8192).astype(np.float32)

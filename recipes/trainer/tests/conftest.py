@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
 
 from pegboard.errors import DataError
 from pegboard.interfaces.source import IndexedSource, Source
@@ -16,10 +15,6 @@ from pegboard.types import Example, Row
 from pegboard_trainer.examples import Examples, Limits
 from pegboard_trainer.feed import Part, make_feed
 from pegboard_trainer.packer import Batches, Packer
-
-# Other work on the machine must not fail a test.
-settings.register_profile("trainer", deadline=None)
-settings.load_profile("trainer")
 
 
 class Listed(IndexedSource):
