@@ -18,7 +18,7 @@ from pegboard.plugins.load import Registry
 if TYPE_CHECKING:
     from pegboard.plugins.check import Answer
 
-DOOR_SECONDS = 30.0
+DOOR_SECONDS = 60.0
 
 
 @click.group(cls=LazyGroup, prefix="plugins.")
