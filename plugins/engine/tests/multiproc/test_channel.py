@@ -16,7 +16,7 @@ from pegboard_engine.multiproc.channel import Channel, ChannelClosed
 from pegboard_engine.multiproc.values import MessageError
 
 Pair = tuple[Channel, Channel]
-ONCE = 10.0
+ONCE = 200.0
 """Seconds that nothing here takes."""
 
 

@@ -55,7 +55,7 @@ def cache_of(built: BuiltModel, **layout: Any) -> CachePlan:
 
 def start(folder: Path, **layout: Any) -> MultiprocExecutor:
     built = prepare(folder)
-    made = MultiprocExecutor(MultiprocOptions(stop_timeout=30))
+    made = MultiprocExecutor(MultiprocOptions(stop_timeout=200))
     made.load(built, cache_of(built, **layout), Registry.discover())
     return made
 
@@ -144,10 +144,10 @@ def test_an_error_belongs_to_its_step_and_the_worker_goes_on(executor: Multiproc
 
 def test_an_answer_never_goes_to_another_step(executor: MultiprocExecutor, expected: UniprocExecutor) -> None:
     forgotten = pack(plan([0, 1], step=5))  # sent, when Ctrl-C came before it was noted
-    executor._workers[0].send("step", forgotten, 30)
+    executor._workers[0].send("step", forgotten, 200)
     result = executor.collect(executor.submit(plan([4], step=6)))
     assert (result.step, result.token_ids.tolist()) == (6, ids(expected, plan([4])))
-    executor._workers[0].send("step", forgotten, 30)
+    executor._workers[0].send("step", forgotten, 200)
     executor.unload_adapter(0)
     assert ids(executor, plan([4])) == ids(expected, plan([4]))
 
@@ -210,7 +210,7 @@ def test_what_is_wrong_with_a_model_is_told_as_it_is_in_one_process(folder: Path
 @pytest.mark.slow
 def test_a_start_that_takes_too_long(folder: Path) -> None:
     built = prepare(folder)
-    executor = MultiprocExecutor(MultiprocOptions(start_timeout=0.05))
+    executor = MultiprocExecutor(MultiprocOptions(start_timeout=0.001))
     with pytest.raises(ExecutorDied, match="has not answered"):
         executor.load(built, cache_of(built), Registry.discover())
     with pytest.raises(ExecutorDied, match="has not answered"):
@@ -243,13 +243,15 @@ def test_a_worker_that_hangs_is_replaced(
 ) -> None:
     plugin_site.add("sleeper", {("logits_processor", "sleeper"): "sleeper:SPEC"}, {"sleeper": SLEEPER})
     monkeypatch.delenv("PEGBOARD_PLUGINS")
-    options = {"use": "multiproc", "step_timeout": 4.0}
-    with LLM(str(folder), dtype="float32", executor=options, registry=Registry.discover()) as llm:
+    with LLM(str(folder), dtype="float32", executor="multiproc", registry=Registry.discover()) as llm:
         params = SamplingParams(max_tokens=3, temperature=0)
         plain = llm.generate("hello", params)
-        (slept,) = llm.generate("hello", replace(params, processors=(("sleeper", {}),)))
+        with monkeypatch.context() as patch:
+            # For the step that never ends alone: all others may take as long as the machine needs.
+            patch.setattr(llm.engine._executor, "_options", MultiprocOptions(step_timeout=2.0))
+            (slept,) = llm.generate("hello", replace(params, processors=(("sleeper", {}),)))
         assert slept.outputs[0].finish_reason == "error"
-        assert "has not answered for 4 s" in (slept.outputs[0].error or "")
+        assert "has not answered for 2 s" in (slept.outputs[0].error or "")
         # Where it hung stands in the log: it is nothing for whoever sent the request.
         assert "in process" in caplog.text
         assert [g.outputs for g in llm.generate("hello", params)] == [g.outputs for g in plain]
@@ -263,7 +265,7 @@ def test_nothing_is_left_after_many_starts(folder: Path) -> None:
         return (
             len(os.listdir("/dev/fd")),
             threading.active_count(),
-            sorted(os.listdir(memory)) if memory.is_dir() else [],
+            [name for name in os.listdir(memory) if "pegboard" in name] if memory.is_dir() else [],
             Path(f"/proc/self/task/{os.getpid()}/children").read_text(),
             Path("/proc/self/maps").read_text().count("memfd:pegboard"),
         )

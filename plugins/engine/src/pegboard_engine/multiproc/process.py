@@ -27,8 +27,11 @@ log = logging.getLogger("pegboard.engine.worker")
 
 _KEPT_LINES, _TOLD_LINES, _LONGEST_LINE, _LONGEST_READ = 100, 8, 300, 1 << 16
 _TO_DIE = 5.0
-"""Seconds that a process gets to end after a signal."""
+"""Seconds that a process gets to end by itself once it was asked to, or to begin to answer a signal."""
 _TO_ANSWER = 0.2
+"""Seconds without another line after which an answer is whole."""
+_TO_BE_KILLED = 60.0
+"""Seconds after SIGKILL, which no process withstands: what takes that long is the system giving back its memory."""
 
 # The worker imports what its parent would, from the same places. Ctrl-C in a terminal goes to the whole group: the parent decides.
 _PREPARE = """
@@ -145,7 +148,7 @@ class WorkerProcess:
         if self._wait(timeout) is None:
             log.warning("%s does not stop; it is ended", self.what)
             self._process.terminate()
-            self._wait(min(timeout, _TO_DIE))
+            self._wait(_TO_DIE)
         self.kill()
 
     def kill(self) -> None:
@@ -153,7 +156,7 @@ class WorkerProcess:
         if not self._end.alive:
             return
         self._process.kill()
-        self._wait(_TO_DIE)
+        self._wait(_TO_BE_KILLED)
         self._read_stderr()
         self._channel.close()
         self._end()
@@ -176,7 +179,9 @@ class WorkerProcess:
         """Let it write its stack to its standard error, innermost call first, and return the first lines."""
         self._lines.clear()
         self._process.send_signal(signal.SIGUSR1)
-        self._wait(_TO_ANSWER)
+        end, heard = time.monotonic() + _TO_DIE, 0
+        while self._wait(_TO_ANSWER) is None and time.monotonic() < end and (not heard or heard < len(self._lines)):
+            heard = len(self._lines)
         return list(self._lines)[:_TOLD_LINES]
 
     def _read_stderr(self) -> bool:
@@ -205,7 +210,7 @@ def _end(process: subprocess.Popen[bytes], connection: socket.socket, stderr: in
         return  # a fork of the parent, whose worker it is not
     process.kill()
     try:
-        process.wait(_TO_DIE)
+        process.wait(_TO_BE_KILLED)
     except subprocess.TimeoutExpired:
         log.error("process %d cannot be ended", process.pid)
 
