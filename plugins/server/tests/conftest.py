@@ -101,11 +101,11 @@ def listening(served: Served, *, admin: bool = False, address: Address | None = 
     thread = threading.Thread(target=lambda: asyncio.run(run()))
     thread.start()
     try:
-        assert up.wait(20)
+        assert up.wait(300)
         yield urls if admin else urls[0]
     finally:
         down.set()
-        thread.join(20)
+        thread.join(300)
         assert not thread.is_alive()
     assert served.loop.num_open == 0
     assert served.admission.inside == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,7 +128,7 @@ def test_a_full_server_says_when(open_client: Callable[..., TestClient]) -> None
     assert int(response.headers["retry-after"]) >= 1
     assert response.json()["error"]["code"] == "queue_full"
     client.served.loop._loop.call_soon_threadsafe(client.served.loop.end_all, "over")  # type: ignore[attr-defined]
-    thread.join(20)
+    thread.join()
     assert answers == [503]
     assert client.post("/v1/completions", json={"prompt": "say:a"}).status_code == 200
 
@@ -139,7 +140,7 @@ class Slow(TinyTokenizer):
         self.go = threading.Event()
 
     def chat(self, messages: Any, **names: Any) -> list[int]:
-        assert self.go.wait(20)
+        self.go.wait()
         return [1]
 
 
@@ -148,19 +149,22 @@ def test_templates_that_take_too_long() -> None:
         tokenizer = Slow()
         renderer = Renderer(tokenizer, 0.05)
         turn = [Message("user", "a")]
-        for _ in range(WORKERS):
-            with pytest.raises(ApiError, match="could not be rendered within") as caught:
+        try:
+            for _ in range(WORKERS):
+                with pytest.raises(ApiError, match="could not be rendered within") as caught:
+                    await renderer.chat(turn, None)
+                assert caught.value.status == 400
+            with pytest.raises(
+                ApiError, match="in the way"
+            ) as caught:  # all threads are held: nobody waits behind them
                 await renderer.chat(turn, None)
-            assert caught.value.status == 400
-        with pytest.raises(ApiError, match="in the way") as caught:  # all threads are held: nobody waits behind them
-            await renderer.chat(turn, None)
-        assert caught.value.status == 503
-        assert await renderer.encode("a") == [256, 97]
-        tokenizer.go.set()
-        for _ in range(200):
-            if renderer._late == 0:
-                break
+            assert caught.value.status == 503
+            assert await renderer.encode("a") == [256, 97]
+        finally:
+            tokenizer.go.set()
+        while renderer._late > 0:
             await asyncio.sleep(0.01)
+        renderer._seconds = 600.0
         assert await renderer.chat(turn, None) == [1]
         renderer.close()
 
@@ -178,18 +182,21 @@ class Endless(TinyTokenizer):
 
 
 def test_a_template_without_end_gives_its_thread_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pegboard_tokenizers.sandbox.MAX_SECONDS", 0.5)
+    # Nothing but the sandbox's clock ends it, and that stands until somebody has waited in vain.
+    now = [0.0]
+    monkeypatch.setattr("pegboard_tokenizers.sandbox.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("pegboard_tokenizers.sandbox.MAX_STEPS", 10**12)
 
     async def run() -> None:
         renderer = Renderer(Endless(), 0.05)
-        with pytest.raises(ApiError, match="could not be rendered within"):
-            await renderer.chat([Message("user", "a")], None)
-        assert renderer._late == 1
-        for _ in range(2000):
-            if renderer._late == 0:
-                break
+        try:
+            with pytest.raises(ApiError, match="could not be rendered within"):
+                await renderer.chat([Message("user", "a")], None)
+            assert renderer._late == 1
+        finally:
+            now[0] = 10.5
+        while renderer._late > 0:
             await asyncio.sleep(0.01)
-        assert renderer._late == 0
         renderer.close()
 
     asyncio.run(run())
@@ -197,7 +204,7 @@ def test_a_template_without_end_gives_its_thread_back(monkeypatch: pytest.Monkey
 
 def test_long_texts_are_encoded_elsewhere() -> None:
     async def run() -> None:
-        renderer = Renderer(TinyTokenizer(), 5)
+        renderer = Renderer(TinyTokenizer(), 600)
         assert len(await renderer.encode("a" * 5000)) == 5001
         assert await renderer.decode_all([[97] * 5000]) == ["a" * 5000]
         renderer.close()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -24,11 +25,22 @@ CHAT = "/v1/chat/completions"
 
 def until(condition: Callable[[], bool]) -> None:
     """Wait until it holds."""
-    for _ in range(2000):
-        if condition():
-            return
+    while not condition():
         time.sleep(0.005)
-    raise AssertionError("it never held")
+
+
+def connect(url: str) -> httpx.Client:
+    """Return a client that waits for as long as a busy machine needs."""
+    return httpx.Client(base_url=url, timeout=300)
+
+
+def send(url: str, path: str, body: bytes, length: int | None = None) -> socket.socket:
+    """Send a request and return the connection. length: of the body as its header tells it, where that is not true."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    connection = socket.create_connection((host, int(port)))
+    head = f"POST {path} HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/json\r\n"
+    connection.sendall(f"{head}content-length: {length or len(body)}\r\n\r\n".encode() + body)
+    return connection
 
 
 def user(text: str, **fields: Any) -> dict[str, Any]:
@@ -98,7 +110,7 @@ def test_the_openai_client_calls_tools(start: Start, listen: Listen) -> None:
 
 def test_pieces_come_while_the_answer_goes_on(start: Start, listen: Listen) -> None:
     served = start({"pace": 0.01, "max_model_len": 100_000})
-    with listen(served) as url, httpx.Client(base_url=url) as client:
+    with listen(served) as url, connect(url) as client:
         with client.stream("POST", CHAT, json=user("!long", stream=True)) as response:
             lines = response.iter_lines()
             for _ in range(6):
@@ -114,13 +126,12 @@ def test_pieces_come_while_the_answer_goes_on(start: Start, listen: Listen) -> N
 def test_a_client_that_goes_away_ends_its_request(start: Start, listen: Listen, stream: bool) -> None:
     served = start({"pace": 0.001, "max_model_len": 100_000})
     engine: Any = served.loop._engine
-    with listen(served) as url, httpx.Client(base_url=url) as client:
+    with listen(served) as url, connect(url) as client:
         for word in ("!long", "!wait"):
-            with pytest.raises(httpx.ReadTimeout):
-                with client.stream("POST", CHAT, json=user(word, stream=stream), timeout=0.3) as response:
-                    for _ in response.iter_bytes():
-                        time.sleep(0.5)
-                        raise httpx.ReadTimeout("enough")
+            with send(url, CHAT, json.dumps(user(word, stream=stream)).encode()) as connection:
+                until(lambda: bool(engine.requests))
+                if stream and word == "!long":
+                    assert connection.recv(100)
             until(lambda: not engine.requests)
         assert len(engine.aborted) == 2
         metrics = client.get("/metrics").text
@@ -130,7 +141,7 @@ def test_a_client_that_goes_away_ends_its_request(start: Start, listen: Listen, 
 
 def test_comments_keep_a_waiting_stream_alive(start: Start, listen: Listen) -> None:
     served = start(keep_alive=0.05)
-    with listen(served) as url, httpx.Client(base_url=url) as client:
+    with listen(served) as url, connect(url) as client:
         with client.stream("POST", CHAT, json=user("!wait", stream=True)) as response:
             lines = [line for line, _ in zip(response.iter_lines(), range(5), strict=False) if line]
         assert set(lines) == {": keep-alive"}
@@ -138,7 +149,7 @@ def test_comments_keep_a_waiting_stream_alive(start: Start, listen: Listen) -> N
 
 def test_an_error_after_the_first_event_becomes_the_last_one(start: Start, listen: Listen) -> None:
     served = start(keep_alive=0.05)
-    with listen(served) as url, httpx.Client(base_url=url) as client:
+    with listen(served) as url, connect(url) as client:
         with client.stream("POST", CHAT, json=user("!wait", stream=True)) as response:
             lines = response.iter_lines()
             assert next(lines) == ": keep-alive"
@@ -162,7 +173,7 @@ def test_the_openai_client_raises_on_an_error_in_a_stream(start: Start, listen: 
 
 def test_a_dead_engine(start: Start, listen: Listen) -> None:
     served = start()
-    with listen(served) as url, httpx.Client(base_url=url) as client:
+    with listen(served) as url, connect(url) as client:
         assert client.get("/ready").status_code == 200  # the first request has been answered
         assert client.post(CHAT, json=user("!die")).status_code == 500
         for _ in range(3):
@@ -178,30 +189,19 @@ def test_a_dead_engine(start: Start, listen: Listen) -> None:
 
 def test_slow_bodies_are_not_waited_for(start: Start, listen: Listen) -> None:
     served = start(limits=Limits(body_seconds=0.2))
-
-    def slowly() -> Iterator[bytes]:
-        yield b'{"prompt":'
-        time.sleep(0.6)
-        yield b'"a"}'
-
-    with listen(served) as url, httpx.Client(base_url=url) as client:
-        headers = {"content-type": "application/json"}
-        try:
-            status = client.post("/v1/completions", content=slowly(), headers=headers).status_code
-        except httpx.WriteError:  # the connection may be closed before the rest is sent
-            status = 408
-        assert status == 408
+    with listen(served) as url, send(url, "/v1/completions", b'{"prompt":', length=14) as connection:
+        assert connection.recv(100).startswith(b"HTTP/1.1 408")  # the rest never comes
 
 
 def test_adapters_and_the_cache_on_a_listener_of_their_own(start: Start, listen: Listen) -> None:
     served = start(keys=("key-of-the-test",))
     headers = {"authorization": "Bearer key-of-the-test"}
     with listen(served, admin=True) as (url, other):
-        with httpx.Client(base_url=other) as stranger:
+        with connect(other) as stranger:
             assert stranger.get("/adapters").status_code == 401
         with (
-            httpx.Client(base_url=url, headers=headers) as client,
-            httpx.Client(base_url=other, headers=headers) as admin,
+            httpx.Client(base_url=url, headers=headers, timeout=300) as client,
+            httpx.Client(base_url=other, headers=headers, timeout=300) as admin,
         ):
             assert client.post("/adapters/load", json={"name": "a", "folder": "/x"}).status_code == 404
             assert admin.post("/adapters/load", json={"name": "tuned", "folder": "/x"}).json() == {
@@ -229,7 +229,7 @@ def test_many_at_once(start: Start, listen: Listen) -> None:
     served = start({"max_model_len": 512, "max_num_seqs": 16})
 
     async def ask() -> list[str]:
-        async with httpx.AsyncClient(base_url=url, limits=httpx.Limits(max_connections=64)) as client:
+        async with httpx.AsyncClient(base_url=url, limits=httpx.Limits(max_connections=64), timeout=300) as client:
             bodies = [user(f"say:answer {number}", stream=number % 2 == 0) for number in range(120)]
             responses = await asyncio.gather(*(client.post(CHAT, json=body) for body in bodies))
         return [text_of(response) for response in responses]

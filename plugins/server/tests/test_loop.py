@@ -124,11 +124,8 @@ def test_an_engine_that_keeps_raising_is_dead(start: Callable[..., Served]) -> N
                 except EngineDead:
                     break
                 assert ended([output async for output in stream])[0][2] == "error"
-            for _ in range(200):
-                if not loop.alive:
-                    break
+            while loop.alive:
                 await asyncio.sleep(0.01)
-            assert not loop.alive
             with pytest.raises(EngineDead):
                 await loop.call(lambda engine: engine.stats())
         assert engine.closed
@@ -140,13 +137,10 @@ def test_nobody_waits_for_an_engine_that_cannot_end_its_requests(start: Callable
     async def run() -> None:
         async with started(start()) as (loop, _):
             stream = await loop.open([job("a", "!raise !stuck"), job("b", "!wait")])
-            outputs = await asyncio.wait_for(_all(stream), 20)
+            outputs = await _all(stream)
             assert ended(outputs) == [("a", 0, "error"), ("b", 0, "error")]
-            for _ in range(200):
-                if not loop.alive:
-                    break
+            while loop.alive:
                 await asyncio.sleep(0.01)
-            assert not loop.alive
 
     asyncio.run(run())
 
