@@ -68,9 +68,8 @@ class BuiltModel:
 
     def load(self) -> BuiltModel:
         """Give the model storage and its weights, where `prepare_model` left it empty; return itself."""
-        with _uncollected():
-            while self.pending:
-                self.pending.pop(0)()
+        while self.pending:
+            self.pending.pop(0)()
         return self
 
     @property
@@ -307,13 +306,13 @@ def _bind_attention(
         backend = named(registry, candidate, platform, specs[0], dtype, index)
         reason = next((r for r in (backend.unsupported(spec, dtype) for spec in specs) if r), None)
         if reason is None:
+            for attention in model.attentions:
             prompts = (
                 offered(registry, platform, specs, dtype, index)[0] if name == "auto" and phase != "train" else None
             )
             if prompts is not None and prompts.name != candidate and backend.paged:
                 candidate = f"{candidate}+{prompts.name}"
                 backend = named(registry, candidate, platform, specs[0], dtype, index)
-            for attention in model.attentions:
                 attention.backend = backend
             return candidate, backend
         reasons.append(f"{candidate}: {reason}")

@@ -37,19 +37,17 @@ def materialise(
         used += _room(size)
         return part
 
-    modules = list(model.modules())
-    for module in modules:
+    for module in model.modules():
         if isinstance(module, SharedStorage):
             module.materialise(make)
-    for module in modules:
+    for module in model.modules():
         if isinstance(module, Rotary):
             module.materialise(device)
-            continue
-        missing = [(name, p) for name, p in module._parameters.items() if p is not None and p.is_meta]
-        if missing and (isinstance(module, (Linear, Embedding, Head)) or hasattr(module, "weight")):
-            for name, parameter in missing:
-                storage = make(tuple(parameter.shape))
-                setattr(module, name, nn.Parameter(storage, requires_grad=parameter.requires_grad))
+        elif isinstance(module, (Linear, Embedding, Head)) or hasattr(module, "weight"):
+            for name, parameter in list(module._parameters.items()):
+                if parameter is not None and parameter.is_meta:
+                    storage = make(tuple(parameter.shape))
+                    setattr(module, name, nn.Parameter(storage, requires_grad=parameter.requires_grad))
     model.fuse()
 
 

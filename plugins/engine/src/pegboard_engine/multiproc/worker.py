@@ -27,7 +27,6 @@ from pegboard_engine.feed import computes_apart
 from pegboard_engine.multiproc.channel import Channel, ChannelClosed, Message
 from pegboard_engine.multiproc.doors import unpack_doors
 from pegboard_engine.multiproc.values import pack
-from pegboard_engine.rehearsal import rehearse
 from pegboard_engine.runner import Runner, Started
 
 _LOOK_FOR_PARENT = 2000
@@ -92,13 +91,10 @@ class Worker:
         self._rank, self._source = job["rank"], job["source"]
         _, platform = choose_platform(self._registry, self._source["options"]["platform"])
         platform.configure(threads=job["threads"])
-        self._built = built = self._prepare()
+        self._built = built = self._prepare().load()
         cache: CachePlan = job["cache"]
-        cache = replace(cache, layout=replace(cache.layout, shard=(self._rank, job["world"])))
-        rehearsal = rehearse(built, cache)
-        self._runner = Runner(built.load(), cache, self._registry)
-        if rehearsal is not None:
-            rehearsal.watched()
+        layout = replace(cache.layout, shard=(self._rank, job["world"]))
+        self._runner = Runner(built, replace(cache, layout=layout), self._registry)
         self._ahead = 2 if computes_apart(built) else 1
 
     def _prepare(self) -> BuiltModel:
