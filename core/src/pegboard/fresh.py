@@ -35,6 +35,7 @@ class FreshPrompts(AttentionBackend):
     def __init__(self, cached: AttentionBackend, whole: AttentionBackend, tokens: int) -> None:
         self.cached, self.whole, self.tokens = cached, whole, max(tokens, SHORTEST)
         self.graph_safe, self.static_pages = cached.graph_safe, cached.static_pages  # type: ignore[misc]  # not the class's
+        self.static_queries = cached.static_queries  # type: ignore[misc]
 
     def unsupported(self, spec: AttentionSpec, dtype: torch.dtype) -> str | None:
         return self.cached.unsupported(spec, dtype) or self.whole.unsupported(spec, dtype)

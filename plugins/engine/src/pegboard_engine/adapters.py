@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ import torch
 from pegboard.build import markers_of
 from pegboard.errors import ConfigError, nearest
 from pegboard.opened import adapter_plugins, open_adapter
+from pegboard.ops import kernel_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,9 +127,15 @@ def adapter_bytes(built: BuiltModel, registry: Registry, num_slots: int, max_ran
 
 
 class ServedAdapters:
-    """The slots of a model that is being run, each filled through the plugin that reads its adapter."""
+    """The slots of a model that is being run, each filled through the plugin that reads its adapter.
+
+    captured_key: what a captured step with adapters depends on, as of `AdapterSlots`; None where such steps cannot be captured, or no
+    adapter is loaded. changes: how often a slot was filled or emptied.
+    """
 
     def __init__(self, built: BuiltModel, cache: CachePlan, registry: Registry | None) -> None:
+        self.captured_key: Hashable | None = None
+        self.changes = 0
         self._built = built
         self._cache = cache
         self._registry = registry
@@ -155,17 +162,13 @@ class ServedAdapters:
         if kind not in self._kinds:
             if self._registry is None:
                 raise RuntimeError("adapters need the registry of their plugins")
-            self._kinds[kind] = self._registry.load("adapter", kind).serving(
-                self._built.model,
-                num_slots=self._cache.max_adapters,
-                max_rank=self._cache.max_adapter_rank,
-                dtype=self._built.dtype,
-            )
+            self._kinds[kind] = self._serving(kind, self._registry)
         self._kinds[kind].load(slot, tensors, settings)
         if self._kind_of.get(slot, kind) != kind:
             self._kinds[self._kind_of[slot]].unload(slot)
         self._kind_of[slot] = kind
         self._filled[slot] = True
+        self._note_change()
 
     def unload(self, slot: int) -> None:
         """Empty a slot."""
@@ -173,3 +176,22 @@ class ServedAdapters:
         if kind is not None:
             self._filled[slot] = False
             self._kinds[kind].unload(slot)
+            self._note_change()
+
+    def _serving(self, kind: str, registry: Registry) -> AdapterSlots:
+        built = self._built
+        slots: AdapterSlots = registry.load("adapter", kind).serving(
+            built.model,
+            num_slots=self._cache.max_adapters,
+            max_rank=self._cache.max_adapter_rank,
+            dtype=built.dtype,
+        )
+        # Made here and not with the model's: only now is the plugin imported that registers the ops of its own.
+        offered = built.platform.kernels("decode", built.dtype, built.device.index or 0)
+        slots.bind(kernel_table(offered, owner=f"platform {built.platform_name!r}"))
+        return slots
+
+    def _note_change(self) -> None:
+        self.changes += 1
+        keys = tuple((kind, self._kinds[kind].captured_key()) for kind in sorted(set(self._kind_of.values())))
+        self.captured_key = keys if keys and all(key is not None for _, key in keys) else None

@@ -1,4 +1,4 @@
-"""Which decode steps are captured, and when: never on the way of a first token, and a few at a time while others are served."""
+"""Which steps are captured, and when: never on the way of a first token, and a few at a time while others are served."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ from collections.abc import Callable, Iterable
 _SEEN = 2
 _PADDED = 16
 _APART = 8
+_MOST_ROWS = 256
+"""Rows of a captured step whose sequences have several: with more, the device computes for longer than the host needs to ask for it."""
+_SPARSE = 1.3
+
+
+def captured_rows(num_slots: int, queries: int) -> int:
+    """Return the most rows of a captured step over so many sequences, each with up to `queries` new tokens."""
+    return max(num_slots, min(num_slots * queries, _MOST_ROWS))
 
 
 class Buckets:
-    """Batch sizes of captured steps, and when the next one is due.
+    """Sizes of captured steps, in rows, and when the next one is due.
 
     A batch is served by the least captured size that holds it. A size that nothing captured holds is due when it has come for the
     third time; one that a larger size serves when that has happened so often that the padding may have cost more than capturing does.
@@ -26,9 +34,18 @@ class Buckets:
         self._since = _APART
 
     @classmethod
-    def up_to(cls, most: int, round_up: Callable[[int], int]) -> Buckets:
-        """Return those for 1 to `most` sequences. round_up: the platform's size for a number of sequences."""
-        return cls(min(round_up(count), most) for count in range(1, most + 1))
+    def up_to(cls, most: int, round_up: Callable[[int], int], *, sparse: bool = False) -> Buckets:
+        """Return those for 1 to `most` rows. round_up: the platform's size for a number of sequences. sparse: each a good part larger than
+        the one before, for steps that are less common, since each size keeps memory for its logits.
+        """
+        sizes = sorted({min(round_up(count), most) for count in range(1, most + 1)})
+        if not sparse:
+            return cls(sizes)
+        kept: list[int] = []
+        for size in sizes:
+            if not kept or size == most or size >= _SPARSE * kept[-1]:
+                kept.append(size)
+        return cls(kept)
 
     def size(self, count: int) -> int | None:
         """Return the size that `count` sequences want; None where they are too many."""

@@ -1,9 +1,10 @@
-"""Whole decode steps as graphs of a device: from the ids to the sampled tokens, over inputs that lie where `DeviceFeed` puts them."""
+"""Whole steps as graphs of a device: from the ids to the sampled tokens, over inputs that lie where `DeviceFeed` puts them."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -16,91 +17,174 @@ from pegboard_engine.feed import DeviceFeed, Fed
 if TYPE_CHECKING:
     from pegboard.build import BuiltModel
     from pegboard.interfaces.platform import Graph
+    from pegboard_engine.adapters import ServedAdapters
 
 log = logging.getLogger("pegboard.engine")
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What captured steps differ in beside their size. queries: most new tokens of a sequence. adapted: whether rows have adapters."""
+
+    queries: int
+    adapted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A captured step of a kind, of `width` rows."""
+
+    kind: Kind
+    width: int
+
+
 @dataclass(slots=True)
 class _Captured:
-    """A graph with what it writes. The tensors are overwritten when it runs again."""
+    """A graph with what it writes. The tensors are overwritten when it runs again. told: as `Started.told`, of one token a sequence."""
 
     graph: Graph
     plan: Any
     logits: Tensor
-    told: Tensor
+    told: Tensor | None
+
+
+@dataclass(slots=True)
+class _Sizes:
+    """The captured steps of a kind, by size. usable: False once one could not be captured."""
+
+    buckets: Buckets
+    graphs: dict[int, _Captured] = field(default_factory=dict)
+    usable: bool = True
 
 
 class CapturedSteps:
-    """Decode steps by batch size, captured a few at a time while others are served.
+    """Steps by kind and number of rows, captured a few at a time while others are served.
 
-    The greatest logit of each row is found inside the graph, and kept as its slot's last token; whoever samples otherwise does so from
-    the logits, behind it. num_captured: graphs that were made. num_replayed: steps that one served.
+    Where each sequence has one new token, the greatest logit of each row is found inside the graph, and kept as its slot's last token;
+    whoever samples otherwise does so from the logits, behind it. Steps of up to `queries` tokens a sequence, which check proposals, end
+    with the logits of all rows. num_captured: graphs that were made. num_replayed: steps that one served.
     """
 
-    def __init__(self, built: BuiltModel, cache: KVCache, feed: DeviceFeed, kernels: KernelTable, groups: int) -> None:
+    def __init__(
+        self,
+        built: BuiltModel,
+        cache: KVCache,
+        feed: DeviceFeed,
+        kernels: KernelTable,
+        groups: int,
+        adapters: ServedAdapters,
+        queries: int = 1,
+    ) -> None:
         self.num_captured = self.num_replayed = 0
         self._built, self._cache, self._feed, self._kernels, self._groups = built, cache, feed, kernels, groups
-        self._graphs: dict[int, _Captured] = {}
-        self._buckets = Buckets.up_to(feed.num_slots, built.platform.graph_batch)
-        self._usable = True
+        self._adapters, self._adapted_key = adapters, adapters.captured_key
+        self._queries = min(queries, built.attention.static_queries)
+        self._kinds: dict[Kind, _Sizes] = {}
         # One graph runs at a time: they share their working memory.
         self._memory = built.platform.graph_memory(built.device.index or 0)
 
-    def width(self, plan: StepPlan) -> int | None:
-        """Return the sequences of the captured step that serves a plan; None where it is to be run without a graph."""
-        if not self._usable or plan.num_decodes != len(plan.slots) or not plan.num_decodes or plan.adapters is not None:
+    def choose(self, plan: StepPlan) -> Chosen | None:
+        """Return the captured step that serves a plan; None where it is to be run without a graph."""
+        count = len(plan.slots)
+        if not count or not len(plan.logits_indices) or "more_rows" in plan.extras:
             return None
-        return self._buckets.serving(plan.num_decodes)
+        self._forget_changed()
+        if plan.adapters is not None and self._adapted_key is None:
+            return None
+        single = plan.num_decodes == count
+        if not single and (self._queries == 1 or int(plan.query_lens.max()) > self._queries):
+            return None
+        kind = Kind(1 if single else self._queries, plan.adapters is not None)
+        sizes = self._sizes(kind)
+        width = sizes.buckets.serving(len(plan.input_ids)) if sizes.usable else None
+        return None if width is None else Chosen(kind, width)
 
-    def run(self, fed: Fed, width: int) -> tuple[Tensor, Tensor]:
-        """Return the logits [N, V] of a decode batch that was fed for `width` sequences, and what is told of the greedy choice, as
-        `Started.told`.
+    def run(self, fed: Fed, chosen: Chosen) -> tuple[Tensor, Tensor | None]:
+        """Return the logits [T, V] of a batch that was fed for a captured step, and what is told of the greedy choice, as `Started.told`,
+        where each sequence has one token.
         """
-        found = self._graphs[width]
+        found = self._sizes(chosen.kind).graphs[chosen.width]
         found.plan.update_(fed.inputs)
         found.graph.replay()
         self.num_replayed += 1
-        count = len(fed.inputs.query_lens)
-        return found.logits[:count], found.told[:count]
+        count = fed.inputs.num_tokens
+        return found.logits[:count], None if found.told is None else found.told[:count]
 
     def capture_due(self) -> None:
         """Capture a step, if its turn has come. To be called behind a step, while the device computes it."""
-        if self._usable and (size := self._buckets.due()) is not None:
-            self._capture(size)
+        for kind, sizes in self._kinds.items():
+            if sizes.usable and (size := sizes.buckets.due()) is not None:
+                self._capture(kind, size)
+                return
 
     def capture_next(self) -> bool:
         """Capture one more step while nothing else is to be done; return whether there are others."""
-        if self._usable and (size := self._buckets.next()) is not None:
-            self._capture(size)
-        return self._usable and self._buckets.next() is not None
+        self._forget_changed()
+        left = self._left()
+        if (found := next(left, None)) is not None:
+            self._capture(*found)
+        return next(self._left(), None) is not None
 
-    def _capture(self, size: int) -> None:
-        built, feed = self._built, self._feed
+    def _left(self) -> Iterator[tuple[Kind, int]]:
+        """Yield what is not captured yet, what is most likely to be wanted first."""
+        for adapted in (False, True) if self._adapted_key is not None else (False,):
+            for queries in dict.fromkeys((1, self._queries)):
+                sizes = self._sizes(kind := Kind(queries, adapted))
+                if sizes.usable and (size := sizes.buckets.next()) is not None:
+                    yield kind, size
+
+    def _sizes(self, kind: Kind) -> _Sizes:
+        if kind not in self._kinds:
+            most = self._feed.num_slots if kind.queries == 1 else self._feed.num_rows
+            self._kinds[kind] = _Sizes(buckets_of(self._built, most, kind))
+        return self._kinds[kind]
+
+    def _forget_changed(self) -> None:
+        """Drop the steps of adapters when those that came or went changed what must be captured."""
+        if self._adapted_key != self._adapters.captured_key:
+            self._adapted_key = self._adapters.captured_key
+            self._kinds = {kind: sizes for kind, sizes in self._kinds.items() if not kind.adapted}
+
+    def _capture(self, kind: Kind, size: int) -> None:
+        built, feed, sizes = self._built, self._feed, self._sizes(kind)
         # Its values are computed while it is captured: the last step's would be computed a second time, from other tokens.
         fed = feed.neutral(size)
-        fed.inputs.pad_to, fed.inputs.pad_pages = size, 0
+        fed.inputs.pad_to, fed.inputs.pad_pages, fed.inputs.pad_queries = size, 0, kind.queries
         made: list[Any] = []
 
         def work() -> None:
-            made[:] = self._step(fed, plan)
+            made[:] = self._step(fed, plan, kind)
 
         try:
             plan = built.attention.plan(fed.inputs, built.device, self._cache.layout)
             graph = built.platform.capture(work, built.device.index or 0, self._memory)
         except Exception as error:  # steps without graphs give the same, and tell what is really wrong
-            log.warning("decode steps are run without graphs: %s: %s", type(error).__name__, error)
-            self._usable = False
+            what = "decode steps" if kind.queries == 1 else "steps that check proposed tokens"
+            with_them = " with adapters" if kind.adapted else ""
+            log.warning("%s%s are run without graphs: %s: %s", what, with_them, type(error).__name__, error)
+            sizes.usable = False
             return
         self.num_captured += 1
-        self._buckets.done.add(size)
-        self._graphs[size] = _Captured(graph, plan, *made)
+        sizes.buckets.done.add(size)
+        sizes.graphs[size] = _Captured(graph, plan, *made)
 
-    def _step(self, fed: Fed, plan: Any) -> tuple[Tensor, Tensor]:
+    def _step(self, fed: Fed, plan: Any, kind: Kind) -> tuple[Tensor, Tensor | None]:
         """The work of a step, all of it on the device."""
         built, feed = self._built, self._feed
         ctx = ForwardContext(
-            positions=fed.positions, plans=[plan] * self._groups, cache=self._cache, extents=fed.extents
+            positions=fed.positions,
+            plans=[plan] * self._groups,
+            cache=self._cache,
+            extents=fed.extents,
+            adapter_rows=fed.adapters if kind.adapted else None,
         )
         logits = built.model.head(built.model(feed.known(fed.ids, fed.slots), ctx))
+        if kind.queries > 1:
+            return logits, None
         ids, most = self._kernels.sample(logits)
         return logits, self._kernels.keep_last(ids, most, feed.last, fed.slots)
+
+
+def buckets_of(built: BuiltModel, most: int, kind: Kind) -> Buckets:
+    """Return the sizes of captured steps of a kind, of up to `most` rows."""
+    return Buckets.up_to(most, built.platform.graph_batch, sparse=kind != Kind(1, False))

@@ -80,7 +80,10 @@ class DraftSpeculator(Speculator):
         num_pages = 1 + options.kv_tokens // _PAGE
         self._longest = min(own.model.max_positions, options.kv_tokens)
         self._pool = PagePool(num_pages)
-        cache = CachePlan(cache_layout(own, _PAGE), num_pages, options.max_num_seqs, -(-self._longest // _PAGE))
+        # After a check, what came in the place of a wrong guess is computed, and the last guess before it where all were right.
+        cache = CachePlan(
+            cache_layout(own, _PAGE), num_pages, options.max_num_seqs, -(-self._longest // _PAGE), most_queries=2
+        )
         self._slots = list(range(options.max_num_seqs))
         self._runner = Runner(own.load(), cache)
 

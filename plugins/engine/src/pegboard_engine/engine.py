@@ -83,7 +83,10 @@ class PagedEngine(Engine):
     def load(self, built: BuiltModel, tokenizer: Tokenizer | None, registry: Registry) -> None:
         options = self.options
         adapters = adapter_bytes(built, registry, options.max_adapters, options.max_adapter_rank)
-        self.memory = memory = plan_memory(built, options, adapters)
+        speculator = None if options.speculator is None else registry.create("speculator", options.speculator)
+        # Of a proposal each token has a row, and what comes behind it one more.
+        most_queries = 1 if speculator is None else 1 + speculator.most
+        self.memory = memory = plan_memory(built, options, adapters, most_queries)
         log.info("memory\n%s", memory.table())
         self._tokenizer, self._registry = tokenizer, registry
         self.vocab_size, self.max_model_len = built.model.vocab_size, memory.longest
@@ -104,8 +107,8 @@ class PagedEngine(Engine):
         self._columns = SamplingColumns(options.max_num_seqs, self.vocab_size)
         self._timeouts = Timeouts(self._clock)
         self._intake = Intake(tokenizer, registry, self.vocab_size, memory.longest, options.max_logprobs)
-        if options.speculator is not None:
-            self._proposals = Proposals(registry.create("speculator", options.speculator), self._table)
+        if speculator is not None:
+            self._proposals = Proposals(speculator, self._table)
             self._proposals.load(built, tokenizer, registry)
         self._reader = Reader(self._scheduler, self, self._proposals, self._clock)
         self._executor = registry.create("executor", options.executor)
@@ -119,6 +122,7 @@ class PagedEngine(Engine):
             options.max_adapter_rank,
             options.graphs,
             options.count_experts,
+            most_queries,
         )
         self._executor.load(built, cache, registry)
 

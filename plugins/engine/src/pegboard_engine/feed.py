@@ -16,6 +16,7 @@ from torch import Tensor
 from pegboard.build import BuiltModel
 from pegboard.ops import KernelTable
 from pegboard.types import AttentionInputs, CachePlan, StepPlan
+from pegboard_engine.buckets import captured_rows
 
 _ALIGNED = 16
 
@@ -26,7 +27,8 @@ class Fed:
 
     ids, positions: [T] int64; ids that are still unknown are -1 in the inputs of a captured step, which fills them in itself, and
     nowhere else. rows: [P] int64 rows whose hidden states are wanted, None for all of them in order. slots: [M] int64, the slot of
-    each sampled row. extents: [T] int64 as of `ForwardContext`, None for models that do not ask.
+    each sampled row. extents: [T] int64 as of `ForwardContext`, None for models that do not ask. adapters: [T] int64, its
+    `adapter_rows`; None where no row has one.
     """
 
     ids: Tensor
@@ -35,6 +37,7 @@ class Fed:
     rows: Tensor | None
     slots: Tensor
     extents: Tensor | None
+    adapters: Tensor | None = None
 
 
 class Feed(Protocol):
@@ -43,7 +46,7 @@ class Feed(Protocol):
     last: Tensor
 
     def put(self, plan: StepPlan, width: int | None = None) -> Fed:
-        """Return the inputs of a step. width: sequences of the captured step that reads them, for one that only decodes."""
+        """Return the inputs of a step. width: rows of the captured step that reads them, for one that is served by such."""
 
     def index(self, values: np.ndarray) -> Tensor:
         """Return int64 numbers where the model is."""
@@ -96,6 +99,7 @@ class HostFeed:
             None if rows is None else torch.from_numpy(rows),
             self.index(plan.logits_slots),
             torch.from_numpy(extents_of(plan)) if self._extents else None,
+            None if plan.adapters is None else torch.from_numpy(adapters_of(plan)),
         )
 
     def index(self, values: np.ndarray) -> Tensor:
@@ -106,26 +110,31 @@ class HostFeed:
 class DeviceFeed:
     """One copy a step to the device, which has the block table and the tokens sampled last.
 
-    Steps that only decode are always written to the same place, so that a captured one finds its inputs there. What has no sequence
-    reads and writes a slot of its own behind the last one, whose pages are all page 0.
+    Steps that only decode, and others that a captured one serves, are always written to the same place, so that it finds its inputs there.
+    What has no sequence reads and writes a slot of its own behind the last one, whose pages are all page 0, and has no adapter.
+
+    num_slots: sequences at once. num_rows: rows that a captured step may have.
     """
 
     def __init__(
         self, device: torch.device, cache: CachePlan, extents: bool, pinned: bool, kernels: KernelTable
     ) -> None:
         self.num_slots = slots = cache.num_slots
+        self.num_rows = rows = captured_rows(slots, cache.most_queries)
         self.last = torch.zeros(slots + 1, dtype=torch.int64, device=device)
         self._device, self._pinned, self._extents, self._kernels = device, pinned, extents, kernels
         # A copy on the host: backends that do not read `device_table` plan from it.
         self._table = torch.zeros(slots + 1, cache.max_pages, dtype=torch.int32)
         self._on_device = torch.zeros_like(self._table, device=device)
         neutral = {
-            "ids": np.zeros(slots, np.int64),
-            "positions": np.zeros(slots, np.int64),
-            "slots": np.full(slots, slots, np.int64),
+            "ids": np.zeros(rows, np.int64),
+            "positions": np.zeros(rows, np.int64),
+            "slots": np.full(rows, slots, np.int64),
         }
         if extents:
-            neutral["extents"] = np.ones(slots, np.int64)
+            neutral["extents"] = np.ones(rows, np.int64)
+        if cache.max_adapters:
+            neutral["adapters"] = np.full(rows, -1, np.int64)
         self._places, self._size = _lay_out(neutral)
         self._neutral = self._host(self._size)
         _write(self._neutral.numpy(), self._places, neutral)
@@ -133,7 +142,7 @@ class DeviceFeed:
         self._views = _views(self._static, self._places)
 
     def put(self, plan: StepPlan, width: int | None = None) -> Fed:
-        """Give a plan's values to the device; for a captured step of `width` sequences, return all of its inputs."""
+        """Give a plan's values to the device; for a captured step of `width` rows, return all of its inputs."""
         changed, columns, pages = plan.table
         count = len(plan.slots)
         arrays: dict[str, np.ndarray] = {}
@@ -146,8 +155,10 @@ class DeviceFeed:
         arrays |= {"ids": plan.input_ids, "positions": plan.positions}
         if self._extents:
             arrays["extents"] = extents_of(plan)
-        static = plan.num_decodes == count and wanted_rows(plan) is None
-        views = self._put_decodes(plan, arrays) if static else self._put_ragged(plan, arrays)
+        if plan.adapters is not None:
+            arrays["adapters"] = adapters_of(plan)
+        static = width is not None or (plan.num_decodes == count and wanted_rows(plan) is None)
+        views = self._put_static(plan, arrays) if static else self._put_ragged(plan, arrays)
         if width is None:
             ids, tokens = self._known(views, plan), len(plan.input_ids)
         else:
@@ -161,12 +172,18 @@ class DeviceFeed:
             table_rows=plan.slots,
             device_table=self._on_device,
         )
-        slots = views["slots"][:tokens] if static else views["slots"]
+        rows, slots = views.get("rows"), views["slots"]
+        if static:
+            slots, wanted = slots[:tokens], wanted_rows(plan)
+            if wanted is not None:
+                rows = self.index(wanted)
+                slots = slots.index_select(0, rows)
         extents = views["extents"][:tokens] if self._extents else None
-        return Fed(ids[:tokens], views["positions"][:tokens], inputs, views.get("rows"), slots, extents)
+        adapters = views["adapters"][:tokens] if plan.adapters is not None else None
+        return Fed(ids[:tokens], views["positions"][:tokens], inputs, rows, slots, extents, adapters)
 
     def neutral(self, width: int) -> Fed:
-        """Put what may be computed any number of times in the place of captured steps, and return it for `width` sequences."""
+        """Put what may be computed any number of times in the place of captured steps, and return it for `width` rows."""
         self._static.copy_(self._neutral, non_blocking=True)
         views = self._views
         ones: Any = np.ones(width, np.int32)
@@ -179,8 +196,8 @@ class DeviceFeed:
             table_rows=self.num_slots * ones,
             device_table=self._on_device,
         )
-        extents = views["extents"][:width] if self._extents else None
-        return Fed(views["ids"][:width], views["positions"][:width], inputs, None, views["slots"][:width], extents)
+        own = {name: view[:width] for name, view in views.items()}
+        return Fed(own["ids"], own["positions"], inputs, None, own["slots"], own.get("extents"), own.get("adapters"))
 
     def known(self, ids: Tensor, slots: Tensor) -> Tensor:
         """Return ids [N] with those of -1 replaced by the token that their slot sampled last."""
@@ -193,12 +210,12 @@ class DeviceFeed:
         host.numpy()[:] = values
         return host.to(self._device, non_blocking=True)
 
-    def _put_decodes(self, plan: StepPlan, arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    def _put_static(self, plan: StepPlan, arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
         host = self._host(self._size)
         block = host.numpy()
         block[:] = self._neutral.numpy()
-        arrays["slots"] = plan.slots
-        _write(block, self._places, {name: arrays[name] for name in self._places})
+        arrays["slots"] = plan.slots if plan.num_decodes == len(plan.slots) else np.repeat(plan.slots, plan.query_lens)
+        _write(block, self._places, {name: arrays[name] for name in self._places if name in arrays})
         self._static.copy_(host, non_blocking=True)
         if "changed" in arrays:
             self._change(self._put({name: arrays[name] for name in ("changed", "pages")}))
@@ -253,6 +270,12 @@ def extents_of(plan: StepPlan) -> np.ndarray:
     """Return [T] int64, how many tokens each row's sequence has: those known to the plan's maker, or so far."""
     lens = np.asarray(plan.extras.get("extents", plan.seq_lens), dtype=np.int64)
     return np.repeat(lens, plan.query_lens)
+
+
+def adapters_of(plan: StepPlan) -> np.ndarray:
+    """Return [T] int64, the adapter's slot of each row of a plan that has some."""
+    assert plan.adapters is not None
+    return np.repeat(plan.adapters.astype(np.int64), plan.query_lens)
 
 
 _Places = dict[str, tuple[int, int, np.dtype[Any]]]

@@ -17,11 +17,16 @@ from pegboard_engine.feed import computes_apart
 if TYPE_CHECKING:
     from pegboard.build import BuiltModel
     from pegboard.interfaces.platform import Graph
+    from pegboard_engine.adapters import ServedAdapters
 
 log = logging.getLogger("pegboard.engine")
 
 _MOST_GRAPHS = 24
+_MOST_SEEN = 1024
 _SEEN_BEFORE = 2
+
+_Shape = tuple[int, int, tuple[int, ...]]
+"""Rows, pages of a sequence, and the adapter's slot of each sequence where any has one."""
 
 
 @dataclass(slots=True)
@@ -39,39 +44,54 @@ class _Captured:
 class DecodeGraphs:
     """Graphs by shape. A shape is captured when it comes for the third time, and those not used for longest are dropped.
 
+    What adapters add is arranged on the host: where rows have some, which row has which is part of the shape. It stays the same from step
+    to step while nobody comes or goes.
+
     num_captured: how often a graph was made. num_replayed: how often one served.
     """
 
-    def __init__(self, built: BuiltModel, cache: KVCache, groups: int) -> None:
+    def __init__(self, built: BuiltModel, cache: KVCache, groups: int, adapters: ServedAdapters) -> None:
         self.num_captured = self.num_replayed = 0
         self._built = built
         self._cache = cache
         self._groups = groups
-        self._graphs: OrderedDict[tuple[int, int], _Captured] = OrderedDict()
-        self._seen: dict[tuple[int, int], int] = {}
+        self._adapters = adapters
+        self._changes = adapters.changes
+        self._graphs: OrderedDict[_Shape, _Captured] = OrderedDict()
+        self._seen: dict[_Shape, int] = {}
         self._usable = usable(built)
         # One graph runs at a time: they share their working memory.
         self._memory = built.platform.graph_memory(built.device.index or 0) if self._usable else None
 
     def run(
-        self, ids: Tensor, positions: Tensor, inputs: AttentionInputs, extents: Tensor | None = None
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        inputs: AttentionInputs,
+        extents: Tensor | None = None,
+        slots: Tensor | None = None,
     ) -> Tensor | None:
         """Return the logits [N, V] of a decode batch, N sequences with one token each; None when it is to be run without a graph.
 
-        extents: [N] as of `ForwardContext`, for models that have a `rope_limit`.
+        extents: [N] as of `ForwardContext`, for models that have a `rope_limit`. slots: [N] its `adapter_slots`.
 
         They are overwritten by the next step of this shape.
         """
         if not self._usable or not len(inputs.query_lens):
             return None
+        if self._changes != self._adapters.changes:
+            self._forget_adapted()
         count = len(inputs.query_lens)
-        shape = self._built.platform.graph_batch(count), self._pages(inputs)
-        inputs.pad_to, inputs.pad_pages = shape
+        width = self._built.platform.graph_batch(count)
+        shape = width, self._pages(inputs), () if slots is None else tuple(slots.tolist())
+        inputs.pad_to, inputs.pad_pages = shape[:2]
         found = self._graphs.get(shape)
         if found is None:
             self._seen[shape] = self._seen.get(shape, 0) + 1
             if self._seen[shape] > _SEEN_BEFORE:
                 found = self._capture(shape, inputs)
+            elif len(self._seen) > _MOST_SEEN:
+                self._seen.clear()
             if found is None:
                 inputs.pad_to = inputs.pad_pages = None
                 return None
@@ -93,22 +113,38 @@ class DecodeGraphs:
         self._graphs.clear()
         self._seen.clear()
 
+    def _forget_adapted(self) -> None:
+        """Drop the graphs that hold what adapters were, and those of layers that have changed places with others."""
+        self._changes = self._adapters.changes
+        for shape in [shape for shape in self._graphs if shape[2]]:
+            del self._graphs[shape]
+        self._seen = {shape: seen for shape, seen in self._seen.items() if not shape[2]}
+
     def _pages(self, inputs: AttentionInputs) -> int:
         if not self._built.attention.static_pages:
             return 0
         longest = -(-int(max(inputs.seq_lens)) // self._cache.layout.page_size)
         return 1 << (longest - 1).bit_length()
 
-    def _capture(self, shape: tuple[int, int], inputs: AttentionInputs) -> _Captured | None:
+    def _capture(self, shape: _Shape, inputs: AttentionInputs) -> _Captured | None:
         built, device, rows = self._built, self._built.device, shape[0]
         ids, positions = (torch.zeros(rows, dtype=torch.int64, device=device) for _ in range(2))
         extents = None if built.model.rope_limit is None else torch.zeros_like(ids)
         plan = built.attention.plan(inputs, device, self._cache.layout)
         logits: list[Tensor] = []
+        slots = torch.tensor([*shape[2], *[-1] * (rows - len(shape[2]))]) if shape[2] else None
+        arranged: dict[Any, Any] = {}
 
         def work() -> None:
             plans = [plan] * self._groups
-            ctx = ForwardContext(positions=positions, plans=plans, cache=self._cache, extents=extents)
+            ctx = ForwardContext(
+                positions=positions,
+                plans=plans,
+                cache=self._cache,
+                extents=extents,
+                adapter_slots=slots,
+                adapter_plans=arranged,
+            )
             logits[:] = [built.model.head(built.model(ids, ctx))]
 
         try:

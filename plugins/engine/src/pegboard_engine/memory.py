@@ -9,7 +9,8 @@ import torch
 from pegboard.build import BuiltModel
 from pegboard.errors import ConfigError, ModelError
 from pegboard.types import KVLayout
-from pegboard_engine.buckets import Buckets
+from pegboard_engine.buckets import captured_rows
+from pegboard_engine.captured import Kind, buckets_of
 from pegboard_engine.feed import computes_apart
 from pegboard_engine.fits import does_not_fit
 from pegboard_engine.graphs import captures_whole_steps
@@ -65,11 +66,11 @@ class MemoryPlan:
         return "\n".join([*lines, f"one request can have {self.longest:,} tokens, all together {tokens:,}"])
 
 
-def plan_memory(built: BuiltModel, options: EngineOptions, adapters: int = 0) -> MemoryPlan:
+def plan_memory(built: BuiltModel, options: EngineOptions, adapters: int = 0, most_queries: int = 1) -> MemoryPlan:
     """Return the plan for a model. Raises ConfigError when `max_model_len` or `kv_memory` cannot be met, saying what could.
 
     adapters: the most bytes that adapters beside the model may take. They are left room for where `max_adapters` was asked for; its
-    default only allows them, at the cost of what is free when one is loaded.
+    default only allows them, at the cost of what is free when one is loaded. most_queries: as of `CachePlan`.
     """
     layout = cache_layout(built, options.page_size, options.kv_dtype)
     limit = built.model.max_positions
@@ -81,7 +82,7 @@ def plan_memory(built: BuiltModel, options: EngineOptions, adapters: int = 0) ->
     length = options.max_model_len or limit
     weights, workspace, available = built.weight_bytes, _workspace(built, options, length), _available(built)
     reserved = adapters if "max_adapters" in options.model_fields_set else 0
-    graphs = captured_bytes(built, options) if options.graphs else 0
+    graphs = captured_bytes(built, options, most_queries) if options.graphs else 0
     left = max(0, available - workspace - reserved - graphs - (weights if built.pending else 0))
     pages_each = -(-length // options.page_size)
     useful = 1 + pages_each * options.max_num_seqs
@@ -140,12 +141,16 @@ def cache_layout(built: BuiltModel, page_size: int, dtype: str = "auto") -> KVLa
     return built.attention.layout(specs[0], len(specs), page_size, chosen)
 
 
-def captured_bytes(built: BuiltModel, options: EngineOptions) -> int:
-    """Return what captured decode steps keep: the logits of each batch size."""
+def captured_bytes(built: BuiltModel, options: EngineOptions, most_queries: int = 1) -> int:
+    """Return what captured steps keep: the logits of each size. Those of adapters count where `max_adapters` was asked for, as they do."""
     if not captures_whole_steps(built):
         return 0
-    sizes = Buckets.up_to(options.max_num_seqs, built.platform.graph_batch).sizes
-    return sum(sizes) * built.model.vocab_size * built.dtype.itemsize
+    queries = min(most_queries, built.attention.static_queries)
+    rows = 0
+    for adapted in (False, True) if options.max_adapters and "max_adapters" in options.model_fields_set else (False,):
+        for kind in dict.fromkeys((Kind(1, adapted), Kind(queries, adapted))):
+            rows += sum(buckets_of(built, captured_rows(options.max_num_seqs, kind.queries), kind).sizes)
+    return rows * built.model.vocab_size * built.dtype.itemsize
 
 
 def _workspace(built: BuiltModel, options: EngineOptions, length: int) -> int:

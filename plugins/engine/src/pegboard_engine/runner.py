@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pegboard.build import BuiltModel
-from pegboard.ops import kernel_table
+from pegboard.ops import KernelTable, kernel_table
 from pegboard.plugins.load import Registry
 from pegboard.types import CachePlan, ForwardContext, KVCache, StepPlan, StepResult
 from pegboard_engine import ops  # noqa: F401  # registers what the table below is asked for
@@ -55,6 +55,12 @@ class Started:
         return StepResult(self.step, np.where(valid, told, -1 - told), extras)
 
 
+def decode_kernels(built: BuiltModel) -> KernelTable:
+    """Return the ops of a served model's platform, those of sampling included."""
+    offered = built.platform.kernels("decode", built.dtype, built.device.index or 0)
+    return kernel_table(offered, owner=f"platform {built.platform_name!r}")
+
+
 class Runner:
     """A model with its cache, its block table and its sampler."""
 
@@ -62,8 +68,7 @@ class Runner:
         self._built = built
         self._groups = 1 + max(spec.group for spec in built.model.attention_specs)
         self._vocab_size = built.model.vocab_size
-        offered = built.platform.kernels("decode", built.dtype, built.device.index or 0)
-        self._kernels = kernel_table(offered, owner=f"platform {built.platform_name!r}")
+        self._kernels = decode_kernels(built)
         self._sampler = Sampler(self._vocab_size, built.device, registry, self._kernels)
         self._feed = make_feed(built, cache, self._kernels)
         self.adapters = ServedAdapters(built, cache, registry)
@@ -74,24 +79,29 @@ class Runner:
         self._graphs: DecodeGraphs | None = None
         self._captured: CapturedSteps | None = None
         if cache.graphs and isinstance(self._feed, DeviceFeed) and captures_whole_steps(built):
-            self._captured = CapturedSteps(built, self.cache, self._feed, self._kernels, self._groups)
+            self._captured = CapturedSteps(
+                built, self.cache, self._feed, self._kernels, self._groups, self.adapters, cache.most_queries
+            )
         elif cache.graphs:
-            self._graphs = DecodeGraphs(built, self.cache, self._groups)
+            self._graphs = DecodeGraphs(built, self.cache, self._groups, self.adapters)
 
     @torch.inference_mode()
     def start(self, plan: StepPlan) -> Started:
         """Run a step, or give it to the device."""
-        width = None if self._captured is None else self._captured.width(plan)
-        fed = self._feed.put(plan, width)
+        chosen = None if self._captured is None else self._captured.choose(plan)
+        fed = self._feed.put(plan, None if chosen is None else chosen.width)
+        slots = self.adapters.rows(plan.adapters, plan.query_lens)
         extras: dict[str, Any] = {}
         logits: Tensor | None = None
         told: Tensor | None = None
-        if self._captured is not None and width is not None:
-            logits, told = self._captured.run(fed, width)
-        elif self._graphs is not None and plan.num_decodes == len(plan.slots) and plan.adapters is None:
-            logits = self._graphs.run(fed.ids, fed.positions, fed.inputs, fed.extents)
+        if self._captured is not None and chosen is not None:
+            logits, told = self._captured.run(fed, chosen)
+            if fed.rows is not None:
+                logits = logits.index_select(0, fed.rows)
+        elif self._graphs is not None and plan.num_decodes == len(plan.slots):
+            logits = self._graphs.run(fed.ids, fed.positions, fed.inputs, fed.extents, slots)
         if logits is None:
-            logits = self._forward(plan, fed, extras)
+            logits = self._forward(plan, fed, slots, extras)
         if logits is None:
             return Started(plan.step, torch.empty(0, dtype=torch.int64), None, None, extras)
         logprobs = None
@@ -103,7 +113,7 @@ class Runner:
             if sampled.errors:
                 extras["errors"] = sampled.errors
         # A captured step writes to the same place the next time.
-        told = told.to("cpu", non_blocking=True, copy=width is not None)
+        told = told.to("cpu", non_blocking=True, copy=chosen is not None)
         started = Started(plan.step, told, self._recorded(), logprobs, extras)
         if self._captured is not None:
             self._captured.capture_due()
@@ -114,14 +124,15 @@ class Runner:
         """Use a moment in which nothing is to be computed; return whether another one would be of use."""
         return self._captured is not None and self._captured.capture_next()
 
-    def _forward(self, plan: StepPlan, fed: Fed, extras: dict[str, Any]) -> Tensor | None:
+    def _forward(self, plan: StepPlan, fed: Fed, slots: Tensor | None, extras: dict[str, Any]) -> Tensor | None:
         """Run the model; return the logits of the rows to sample from, and put what else was asked for into `extras`."""
         built = self._built
         ctx = ForwardContext(
             positions=fed.positions,
             plans=[built.attention.plan(fed.inputs, built.device, self.cache.layout)] * self._groups,
             cache=self.cache,
-            adapter_slots=self.adapters.rows(plan.adapters, plan.query_lens),
+            adapter_slots=slots,
+            adapter_rows=fed.adapters,
             logits_indices=fed.rows,
             extents=fed.extents,
         )
