@@ -68,8 +68,9 @@ class BuiltModel:
 
     def load(self) -> BuiltModel:
         """Give the model storage and its weights, where `prepare_model` left it empty; return itself."""
-        while self.pending:
-            self.pending.pop(0)()
+        with _uncollected():
+            while self.pending:
+                self.pending.pop(0)()
         return self
 
     @property

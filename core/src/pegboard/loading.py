@@ -37,17 +37,19 @@ def materialise(
         used += _room(size)
         return part
 
-    for module in model.modules():
+    modules = list(model.modules())
+    for module in modules:
         if isinstance(module, SharedStorage):
             module.materialise(make)
-    for module in model.modules():
+    for module in modules:
         if isinstance(module, Rotary):
             module.materialise(device)
-        elif isinstance(module, (Linear, Embedding, Head)) or hasattr(module, "weight"):
-            for name, parameter in list(module._parameters.items()):
-                if parameter is not None and parameter.is_meta:
-                    storage = make(tuple(parameter.shape))
-                    setattr(module, name, nn.Parameter(storage, requires_grad=parameter.requires_grad))
+            continue
+        missing = [(name, p) for name, p in module._parameters.items() if p is not None and p.is_meta]
+        if missing and (isinstance(module, (Linear, Embedding, Head)) or hasattr(module, "weight")):
+            for name, parameter in missing:
+                storage = make(tuple(parameter.shape))
+                setattr(module, name, nn.Parameter(storage, requires_grad=parameter.requires_grad))
     model.fuse()
 
 

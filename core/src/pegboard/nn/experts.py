@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pegboard.nn.grouped import GATED, combine, expert_rows, grouped_outer, sort_by_expert
-from pegboard.nn.layer import Layer
+from pegboard.nn.layer import Layer, alike
 from pegboard.nn.linear import Linear, SharedStorage
 
 if TYPE_CHECKING:
@@ -55,8 +55,10 @@ class Experts(Layer):
         self.count, self.activation = count, activation
         self.gate_up: ExpertGroup
         self.down: ExpertGroup
+        first = Expert(hidden_size, intermediate_size, names, self)
+        another = alike(first)
         for number in range(count):
-            self.add_module(str(number), Expert(hidden_size, intermediate_size, names, self))
+            self.add_module(str(number), another() if number else first)
         self.gate_up = ExpertGroup(self, names[:2])
         self.down = ExpertGroup(self, names[2:])
 
@@ -106,11 +108,13 @@ class ExpertGroup(SharedStorage):
         experts = [self._owner[0]._modules[str(number)] for number in range(self._owner[0].count)]
         self.members = [[cast(Any, expert)._modules[name] for name in self.names] for expert in experts]
         flat = [member for expert in self.members for member in expert]
-        bases = [getattr(member, "base", member) for member in flat]
+        # Plain layers are asked for nothing that they lack: a module takes long to say so, thousands much longer.
+        other = [member for member in flat if type(member) is not Linear]
+        bases = [getattr(member, "base", member) for member in flat] if other else flat
         self._bases: list[Linear] | None = bases if all(type(base) is Linear for base in bases) else None
         self._flat: list[Any] = bases
-        self._adapted = any(hasattr(member, "base") for member in flat)
-        self._additive = all(getattr(member, "additive", True) for member in flat)
+        self._adapted = any(hasattr(member, "base") for member in other)
+        self._additive = all(getattr(member, "additive", True) for member in other)
         if bases != self._fused:
             self.unfuse()
 
@@ -141,7 +145,8 @@ class ExpertGroup(SharedStorage):
         """Make the layers' parameters views of a storage."""
         assert self._bases is not None
         for base, view in zip(self._bases, weight.flatten(0, 1).chunk(len(self._bases)), strict=True):
-            base.weight = nn.Parameter(view, requires_grad=base.weight.requires_grad)
+            # Not by setting an attribute, which looks for the name everywhere in a module: it is a parameter, and stays one.
+            base._parameters["weight"] = nn.Parameter(view, requires_grad=base.weight.requires_grad)
         self._weight, self._fused = weight, self._flat
 
     def stacked(self) -> Tensor | None:

@@ -104,8 +104,8 @@ def serve(model: str, **given: Any) -> None:
         served = make_served(registry, *loaded[:2], options, loaded[2])
         apps = (create_app(served), create_admin_app(served))
         doors = [Door(*each) for each in zip(apps, addresses, sockets, strict=False)]
-        # What is there now stays. Without this it is searched for garbage again and again while requests wait, and at the end.
-        gc.collect()
+        # What is there now stays. Without this it is searched for garbage again and again while requests wait, and at the end. It is
+        # not searched now: loading leaves next to none, and the modules of a large mixture take most of a second.
         gc.freeze()
         asyncio.run(listen(served, doors))
 

@@ -87,8 +87,8 @@ def load(model: str, options: dict[str, Any]) -> LLM:
     platform.configure(threads=threads)
     chosen = {key: options.pop(key) for key in ("revision", "dtype", "device", "attention", "quantizer")}
     llm = LLM(model, registry=registry, platform=name, **chosen, **settings)
-    # What is there now stays: it need not be searched for garbage while tokens come, nor at the end.
-    gc.collect()
+    # What is there now stays: it need not be searched for garbage while tokens come, nor at the end. Nor now: loading leaves next to
+    # none, and a search through the modules of a large mixture takes most of a second.
     gc.freeze()
     return llm
 
