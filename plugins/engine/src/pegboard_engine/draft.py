@@ -77,6 +77,11 @@ class DraftSpeculator(Speculator):
                 f"the draft model {options.model} has {own.model.vocab_size} ids, the model {built.model.vocab_size}",
                 fix="use a draft model of the same vocabulary",
             )
+        self.use(own)
+
+    def use(self, own: BuiltModel) -> None:
+        """Propose with a model that is prepared."""
+        options = self.options
         num_pages = 1 + options.kv_tokens // _PAGE
         self._longest = min(own.model.max_positions, options.kv_tokens)
         self._pool = PagePool(num_pages)
