@@ -18,7 +18,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -34,7 +33,7 @@ CLEAN = (200, 400, 413, 422, 429, 503, 504)
 """Statuses that a healthy server under load may answer with."""
 TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 99}}, "required": ["a"]}
-SETTLE = 60.0
+SETTLE = 300.0
 """Seconds until nothing may be held any more."""
 
 
@@ -184,14 +183,16 @@ class Server:
     """`peg serve` as a child process on a free port of this machine."""
 
     def __init__(self, model: str, options: list[str], log: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
         self.log = log
-        command = [sys.executable, "-m", "pegboard", "serve", model, "--port", str(port), *options]
+        command = [sys.executable, "-m", "pegboard", "serve", model, "--port", "0", *options]
         with log.open("wb") as file:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        # The system has chosen a port, which it tells.
+        while (told := re.search(r" at (http://\S+)\n", log.read_text())) is None:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server does not start: {log.read_text()[-2000:]}")
+            time.sleep(0.05)
+        self.url = told[1]
 
     async def ready(self, session: aiohttp.ClientSession, seconds: float = 300) -> None:
         """Wait until it serves. Raises RuntimeError with its log when it does not."""
@@ -224,7 +225,7 @@ class Server:
         """Return the memory of the server's own process and that of its workers, MB."""
         return resident([self.process.pid]), resident(self.workers())
 
-    def stop(self, seconds: float = 60) -> int:
+    def stop(self, seconds: float = 300) -> int:
         """Tell it to stop and return its status."""
         self.process.send_signal(signal.SIGTERM)
         try:
@@ -284,12 +285,14 @@ async def chaos(
         async def killer() -> None:
             steps = -1.0
             while kill is not None:
-                await asyncio.sleep(source.uniform(0.5 * kill, 1.5 * kill))
                 # One that is killed before it has done anything says nothing about those that work.
                 now = (await server.metrics(session))["engine_steps_total"]
-                if now > steps + 20 and (workers := server.workers()):
-                    os.kill(source.choice(workers), signal.SIGKILL)
-                    report.kills, steps = report.kills + 1, now
+                if now <= steps + 20 or not (workers := server.workers()):
+                    await asyncio.sleep(0.05)
+                    continue
+                os.kill(source.choice(workers), signal.SIGKILL)
+                report.kills, steps = report.kills + 1, now
+                await asyncio.sleep(source.uniform(0.5 * kill, 1.5 * kill))
 
         others = [asyncio.create_task(watch()), asyncio.create_task(killer())]
         await asyncio.gather(*(client() for _ in range(clients)))
@@ -315,7 +318,7 @@ async def _settled(server: Server, session: aiohttp.ClientSession, report: Repor
             break
         await asyncio.sleep(0.05)
     body = {"prompt": [20, 21, 22], "max_tokens": 4, "temperature": 0, "ignore_eos": True}
-    for _ in range(100):
+    for _ in range(1500):
         async with session.post(TEXT, json=body) as response:
             answer = await response.json()
             if response.status == 200:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -168,13 +169,20 @@ def losses() -> Callable[[Path], dict[int, float]]:
     return read
 
 
+def free_port() -> int:
+    """Return a port that no other test takes before the processes do: below those that the system hands out, by this process's number."""
+    for port in range(10_000 + os.getpid() % 2000 * 10, 32_000):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
+
+
 class Ranks:
     """Processes that form a group and stay: starting them costs more than what small runs compute."""
 
     def __init__(self, processes: int, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         self._said = folder / f"said-by-{processes}-{port}"
         with self._said.open("w") as file:
@@ -201,7 +209,7 @@ class Ranks:
             child.stdin.flush()
         for child in self._children:
             assert child.stdout is not None
-            ready, _, _ = select.select([child.stdout], [], [], 300)
+            ready, _, _ = select.select([child.stdout], [], [], 550)
             answers.append(child.stdout.readline().strip() if ready else "nothing in time")
         if answers != ["0"] * len(answers):
             self.close()

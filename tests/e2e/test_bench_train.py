@@ -52,7 +52,6 @@ def test_a_run_ends_with_the_command_that_started_it(toy_model: Path, tmp_path: 
         marked,
     ]
     process = start(["bench", "train", "sft", *given])
-    deadline = time.monotonic() + 60
 
     def runs() -> list[int]:
         found = []
@@ -65,10 +64,10 @@ def test_a_run_ends_with_the_command_that_started_it(toy_model: Path, tmp_path: 
 
     try:
         while not runs():
-            assert time.monotonic() < deadline and process.poll() is None
+            assert process.poll() is None
             time.sleep(0.05)
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate()
         assert process.returncode == 143
         assert not runs()
     finally:

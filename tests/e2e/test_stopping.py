@@ -23,14 +23,10 @@ LONG = ["steps=100000", "batch.size=1"]
 
 def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
     """Wait until a step was logged."""
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
+    path = run / "metrics.jsonl"
+    while not path.exists() or path.read_bytes().count(b"\n") < step:
         assert process.poll() is None, process.communicate()
-        path = run / "metrics.jsonl"
-        if path.exists() and path.read_bytes().count(b"\n") >= step:
-            return
         time.sleep(0.02)
-    raise TimeoutError
 
 
 def step_numbers(run: Path) -> list[int]:
@@ -45,7 +41,7 @@ def test_a_signal_leaves_a_checkpoint_that_continues(
     process = start(arguments(run, *LONG, config="lora"))
     wait_for_step(run, 3, process)
     process.send_signal(number)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate()
     assert process.returncode == 128 + number, err
     assert "Traceback" not in err
     (step,) = step_numbers(run)
@@ -76,7 +72,7 @@ def test_a_kill_during_a_save_leaves_the_step_before(
     more = ["steps=6", "checkpoint.every=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code, *arguments(run, *more)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert step_numbers(run) == [2]
     assert [path.name[:26] for path in run.glob(".*")] == [".unfinished-step-00000004-"]
@@ -100,7 +96,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path: Path, arg
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-B", "-c", code, *arguments(run, "steps=2")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "error: no space left to write" in done.stderr
     assert "fix: free some space" in done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
 import time
@@ -39,9 +40,9 @@ def server(toy_model: Path, tmp_path: Path) -> Iterator[Server]:
     assert made.stop() == 0, (tmp_path / "log").read_text()
 
 
-def until_running(client: httpx.Client, count: int) -> bool:
-    """Return whether so many requests run, as soon as the engine can tell."""
-    end = time.monotonic() + 5
+def until_running(client: httpx.Client, count: int, seconds: float = math.inf) -> bool:
+    """Return True as soon as so many requests run, False after some seconds."""
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         if f"\npegboard_requests_running {count}\n" in client.get("/metrics").text:
             return True
@@ -58,7 +59,7 @@ def frozen_with_two(server: Server, client: httpx.Client, pool: ThreadPoolExecut
         lines = begun.__enter__().iter_lines()
         assert next(lines).startswith("data: {")
         os.kill(worker, signal.SIGSTOP)
-        if until_running(client, 2):
+        if until_running(client, 2, seconds=5):
             return worker, whole, (begun, lines)
         os.kill(worker, signal.SIGCONT)  # one of them had ended
         whole.result()
@@ -67,7 +68,7 @@ def frozen_with_two(server: Server, client: httpx.Client, pool: ThreadPoolExecut
 
 
 def test_what_ran_fails_and_what_comes_is_answered(server: Server) -> None:
-    with httpx.Client(base_url=server.url, timeout=60) as client, ThreadPoolExecutor() as pool:
+    with httpx.Client(base_url=server.url, timeout=500) as client, ThreadPoolExecutor() as pool:
         before = client.post("/v1/completions", json=SHORT).json()["choices"][0]["text"]
         worker, whole, (begun, lines) = frozen_with_two(server, client, pool)
         waits = pool.submit(client.post, "/v1/completions", json=SHORT)
@@ -97,7 +98,7 @@ def test_what_ran_fails_and_what_comes_is_answered(server: Server) -> None:
 
 def test_the_openai_client_sends_again_what_was_lost(server: Server) -> None:
     with (
-        httpx.Client(base_url=server.url, timeout=60) as client,
+        httpx.Client(base_url=server.url, timeout=500) as client,
         openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as patient,
         ThreadPoolExecutor() as pool,
     ):

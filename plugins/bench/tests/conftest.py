@@ -50,7 +50,7 @@ class Server:
         self.most = max(self.most, self.open)
         try:
             if mode == "hang":
-                await asyncio.sleep(60)
+                await asyncio.sleep(6000)
             if mode == "crowd":  # nobody gets on before four are here
                 while self.most < 4:
                     await asyncio.sleep(0.001)
@@ -117,8 +117,8 @@ def server() -> Iterator[Server]:
 
     thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
     thread.start()
-    assert up.wait(20)
+    assert up.wait(300)
     yield made
     loop.call_soon_threadsafe(stop.set)
-    thread.join(20)
+    thread.join()
     loop.close()

@@ -6,13 +6,14 @@ import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pegboard.errors import ConfigError, DataError
 from pegboard.types import GrammarSpec
-from pegboard_grammar.backend import LlguidanceBackend
+from pegboard_grammar.backend import Compiled, LlguidanceBackend
 from pegboard_grammar.options import Options
 from pegboard_sdk.conformance.grammar import allowed
 from pegboard_sdk.toys.tokenizer import EOS, TURN, TinyTokenizer
@@ -44,15 +45,24 @@ def test_threads_that_ask_at_once_get_one_grammar(make: Make) -> None:
     assert len(set(map(id, found))) == 1
 
 
-def test_a_long_compilation_is_not_waited_for(make: Make) -> None:
+def test_a_long_compilation_is_not_waited_for(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = make(seconds=0.01, threads=1)
+    build, go = backend._build, threading.Event()
+
+    def held(*args: Any) -> Compiled:
+        go.wait()
+        return build(*args)
+
+    monkeypatch.setattr(backend, "_build", held)
     with pytest.raises(DataError, match=r"not compiled within 0\.01 seconds"):
         backend.compile(SLOW)
     with pytest.raises(DataError, match="not compiled within"):
         backend.compile(ABC)  # the only thread is still busy
+    go.set()
     for thread in threading.enumerate():
         if thread.name == "pegboard-grammar":
             thread.join()
+    monkeypatch.setattr(backend, "_options", Options(threads=1, seconds=600))
     backend.compile(ABC)
 
 

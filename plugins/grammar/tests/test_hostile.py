@@ -26,7 +26,7 @@ from pegboard_sdk.conformance.grammar import random_answer
 from pegboard_sdk.toys.tokenizer import TinyTokenizer
 
 tokenizer, said = TinyTokenizer(), {}
-backend = LlguidanceBackend(Options(seconds=100))
+backend = LlguidanceBackend(Options(seconds=500))
 backend.load(tokenizer, 300)
 
 def walk():

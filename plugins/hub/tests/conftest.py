@@ -179,9 +179,7 @@ def run(hub: Hub, tmp_path: Path) -> Run:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
         ours = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
         environment = {**kept, **ours, "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", **settings}
-        return subprocess.run(
-            [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=120
-        )
+        return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
 
     return start
 

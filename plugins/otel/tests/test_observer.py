@@ -68,12 +68,12 @@ def collector() -> Iterator[tuple[str, type[Collector]]]:
 
 
 def test_off_unless_told_where_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = threading.enumerate()
     quiet = RequestTraces()
     quiet.request_finished(output())
     assert quiet.doctor() is None
     quiet.close()
-    assert threading.active_count() == len(threading.enumerate())
-    assert not [thread for thread in threading.enumerate() if thread.name == "pegboard-otel"]
+    assert not [t for t in threading.enumerate() if t.name == "pegboard-otel" and t not in others]
     for name, value in (("OTEL_SDK_DISABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")):
         with monkeypatch.context() as patch:
             patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
@@ -114,7 +114,7 @@ def test_spans_come_to_the_collector(monkeypatch: pytest.MonkeyPatch, collector:
     assert sorted(span.name for span in spans) == sorted(["text_completion", "queue", "prefill", "decode"] * 2)
     # Wall time, as far as two clocks agree.
     ends = [span.end_time_unix_nano for span in spans if span.name == "decode"]
-    assert all(abs(end - before) < 60e9 for end in ends)
+    assert all(abs(end - before) < 600e9 for end in ends)
 
 
 def test_the_endpoint_as_an_option(collector: tuple[str, type[Collector]]) -> None:

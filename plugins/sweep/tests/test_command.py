@@ -100,12 +100,11 @@ def test_a_signal_lets_runs_save_and_the_sweep_goes_on_later(peg: Any, folder: P
     command = ["sweep", "quick", "act=wait,run", "--output", str(folder)]
     process = subprocess.Popen([sys.executable, "-m", "pegboard", *command], stderr=subprocess.PIPE)
     waiting = folder / "trial-000" / "waiting"
-    deadline = time.monotonic() + 60
     while not waiting.exists():
-        assert time.monotonic() < deadline and process.poll() is None
+        assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate()
     assert process.returncode == 143
     assert (folder / "trial-000" / "saved").exists()
     assert starts(folder) == ["trial-000"]

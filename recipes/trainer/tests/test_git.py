@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from pegboard_trainer.git import git_state
 
 def git(folder: Path, *arguments: str) -> str:
     name = ("-c", "user.name=t", "-c", "user.email=t@example.com")
-    done = subprocess.run(["git", *name, *arguments], cwd=folder, check=True, capture_output=True, text=True)
+    # Whatever the user has set, such as signatures, does not matter here.
+    own = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    done = subprocess.run(["git", *name, *arguments], cwd=folder, env=own, check=True, capture_output=True, text=True)
     return done.stdout.strip()
 
 

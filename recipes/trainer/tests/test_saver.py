@@ -101,15 +101,18 @@ def test_a_kill_at_any_moment_leaves_a_usable_step(tmp_path: Path, background: b
         ready, told = os.pipe()
         child = os.fork()
         if child == 0:
-            torch.set_num_threads(1)  # OpenMP's other threads did not come along
-            saver, own = saver_of(tmp_path, background=background, keep=1)
-            remove_unfinished(tmp_path)
-            for step in range(last + 1, 10**6):
-                fill(own, step)
-                saver.save(step, Patience())
-                saver.finish()
-                if step == last + 1:
-                    os.write(told, b"x")
+            try:
+                torch.set_num_threads(1)  # OpenMP's other threads did not come along
+                saver, own = saver_of(tmp_path, background=background, keep=1)
+                remove_unfinished(tmp_path)
+                for step in range(last + 1, 10**6):
+                    fill(own, step)
+                    saver.save(step, Patience())
+                    saver.finish()
+                    if step == last + 1:
+                        os.write(told, b"x")
+            finally:
+                os._exit(1)
         os.close(told)
         assert os.read(ready, 1) == b"x"
         time.sleep(moments.uniform(0, 0.15))

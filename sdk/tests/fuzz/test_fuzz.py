@@ -73,8 +73,7 @@ class Slow(Target):
         return b""
 
     def read(self, path: Path, seed: int) -> None:
-        end = time.monotonic() + 30
-        while time.monotonic() < end:
+        while True:
             try:
                 time.sleep(1)
             except Exception:
@@ -89,10 +88,10 @@ class Refusing(Slow):
 
 
 def test_verdicts(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "SECONDS_EACH", 0.05)
     assert worker.complaint(Refusing(registry), tmp_path, 1) == ("refused", "")
     verdict, told = worker.complaint(Refusing(registry), tmp_path, 0)
     assert (verdict, "IndexError: list index out of range" in told) == ("finding", True)
+    monkeypatch.setattr(worker, "SECONDS_EACH", 0.05)
     assert worker.complaint(Slow(registry), tmp_path, 0) == ("finding", "not read within 0.05 s")
 
 

@@ -121,6 +121,7 @@ def test_whatever_the_sizes_and_however_late_the_reader(sizes: list[tuple[int, s
 
 def test_a_segment_of_its_own_leaves_the_ring_as_it_is(pair: Pair) -> None:
     parent, worker = pair
+    gc.collect()  # what other tests left
     before = len(os.listdir("/dev/fd"))
     for _ in range(3):
         parent.send("load_adapter", np.ones(1 << 20), own=True)

@@ -140,6 +140,7 @@ def test_stop_asks_then_insists(
 
 
 def test_nothing_is_left_after_many(spawn: Spawn) -> None:
+    gc.collect()  # what other tests left
     before = sorted(os.listdir("/dev/fd"))
     for _ in range(20):
         worker = WorkerProcess(0, TALK + SLEEP)
@@ -150,6 +151,7 @@ def test_nothing_is_left_after_many(spawn: Spawn) -> None:
 
 
 def test_a_worker_that_is_forgotten_is_ended() -> None:
+    gc.collect()  # what other tests left
     before = sorted(os.listdir("/dev/fd"))
     worker = WorkerProcess(0, TALK + SLEEP)
     pid = worker.pid

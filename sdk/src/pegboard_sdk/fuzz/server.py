@@ -24,7 +24,7 @@ ENGINE = {
     "max_num_tokens": 64,
 }
 LIMITS = {"answers": 4, "prompts": 16, "template_seconds": 2.0}
-PATIENCE = 5.0
+PATIENCE = 60.0
 """Seconds until everything that a request held must be free again."""
 
 
