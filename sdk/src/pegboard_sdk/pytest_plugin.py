@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pegboard.plugins.load import Registry
     from pegboard.plugins.spec import PluginSpec
     from pegboard_sdk.peg import Said
+    from pegboard_sdk.simulated import SimulatedDevice
     from pegboard_sdk.site import Site
     from pegboard_sdk.toys.tokenizer import TinyTokenizer
 
@@ -95,6 +96,15 @@ def host_platform() -> Platform:
     from pegboard_sdk.toys.platform import HostPlatform
 
     return HostPlatform()
+
+
+@pytest.fixture
+def simulated_device() -> Iterator[SimulatedDevice]:
+    """A device that computes on the host and counts what it is given; its tensors can be made while the test runs."""
+    from pegboard_sdk.simulated import SimulatedDevice
+
+    with SimulatedDevice() as device:
+        yield device
 
 
 @pytest.fixture
