@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pegboard.interfaces.engine import RequestOptions
 from pegboard.types import SamplingParams
 from pegboard_engine import LLM
 from pegboard_engine.graphs import usable
@@ -44,6 +48,47 @@ def test_the_tokens_are_the_same(folder: Path, params: dict[str, Any]) -> None:
         # The prompts, and no decode step of a shape that was captured before.
         assert len(calls) < 8
         assert graphs.num_replayed - replayed >= 17
+
+
+def adapted(llm: LLM, adapters: Sequence[str | None]) -> list[list[int]]:
+    """What requests of these adapters get, all at once."""
+    params = SamplingParams(max_tokens=14, temperature=0, ignore_eos=True)
+    found: dict[str, list[int]] = {str(number): [] for number in range(len(adapters))}
+    for number, adapter in enumerate(adapters):
+        llm.engine.add_request(str(number), [5, 6 + number, 7], params, RequestOptions(adapter=adapter))
+    while llm.engine.has_unfinished():
+        for output in llm.engine.step():
+            found[output.request_id] += output.token_ids
+    return list(found.values())
+
+
+def test_rows_with_adapters_are_captured_by_which_they_have(folder: Path, tuned: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tuned, other)
+    settings = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps({**settings, "lora_alpha": 20}))
+    mixed, turned = ["a", None, "b", "a"], ["b", "b", None]
+    found: list[list[list[list[int]]]] = []
+    for graphs in (False, True):
+        with LLM(str(folder), graphs=graphs, **SETTINGS) as llm:
+            if graphs and not usable(llm.built):
+                pytest.skip("this platform captures nothing")
+            steps = llm.engine._executor._runner._graphs  # type: ignore[attr-defined]
+            llm.engine.load_adapter("a", str(tuned))
+            llm.engine.load_adapter("b", str(other))
+            runs = [adapted(llm, mixed), adapted(llm, turned), adapted(llm, mixed)]
+            if graphs:
+                assert {slots for _, _, slots in steps._graphs} == {(0, -1, 1, 0), (1, 1, -1)}
+                assert steps.num_replayed > 25
+            for name in "ab":
+                llm.engine.unload_adapter(name)
+            llm.engine.load_adapter("b", str(tuned))
+            llm.engine.load_adapter("a", str(other))
+            runs += [adapted(llm, mixed), adapted(llm, [None] * 4)]
+            found.append(runs)
+    plain, captured = found
+    assert captured == plain
+    assert plain[0] == plain[2] != plain[3]
 
 
 def test_what_cannot_be_captured_runs_without(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

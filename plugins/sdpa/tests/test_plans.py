@@ -144,7 +144,7 @@ def test_static_plan_reads_nothing_that_an_earlier_owner_left() -> None:
 
 @pytest.mark.parametrize(
     ("query_lens", "seq_lens", "message"),
-    [([2], [6], "decode batches only"), ([1, 1, 1], [1, 1, 1], "3 sequences"), ([1], [12], "of up to 3 pages")],
+    [([2], [6], "decode batches only"), ([1, 1, 1], [1, 1, 1], "3 new tokens"), ([1], [12], "of up to 3 pages")],
 )
 def test_static_plan_refuses_what_does_not_fit(query_lens: list[int], seq_lens: list[int], message: str) -> None:
     batch = Paged(query_lens, seq_lens, 1, False)

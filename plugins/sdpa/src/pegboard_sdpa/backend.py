@@ -18,6 +18,7 @@ class SdpaAttention(AttentionBackend):
     """Attention by torch's scaled_dot_product_attention, on any device; by plain products where logits have a soft cap."""
 
     graph_safe = "decode"
+    static_queries = 8
 
     def unsupported(self, spec: AttentionSpec, dtype: torch.dtype) -> str | None:
         if not spec.causal:

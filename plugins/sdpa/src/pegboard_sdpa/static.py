@@ -12,16 +12,17 @@ from pegboard_sdpa.rows import Rows
 
 
 class StaticDecodePlan:
-    """Up to `pad_to` sequences of up to `pad_pages` pages, one new token each; everything that changes is in buffers.
+    """Up to `pad_to` new tokens of sequences of up to `pad_pages` pages, at most `pad_queries` each; all that changes is in buffers.
 
-    Rows without a sequence read and write page 0, which no sequence owns. Places behind a sequence's last token are never
+    A row is a token with all that it may see; that those before it of its own sequence are in the cache by then is all it needs of them.
+    Rows without a token read and write page 0, which no sequence owns. Places behind the last token that a row sees are never
     read: what an earlier owner of the page left there may be NaN, which a weight of zero does not silence.
     """
 
     def __init__(self, inputs: AttentionInputs, device: torch.device, layout: KVLayout) -> None:
         if inputs.pad_to is None or inputs.pad_pages is None:
             raise ValueError("a static plan needs pad_to and pad_pages")
-        self._layout = layout
+        self._layout, self._queries = layout, inputs.pad_queries
         self._table = torch.zeros(inputs.pad_to, inputs.pad_pages, dtype=torch.int64, device=device)
         self._lens = torch.ones(inputs.pad_to, dtype=torch.int64, device=device)
         self._slots = torch.zeros(inputs.pad_to, dtype=torch.int64, device=device)
@@ -31,22 +32,26 @@ class StaticDecodePlan:
         self.update_(inputs)
 
     def update_(self, inputs: AttentionInputs) -> None:
-        """Refill the buffers in place. Raises ValueError when the batch does not fit or is not a pure decode batch."""
+        """Refill the buffers in place. Raises ValueError when the batch does not fit."""
         assert inputs.block_table is not None and inputs.slot_mapping is not None
-        count, (rows, width) = len(inputs.seq_lens), self._table.shape
-        used = [inputs.pages(index, self._layout.page_size) for index in range(count)]
-        if any(length != 1 for length in inputs.query_lens):
-            raise ValueError("a static plan takes decode batches only: one new token a sequence")
+        queries = torch.as_tensor(inputs.query_lens, dtype=torch.int64)
+        count, (rows, width) = int(queries.sum()), self._table.shape
+        used = [inputs.pages(index, self._layout.page_size) for index in range(len(queries))]
+        if len(queries) and not 1 <= int(queries.min()) <= int(queries.max()) <= self._queries:
+            raise ValueError(
+                f"a static plan takes decode batches only: 1 to {self._queries} new tokens a sequence, not {queries.tolist()}"
+            )
         if count > rows or max(map(len, used), default=0) > width:
             raise ValueError(
-                f"the batch has {count} sequences of up to {max(map(len, used))} pages, the plan {rows} x {width}"
+                f"the batch has {count} new tokens of sequences of up to {max(map(len, used))} pages, the plan {rows} x {width}"
             )
         table = torch.zeros(rows, width, dtype=torch.int64)
-        for row, pages in enumerate(used):
-            table[row, : len(pages)] = torch.tensor(pages)
-        lens = torch.ones(rows, dtype=torch.int64)
-        lens[:count] = torch.as_tensor(inputs.seq_lens)
-        slots = torch.zeros(rows, dtype=torch.int64)
+        lens, slots = torch.ones(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.int64)
+        row = 0
+        for pages, new, length in zip(used, queries.tolist(), inputs.seq_lens, strict=True):
+            table[row : row + new, : len(pages)] = torch.tensor(pages)
+            lens[row : row + new] = torch.arange(int(length) - new, int(length)) + 1
+            row += new
         slots[:count] = inputs.slot_mapping
         for buffer, value in ((self._table, table), (self._lens, lens), (self._slots, slots)):
             buffer.copy_(value)

@@ -296,6 +296,24 @@ class AttentionSuite(PluginSuite):
             out = backend.attend(*batch.padded(), batch.spec, plan, batch.cache)
             self.close(out[: len(old)], wanted)
 
+    def test_static_plan_of_several_tokens(self) -> None:
+        """One for up to `static_queries` new tokens a sequence gives each what it gets without padding, whatever the batch consists of."""
+        most = min(self.create().static_queries, 4)
+        if self.create().graph_safe == "none" or most == 1:
+            self.skip("static_queries is 1")
+        backend, plan = self.create(), None
+        for seed, (old, new) in enumerate([([3, 0, 9], [1, 2, most]), ([7, 5], [most, 1]), ([2] * 8, [1] * 8)]):
+            batch = self.batch(self.layer(), old, new, pad_to=8, pad_pages=5, pad_queries=most, seed=seed)
+            wanted, cache = batch.expected(), batch.expected_cache()
+            if plan is None:
+                plan = backend.plan(batch.inputs, batch.q.device, batch.layout)
+            else:
+                plan.update_(batch.inputs)
+            out = backend.attend(*batch.padded(1.0), batch.spec, plan, batch.cache)
+            self.close(out[: sum(new)], wanted)
+            for mine, right in zip((*batch.cache.k, *batch.cache.v), (*cache.k, *cache.v), strict=True):
+                torch.testing.assert_close(mine[1:], right[1:], rtol=0, atol=0, equal_nan=True)
+
     def test_static_sliding_window(self) -> None:
         """A static plan knows the window of the layer that uses it."""
         self.needs_layer("sliding_window", self.layer(window=3))

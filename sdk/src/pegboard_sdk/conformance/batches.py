@@ -44,6 +44,7 @@ class PagedBatch:
         seed: int = 0,
         pad_to: int | None = None,
         pad_pages: int | None = None,
+        pad_queries: int = 1,
         pages: int = 40,
     ) -> None:
         self.spec, self.layout = spec, layout
@@ -63,7 +64,9 @@ class PagedBatch:
         decodes = next((i for i, n in enumerate(new) if n != 1), len(new))
         lens = [o + n for o, n in zip(old, new, strict=True)]
         slot_mapping = torch.tensor(slots, dtype=torch.int64, device=device)
-        self.inputs = AttentionInputs(list(new), lens, table, slot_mapping, decodes, pad_to, pad_pages)
+        self.inputs = AttentionInputs(
+            list(new), lens, table, slot_mapping, decodes, pad_to, pad_pages, pad_queries=pad_queries
+        )
         self.q, self.k, self.v = random_qkv(spec, sum(new), dtype, device, seed + 1)
 
     def expected(self) -> Tensor:

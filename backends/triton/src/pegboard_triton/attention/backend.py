@@ -9,7 +9,7 @@ from pegboard.errors import ConfigError, PluginError
 from pegboard.interfaces.attention import AttentionBackend
 from pegboard.types import AttentionInputs, AttentionSpec, HeadNorms, KVCache, KVLayout
 from pegboard_triton.attention.decode import decode
-from pegboard_triton.attention.plan import CachedPlan, WholePlan
+from pegboard_triton.attention.plan import FEW, CachedPlan, WholePlan
 from pegboard_triton.attention.prefill import prefill
 from pegboard_triton.attention.write import prepare, write
 from pegboard_triton.operators import INTERPRETED, on
@@ -29,6 +29,7 @@ class TritonAttention(AttentionBackend):
 
     graph_safe = "decode"
     static_pages = False
+    static_queries = FEW
 
     def unsupported(self, spec: AttentionSpec, dtype: torch.dtype) -> str | None:
         if not spec.causal:

@@ -117,7 +117,8 @@ class CachedPlan:
 
     num_sequences, num_tokens: N and T. most_queries: most new tokens of a sequence of items. few, many: whether there are any items, any
     tiles. Sequences that are `apart` are in neither.
-    A plan of a static shape has room for `pad_to` sequences of one new token; those that are not there read and write page 0.
+    A plan of a static shape has room for `pad_to` new tokens, at most `pad_queries` of a sequence; those that are not there are sequences
+    of one token each, which read and write page 0.
     """
 
     items: Tensor
@@ -142,7 +143,7 @@ class CachedPlan:
         if inputs.device_table is not None:
             self._rows, self._width = rows, inputs.device_table.shape[1]
             self._lay_out(rows, rows, self._most_items(rows), 0)
-            self._count(rows)
+            self._count(rows, inputs.pad_queries)
             return
         if not width and isinstance(inputs.block_table, Tensor):
             width = inputs.block_table.shape[1]
@@ -152,11 +153,13 @@ class CachedPlan:
             )
         self._rows, self._width = rows, width
         self._lay_out(rows, rows, self._most_items(rows), 1 + rows * width)
-        self._count(rows)
+        self._count(rows, inputs.pad_queries)
 
-    def _count(self, rows: int) -> None:
+    def _count(self, rows: int, queries: int) -> None:
+        if queries > FEW:
+            raise ValueError(f"a plan of a static shape takes up to {FEW} new tokens a sequence, not {queries}")
         self.counters = torch.zeros(rows, self.layout.num_kv_heads, dtype=torch.int32, device=self._device)
-        self.most_queries, self.few, self.many = 1, True, False
+        self.most_queries, self.few, self.many = queries, True, False
         self._all, self._ones = np.arange(rows, dtype=np.int32), np.ones(rows, np.int32)
 
     def _most_items(self, sequences: int) -> int:
@@ -188,7 +191,7 @@ class CachedPlan:
     def update_(self, inputs: AttentionInputs) -> None:
         """Plan another batch; in the same memory if the plan is of a static shape.
 
-        Raises ValueError when the batch does not fit into it, or is not one of one new token a sequence.
+        Raises ValueError when the batch does not fit into it, or a sequence has more new tokens than it takes.
         """
         if inputs.block_table is None or inputs.slot_mapping is None:
             raise ValueError("a batch over a cache has a block table and a slot mapping")
@@ -196,7 +199,7 @@ class CachedPlan:
         begins, pages = self._pages(inputs, lens)
         if self._static:
             queries, lens = self._padded(queries, lens, pages.size)
-            few, own = self._all, lens
+            few, own = self._all[: len(lens)], lens
             self.num_tokens = self.num_sequences = self._rows
         else:
             self.num_sequences = len(lens)
@@ -219,7 +222,7 @@ class CachedPlan:
         items = packed[: self.num_items * len(ITEM)].reshape(self.num_items, len(ITEM))
         used = items[: len(seqs)]
         items[len(seqs) :, 0] = -1
-        starts = self._all if self._static else _starts(queries)
+        starts = self._all if self._static and self.most_queries == 1 else _starts(queries)
         used[:, 0], used[:, 1], used[:, 2] = seqs, chunks, size
         for column, values in ((3, lens), (4, starts), (5, queries), (6, begins)):
             used[:, column] = values[seqs]
@@ -249,20 +252,21 @@ class CachedPlan:
 
     def _padded(self, queries: Array, lens: Array, pages: int) -> tuple[Array, Array]:
         """Fill a batch up with sequences of one token, which read and write page 0."""
-        if len(lens) > self._rows or (queries != 1).any():
+        tokens, most = int(queries.sum()), self.most_queries
+        if tokens > self._rows or (queries < 1).any() or (queries > most).any():
+            each = "one" if most == 1 else f"1 to {most}"
             raise ValueError(
-                f"a plan of a static shape takes up to {self._rows} sequences of one new token each; the batch has {len(lens)} with "
-                f"{int(queries.sum())}"
+                f"a plan of a static shape takes up to {self._rows} new tokens, {each} of a sequence; the batch has {tokens}, by sequence "
+                f"{queries.tolist()}"
             )
         if pages > self._rows * self._width:
             raise ValueError(
                 f"the batch has {pages} pages, a plan of {self._rows} x {self._width} has room for {self._rows * self._width}"
             )
-        if len(lens) == self._rows:
+        if tokens == self._rows:
             return queries, lens
-        padded = np.ones(self._rows, np.int32)
-        padded[: len(lens)] = lens
-        return self._ones, padded
+        ones = self._ones[: self._rows - tokens]
+        return np.concatenate([queries, ones]), np.concatenate([lens, ones])
 
     def _pages(self, inputs: AttentionInputs, lens: Array) -> tuple[Array, Array]:
         """Return where each sequence's pages begin, [N], in the table on the device or behind one page 0 that none owns; and the pages that
