@@ -93,7 +93,7 @@ def wrap(engine: Any, timers: Timers) -> None:
     timers.wrap(runner, "start", "runner.start")
     timers.wrap(runner._sampler, "sample", "sample")
     timers.wrap(executor, "collect", "wait")
-    timers.wrap(engine._reader, "read", "read")
+    timers.wrap(engine._flights._reader, "read", "read")
     if runner._graphs is not None:
         timers.wrap(runner._graphs, "run", "graphs.run")
 

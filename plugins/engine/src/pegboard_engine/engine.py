@@ -6,10 +6,9 @@ import logging
 import secrets
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from pegboard.interfaces.executor import ExecutorDied
 from pegboard.types import CachePlan, SamplingParams
 from pegboard_engine.adapters import LoadedAdapters, adapter_bytes
 from pegboard_engine.feed import computes_apart
+from pegboard_engine.flights import Flights
 from pegboard_engine.grammars import Grammars, allowed_ids
 from pegboard_engine.inputs import build_plan
 from pegboard_engine.intake import Intake
@@ -33,7 +33,7 @@ from pegboard_engine.reading import Reader
 from pegboard_engine.request import FINISH_REASONS, Request, State
 from pegboard_engine.rows import spread
 from pegboard_engine.sampling.columns import SamplingColumns
-from pegboard_engine.scheduler import Schedule, Scheduler
+from pegboard_engine.scheduler import Scheduler
 from pegboard_engine.table import Table
 from pegboard_engine.timeouts import Timeouts
 
@@ -46,21 +46,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("pegboard.engine")
 
 _IDLE_SECONDS = 0.02
-_RETRY_SECONDS = 0.5
-
-
-@dataclass(slots=True)
-class _Flight:
-    """A step that was submitted."""
-
-    handle: int
-    schedule: Schedule
 
 
 class PagedEngine(Engine):
     """Continuous batching over a paged cache.
 
-    Slots and pages belong to the scheduler, tensors to the executor; requests, their texts and the steps in flight are kept here.
+    Slots and pages belong to the scheduler, tensors to the executor, steps on their way to `Flights`; requests are kept here.
     """
 
     memory: MemoryPlan
@@ -71,12 +62,11 @@ class PagedEngine(Engine):
         self._clock = clock
         self._requests: dict[str, list[Request]] = {}
         self._outputs = StepOutputs()
-        self._flights: deque[_Flight] = deque()
+        self._flights: Flights | None = None
         self._wake = threading.Event()
         self._finished: Counter[FinishReason] = Counter()
-        self._steps = self._prompt_tokens = self._output_tokens = self._arrivals = 0
+        self._steps = self._prompt_tokens = self._arrivals = 0
         self._executor: Executor | None = None
-        self._restart_due = False
         self._proposals: Proposals | None = None
         self._grammars: Grammars | None = None
 
@@ -110,8 +100,9 @@ class PagedEngine(Engine):
         if speculator is not None:
             self._proposals = Proposals(speculator, self._table)
             self._proposals.load(built, tokenizer, registry)
-        self._reader = Reader(self._scheduler, self, self._proposals, self._clock)
+        reader = Reader(self._scheduler, self, self._proposals, self._clock)
         self._executor = registry.create("executor", options.executor)
+        self._flights = Flights(self._executor, self._table, reader, self, self._wake.wait)
         self._adapters = LoadedAdapters(registry, options.max_adapters)
         cache = CachePlan(
             memory.layout,
@@ -175,48 +166,50 @@ class PagedEngine(Engine):
             self._outputs.append(self.end(request, State.ABORTED))
 
     def step(self) -> Sequence[RequestOutput]:
-        executor = self._loaded()
+        _, flights = self._loaded()
         self._wake.clear()
-        if self._restart_due:
-            self._restart(executor)
+        if flights.restart_due:
+            flights.restart()
         self._admit_grammars()
         for request in self._timeouts.over():
             self._outputs.append(self.end(request, State.TIMED_OUT))
         try:
-            while len(self._flights) < executor.depth and self._submit(executor):
+            while flights.has_room and self._submit(flights):
                 pass
-            if self._flights:
-                self._collect(executor)
+            if len(flights):
+                flights.collect(self._outputs)
             elif not self._outputs and self._requests:
                 self._wake.wait(_IDLE_SECONDS)
         except ExecutorDied as error:
-            self._lose(error)
+            flights.lose(error, self._outputs)
+            self._prefixes.reset()
         outputs, self._outputs = self._outputs, StepOutputs()
         return outputs
 
     def has_unfinished(self) -> bool:
-        return bool(self._requests or self._outputs or self._restart_due)
+        return bool(self._requests or self._outputs or (self._flights is not None and self._flights.restart_due))
 
     def update_weights(self, version: int) -> None:
         self._drain()
-        self._loaded().update_weights(version)
+        self._loaded()[0].update_weights(version)
         self.weights_version = version
         for requests in self._requests.values():
             for request in requests:
                 self._scheduler.renew(request, self._root(request.options))
 
     def load_adapter(self, name: str, folder: str) -> None:
-        self._adapters.load(name, folder, self._loaded())
+        self._adapters.load(name, folder, self._loaded()[0])
 
     def unload_adapter(self, name: str) -> None:
         self._drain()
-        self._adapters.unload(name, self._loaded())
+        self._adapters.unload(name, self._loaded()[0])
 
     def adapters(self) -> Mapping[str, str]:
         return {} if self._executor is None else self._adapters.folders
 
     def prepare(self) -> bool:
-        return not (self._requests or self._flights) and bool(self._loaded().prepare())
+        executor, flights = self._loaded()
+        return not (self._requests or len(flights)) and bool(executor.prepare())
 
     def reset_cache(self) -> None:
         self._prefixes.reset()
@@ -234,7 +227,7 @@ class PagedEngine(Engine):
             cached_pages=pages.num_kept,
             steps=self._steps,
             prompt_tokens=self._prompt_tokens,
-            output_tokens=self._output_tokens,
+            output_tokens=0 if self._flights is None else self._flights.num_tokens,
             prefix_queries=self._prefixes.queries,
             prefix_hits=self._prefixes.hits,
             preemptions=self._scheduler.num_preemptions,
@@ -248,8 +241,9 @@ class PagedEngine(Engine):
         for requests in list(self._requests.values()):
             for request in list(requests):
                 self.end(request, State.ABORTED)
-        self._outputs, self._restart_due = StepOutputs(), False
-        self._flights.clear()
+        self._outputs = StepOutputs()
+        if self._flights is not None:
+            self._flights.forget()
         if self._grammars is not None:
             self._grammars.close()
             self._grammars = None
@@ -293,7 +287,7 @@ class PagedEngine(Engine):
         """Return what pages must have in common beside their tokens."""
         return self._prefixes.root(options.salt, self._adapters.key(options.adapter), self.weights_version)
 
-    def _submit(self, executor: Executor) -> bool:
+    def _submit(self, flights: Flights) -> bool:
         """Schedule a step and start it; False when there is nothing to do."""
         if self._proposals is not None:
             self._proposals.draft(self._scheduler)
@@ -307,29 +301,8 @@ class PagedEngine(Engine):
         if schedule.drafts is not None:
             slots, positions = spread(slots, positions, schedule.drafts)
         sampling = self._columns.batch(slots, positions, self._masks(slots)) if len(slots) else None
-        plan = build_plan(self._steps, schedule, self._table, sampling)
-        try:
-            self._flights.append(_Flight(executor.submit(plan), schedule))
-        except ExecutorDied:
-            raise
-        except Exception as error:
-            self._fail(schedule, error)
+        flights.submit(build_plan(self._steps, schedule, self._table, sampling), schedule, self._outputs)
         return True
-
-    def _collect(self, executor: Executor) -> None:
-        """Wait for the oldest step in flight and note what it added."""
-        flight = self._flights[0]
-        try:
-            # An interrupt in this wait leaves the step where it is, to be collected by the next one.
-            result = executor.collect(flight.handle)
-        except ExecutorDied:
-            raise
-        except Exception as error:
-            self._flights.popleft()
-            self._fail(flight.schedule, error)
-            return
-        self._flights.popleft()
-        self._output_tokens += self._reader.read(flight.schedule, result, self._outputs)
 
     def _enter(self, slot: int) -> None:
         """Tell the sampler of a request that got a slot."""
@@ -359,49 +332,17 @@ class PagedEngine(Engine):
                 output.rejected = rejected
                 self._outputs.append(output)
 
-    def _fail(self, schedule: Schedule, error: Exception) -> None:
-        """End the requests of a step that raised; those that wait are not touched."""
-        alive = self._table.generation[schedule.slots] == schedule.generations
-        requests = [self._table.request(slot) for slot in schedule.slots[alive].tolist()]
-        log.error("a step failed, and its %d requests with it", len(requests), exc_info=error)
-        for request in requests:
-            request.error = f"the step failed: {type(error).__name__}: {error}"
-            self._outputs.append(self.end(request, State.FAILED))
-
-    def _lose(self, error: ExecutorDied) -> None:
-        """End whatever ran, since its keys are lost. This is told before the executor is started again, which takes a while."""
-        log.error("the executor died: %s; what ran fails, and it is started again", error)
-        self._flights.clear()
-        requests = [self._table.request(slot) for slot in self._table.running.tolist()]
-        # What the worker wrote last stands behind the first line, and in the log.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        for request in requests:
-            request.error = f"the process that ran the model ended: {reason}"
-            output = self.end(request, State.FAILED)
-            output.lost = True
-            self._outputs.append(output)
-        self._prefixes.reset()
-        self._restart_due = True
-
-    def _restart(self, executor: Executor) -> None:
-        """Start the executor again. One that does not start is tried again when the next request finds it dead."""
-        self._restart_due = False
-        try:
-            executor.restart()
-        except ExecutorDied as again:
-            log.error("the executor did not start again: %s", again)
-            self._wake.wait(_RETRY_SECONDS)
-
     def _drain(self) -> None:
         """Collect the steps in flight; their outputs come with the next step."""
+        _, flights = self._loaded()
         try:
-            while self._flights:
-                self._collect(self._loaded())
+            flights.drain(self._outputs)
         except ExecutorDied as error:
-            self._lose(error)
-            self._restart(self._loaded())
+            flights.lose(error, self._outputs)
+            self._prefixes.reset()
+            flights.restart()
 
-    def _loaded(self) -> Any:
-        if self._executor is None:
+    def _loaded(self) -> tuple[Executor, Flights]:
+        if self._executor is None or self._flights is None:
             raise RuntimeError("the engine has no model: it is not loaded, or closed")
-        return self._executor
+        return self._executor, self._flights
