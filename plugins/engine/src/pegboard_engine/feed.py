@@ -249,7 +249,10 @@ class DeviceFeed:
         if not count or (plan.input_ids[:count] >= 0).all():
             return views["ids"]
         slots = views["decoding"] if "decoding" in views else views["slots"]
-        views["ids"][:count] = self.known(views["ids"][:count], slots[:count])
+        known = self.known(views["ids"][:count], slots[:count])
+        if count == len(plan.input_ids):
+            return known
+        views["ids"][:count] = known
         return views["ids"]
 
     def _host(self, size: int) -> Tensor:

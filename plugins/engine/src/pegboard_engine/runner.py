@@ -107,8 +107,7 @@ class Runner:
         logprobs = None
         if told is None or plan.sampling is not None:
             with alone(logits):
-                sampled = self._sample(plan, fed, logits, extras)
-                told = torch.where(sampled.valid, sampled.ids, -1 - sampled.ids)
+                sampled, told = self._sample(plan, fed, logits, extras)
             logprobs = sampled.logprobs
             if sampled.errors:
                 extras["errors"] = sampled.errors
@@ -141,18 +140,19 @@ class Runner:
         extras.update(self._extras(plan, hidden[count:]))
         return built.model.head(hidden[:count]) if count else None
 
-    def _sample(self, plan: StepPlan, fed: Fed, logits: Tensor, extras: dict[str, Any]) -> Sampled:
-        """Choose tokens, and keep the last one of each slot; say in `extras` how many of each proposal stand."""
+    def _sample(self, plan: StepPlan, fed: Fed, logits: Tensor, extras: dict[str, Any]) -> tuple[Sampled, Tensor]:
+        """Choose tokens, and keep the last one of each slot; say in `extras` how many of each proposal stand. Return them, and `told`."""
         if (drafts := plan.extras.get("drafts")) is None:
             sampled = self._sampler.sample(logits, plan.sampling)
-            self._feed.last.index_copy_(0, fed.slots[: len(sampled.ids)], sampled.ids)
-            return sampled
+            slots = fed.slots[: len(sampled.ids)]
+            told: Tensor = self._kernels.keep_last(sampled.ids, sampled.most, self._feed.last, slots)
+            return sampled, told
         verified = self._sampler.verify(logits, plan.sampling, _proposed(plan, drafts))
         extras["accepted"] = verified.accepted.to("cpu", non_blocking=True)
         starts = self._feed.index(first_rows(drafts))
         last = verified.ids.index_select(0, starts + verified.accepted)
         self._feed.last.index_copy_(0, fed.slots.index_select(0, starts), last)
-        return verified
+        return verified, torch.where(verified.valid, verified.ids, -1 - verified.ids)
 
     def update_weights(self, version: int) -> None:
         """Refresh what was derived from the weights."""

@@ -288,7 +288,7 @@ class _Mode(_Seeing):
     """Sees operations that begin with tensors of the host, or with none."""
 
     def __init__(self, owner: SimulatedDevice) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._owner = owner
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -308,7 +308,7 @@ class _Inside(_Seeing):
     """Counts operations among the host's forms of a device's tensors."""
 
     def __init__(self, owner: SimulatedDevice) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._owner = owner
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

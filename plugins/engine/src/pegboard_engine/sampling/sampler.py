@@ -33,14 +33,19 @@ _EDITS = ("processor_rows", "mask_rows", "edit_rows", "word_rows", "penalty_rows
 class Sampled:
     """What a step's rows came to.
 
-    ids: [M] int64 on the device. valid: [M] bool there; False where the greatest logit is not a finite number, or `errors` says why.
-    logprobs: of the rows that asked. errors: row -> a line for people.
+    ids: [M] int64 on the device. most: [M] there, each row's greatest logit; no finite number where no token could be chosen, for which
+    `errors` may have a reason. logprobs: of the rows that asked. errors: row -> a line for people.
     """
 
     ids: Tensor
-    valid: Tensor
+    most: Tensor
     logprobs: Logprobs | None = None
     errors: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def valid(self) -> Tensor:
+        """Which rows have a token, [M] bool."""
+        return self.most.isfinite()
 
 
 @dataclass(slots=True)
@@ -107,7 +112,7 @@ class Sampler:
         """Choose a token for each row of logits [M, V], which may be changed. batch: None for the greatest of each."""
         if batch is None:
             ids, most = self._kernels.sample(logits)
-            return Sampled(ids, most.isfinite())
+            return Sampled(ids, most)
         chosen = self._choose(logits, batch, None)
         self._append(batch, chosen.ids[:, None], None, None)
         return chosen
@@ -135,7 +140,7 @@ class Sampler:
         accepted = same.long().cumprod(1).sum(1)
         if batch is not None:
             self._append(batch, ids, accepted + 1, at)
-        return Verified(chosen.ids, chosen.valid, chosen.logprobs, chosen.errors, accepted)
+        return Verified(chosen.ids, chosen.most, chosen.logprobs, chosen.errors, accepted)
 
     def _choose(self, logits: Tensor, batch: SamplingBatch, at: _Proposals | None) -> Sampled:
         self._reset(batch)
@@ -148,10 +153,9 @@ class Sampler:
             errors = self._edit_(logits, batch, at)
         cuts = (batch.top_k, batch.top_p, batch.min_p, batch.typical_p)
         ids, most = self._kernels.sample(logits, batch.temperature, batch.uniform, *cuts)
-        valid = most.isfinite()
         if errors:
-            valid[torch.tensor(list(errors), device=valid.device)] = False
-        sampled = Sampled(ids, valid, None, errors)
+            most[torch.tensor(list(errors), device=most.device)] = torch.nan
+        sampled = Sampled(ids, most, None, errors)
         if raw is not None and batch.logprob_rows is not None and batch.logprob_nums is not None:
             extra = np.zeros((0, 2), np.int32) if batch.logprob_extra is None else batch.logprob_extra
             chosen = ids[self._index(batch.logprob_rows)]
