@@ -251,7 +251,8 @@ class QuantisedExperts(ExpertGroup):
     """Experts whose layers hold their weights in other forms than parameters: each of their tensors is a view of one storage for all.
 
     Takes the place of an ExpertGroup when a quantizer swaps the layers. kind: their class; one that is loaded writes into the tensors
-    that it has, wherever they are. stored: names of those, each with the outputs as its first dimension or blocks of them.
+    that it has, wherever they are. stored: names of those, each with the outputs as its first dimension or blocks of them, or without
+    dimensions; layers of a form without one of them have None there.
     """
 
     kind: ClassVar[type[nn.Module]]
@@ -259,7 +260,7 @@ class QuantisedExperts(ExpertGroup):
 
     def __init__(self, owner: Experts, names: Sequence[str]) -> None:
         super().__init__(owner, names)
-        self._tensors: dict[str, Tensor] = {}
+        self._tensors: dict[str, Tensor | None] = {}
 
     def _look(self) -> None:
         if self.stale:
@@ -278,14 +279,16 @@ class QuantisedExperts(ExpertGroup):
         device = self._flat[0].like().device
         for name in self.stored:
             sample = getattr(self._flat[0], name)
-            shape = (len(self._flat) * sample.shape[0], *sample.shape[1:])
-            room = torch.empty(shape, dtype=sample.dtype, device=device)
-            for base, view in zip(self._flat, room.chunk(len(self._flat)), strict=True):
+            if sample is None:
+                self._tensors[name] = None
+                continue
+            room = torch.empty((len(self._flat), *sample.shape), dtype=sample.dtype, device=device)
+            for base, view in zip(self._flat, room.unbind(), strict=True):
                 held = getattr(base, name)
                 if not held.is_meta:
                     view.copy_(held)
                 setattr(base, name, view)
-            self._tensors[name] = room.view(len(self.members), -1, *room.shape[1:])
+            self._tensors[name] = room.view(len(self.members), -1, *sample.shape[1:])
         self._fused = self._flat
         return True
 

@@ -15,7 +15,7 @@ from pegboard.nn import Linear, LinearGroup
 from pegboard.nn.layer import Layer
 from pegboard.ops import KernelTable, kernel_table
 from pegboard_nf4 import ops
-from pegboard_nf4.matrix import BLOCK, Nf4Matrix, Nf4Stack, quantise
+from pegboard_nf4.matrix import BLOCK, Nf4Matrix, Nf4Stack, empty, quantise
 from pegboard_nf4.stored import matrix_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ class Nf4Linear(Layer):
     """x @ dequantised(weight).T + bias; in the place of a `pegboard.nn.Linear`, without storage until it is loaded.
 
     name: where it stands in the model, for errors. model: whose other parameters tell the device once they are in place.
-    double: whether the scales are quantised, too. Buffers are the tensors of an `Nf4Matrix`.
+    double: whether the scales are quantised, too. Buffers are the tensors of an `Nf4Matrix`,
+    of the form that `double` says until a checkpoint's own of another form are loaded.
     """
 
     kernels: KernelTable = _TABLE
@@ -54,11 +55,7 @@ class Nf4Linear(Layer):
         self._quantised_twice = double
         # The tuple hides the model, which is no part of this module.
         self._model = (model,)
-        count = in_features * out_features
-        packed = torch.empty(block_count(count, 2), dtype=torch.uint8, device="meta")
-        self._hold(
-            Nf4Matrix((out_features, in_features), packed, torch.empty(block_count(count, BLOCK), device="meta"))
-        )
+        self._hold(empty((out_features, in_features), double=double))
         self.bias = bias
 
     @property
@@ -72,7 +69,7 @@ class Nf4Linear(Layer):
             with torch.no_grad():
                 getattr(self, leaf).copy_(tensor)
             return
-        self._hold(finite_matrix(self.name, tensor.to(self._device()), double=self._quantised_twice))
+        self._hold(finite_matrix(self.name, tensor.to(self.like().device), double=self._quantised_twice))
 
     def load_parts(self, leaf: str, parts: Mapping[str, Tensor]) -> None:
         """Take a weight as a checkpoint holds it quantised; nothing is rounded again."""
@@ -137,18 +134,26 @@ class Nf4Linear(Layer):
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}, nf4, double={self._quantised_twice}, bias={self.bias is not None}"
 
-    def _hold(self, matrix: Nf4Matrix) -> None:
-        """Take a matrix; its codes go to the storage of a group, where there is one."""
-        shared = None if "weight" not in self._buffers or self.weight.is_meta else self.weight
-        device = matrix.packed.device if matrix.packed.is_meta else self._device()
-        held = {"scales": matrix.scales, "nested": matrix.nested, "offset": matrix.offset}
-        for name, tensor in held.items():
-            self.register_buffer(name, None if tensor is None else tensor.to(device))
-        self.register_buffer("weight", matrix.packed.to(device) if shared is None else shared.copy_(matrix.packed))
+    def like(self) -> Tensor:
+        """Return a parameter of the model that is in place: its norms, which nothing quantises."""
+        placed = (p for p in self._model[0].parameters() if not p.is_meta and p.is_floating_point())
+        return next(placed, torch.empty(0))
 
-    def _device(self) -> torch.device:
-        placed = (p.device for p in self._model[0].parameters() if not p.is_meta)
-        return next(placed, torch.device("cpu"))
+    def _hold(self, matrix: Nf4Matrix) -> None:
+        """Take a matrix, into the memory that there is where it is of that form: it may be that of a group, or of all experts."""
+        device = matrix.packed.device if matrix.packed.is_meta else self.like().device
+        tensors = {"weight": matrix.packed, "scales": matrix.scales, "nested": matrix.nested, "offset": matrix.offset}
+        for name, tensor in tensors.items():
+            held = self._buffers.get(name)
+            if (
+                tensor is None
+                or held is None
+                or held.is_meta
+                or (held.shape, held.dtype) != (tensor.shape, tensor.dtype)
+            ):
+                self.register_buffer(name, None if tensor is None else tensor.to(device))
+            else:
+                held.copy_(tensor)
 
 
 class Nf4Group(LinearGroup):
@@ -164,7 +169,7 @@ class Nf4Group(LinearGroup):
         if any(base.in_features * base.out_features % BLOCK for base in bases):
             return False
         sizes = [base.weight.numel() for base in bases]
-        weight = torch.empty(sum(sizes), dtype=torch.uint8, device=bases[0]._device())
+        weight = torch.empty(sum(sizes), dtype=torch.uint8, device=bases[0].like().device)
         for base, codes in zip(bases, weight.split(sizes), strict=True):
             base.weight = codes if base.weight.is_meta else codes.copy_(base.weight)
         self._weight = weight

@@ -66,6 +66,8 @@ class Nf4Matrix:
         """Return the scale of every block, float32."""
         if self.nested is None or self.offset is None:
             return self.scales
+        if self.scales.is_meta:
+            return torch.empty(self.scales.shape, device="meta")
         return dynamic_table(signed=True).dequantise(self.scales, self.nested, NESTED_BLOCK).add_(self.offset)
 
     def rows(self, start: int, stop: int, dtype: torch.dtype, scales: Tensor | None = None) -> Tensor:
@@ -106,6 +108,17 @@ def _pairs(device: torch.device) -> Tensor:
     byte = torch.arange(256)
     values = nf4_table().values
     return torch.stack([values[byte >> 4], values[byte & 15]], 1).view(torch.float64).view(-1).to(device)
+
+
+def empty(shape: tuple[int, int], *, double: bool) -> Nf4Matrix:
+    """Return a matrix without storage. double: whether its scales are quantised, too."""
+    blocks = block_count(shape[0] * shape[1], BLOCK)
+    packed = torch.empty(block_count(shape[0] * shape[1], 2), dtype=torch.uint8, device="meta")
+    if not double:
+        return Nf4Matrix(shape, packed, torch.empty(blocks, device="meta"))
+    codes = torch.empty(blocks, dtype=torch.uint8, device="meta")
+    nested = torch.empty(block_count(blocks, NESTED_BLOCK), device="meta")
+    return Nf4Matrix(shape, packed, codes, nested, torch.empty((), device="meta"))
 
 
 @torch.no_grad()

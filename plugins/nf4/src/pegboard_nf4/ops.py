@@ -21,16 +21,11 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Nf4Matrix, linear: Callable[..., Tensor]) -> Tensor:
         ctx.weight, ctx.linear = weight, linear
-        return _forward(x, weight, linear)
+        return forward(x, weight, linear)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
-        (grad,) = grads
-        total: Tensor | None = None
-        for rows, part in _pieces(ctx.weight, grad.dtype):
-            product = ctx.linear(grad[:, rows], part.t(), None)
-            total = product if total is None else total.add_(product)
-        return total, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return backward(grads[0], ctx.weight, ctx.linear), None, None
 
 
 @register(
@@ -41,13 +36,24 @@ def nf4_linear(x: Tensor, weight: Nf4Matrix, bias: Tensor | None, linear: Callab
     if torch.is_grad_enabled() and x.requires_grad:
         out: Tensor = _Product.apply(x, weight, linear)
     else:
-        out = _forward(x, weight, linear)
+        out = forward(x, weight, linear)
     return out if bias is None else out + bias
 
 
-def _forward(x: Tensor, weight: Nf4Matrix, linear: Callable[..., Tensor]) -> Tensor:
+def forward(x: Tensor, weight: Nf4Matrix, linear: Callable[..., Tensor]) -> Tensor:
+    """[T, K] x a weight [N, K] -> [T, N]."""
     parts = [linear(x, part, None) for _, part in _pieces(weight, x.dtype)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def backward(grad: Tensor, weight: Nf4Matrix, linear: Callable[..., Tensor]) -> Tensor:
+    """[T, N], the gradient of what `forward` gave -> that of its x, [T, K]."""
+    total: Tensor | None = None
+    for rows, part in _pieces(weight, grad.dtype):
+        product = linear(grad[:, rows], part.t(), None)
+        total = product if total is None else total.add_(product)
+    assert total is not None
+    return total
 
 
 def _pieces(weight: Nf4Matrix, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:

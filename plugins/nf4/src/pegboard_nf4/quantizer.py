@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
 from pegboard.errors import ModelError
 from pegboard.interfaces.quantizer import Quantizer
-from pegboard.nn import Linear, LinearGroup
+from pegboard.nn import Experts, Linear, LinearGroup
+from pegboard.nn.experts import ExpertGroup
 from pegboard_nf4 import stored
+from pegboard_nf4.experts import Nf4Experts
 from pegboard_nf4.layers import Nf4Group, Nf4Linear, finite_matrix
 from pegboard_nf4.options import Nf4Options
 
@@ -37,7 +39,10 @@ class Nf4Quantizer(Quantizer):
                 f"bitsandbytes' weights are read as nf4, and this checkpoint's are {kind}",
                 fix="name the model in full precision, with quantizer=nf4 to hold it in 4 bits",
             )
-        return cls(only=[name.removesuffix(".weight") for name in stored.quantised_names(tensors)])
+        double = any(name.endswith(".nested_absmax") for name in tensors)
+        return cls(
+            Nf4Options(double=double), only=[name.removesuffix(".weight") for name in stored.quantised_names(tensors)]
+        )
 
     def swap(self, model: nn.Module) -> list[str]:
         """Replace the chosen linear layers and return their names."""
@@ -52,6 +57,8 @@ class Nf4Quantizer(Quantizer):
             for leaf, child in list(owner.named_children()):
                 if type(child) is LinearGroup:
                     setattr(owner, leaf, Nf4Group(owner, child.names))
+                elif type(child) is ExpertGroup:
+                    setattr(owner, leaf, Nf4Experts(cast(Experts, owner), child.names))
         return chosen
 
     def join(self, tensors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
