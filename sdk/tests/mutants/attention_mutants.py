@@ -35,6 +35,7 @@ class Static(ReferenceAttention):
     """The reference with static decode plans: rows without a sequence get zeros and write page 0."""
 
     graph_safe = "decode"
+    static_queries = 3
 
     def attend(self, q, k, v, spec, plan, cache):
         count = sum(plan.inputs.query_lens)
@@ -276,6 +277,20 @@ class TestPaddingWritesElsewhere(Mutant):
             if plan.inputs.pad_to is not None:
                 cache.k[spec.layer][1] = 0
             return super().attend(q, k, v, spec, plan, cache)
+
+
+class TestSeveralTokensAreOne(Mutant):
+    caught_by = ("test_static_plan_of_several_tokens",)
+
+    class broken(Static):
+        """Of a sequence's new tokens in a static plan, all see what the last one sees."""
+
+        def attend(self, q, k, v, spec, plan, cache):
+            out = super().attend(q, k, v, spec, plan, cache)
+            if plan.inputs.pad_queries > 1:
+                last = torch.tensor(plan.inputs.query_lens).cumsum(0) - 1
+                out[: int(last[-1]) + 1] = out[last.repeat_interleave(torch.tensor(plan.inputs.query_lens))]
+            return out
 
 
 class TestForgetsNorms(Mutant):
