@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from pegboard_triton.kernel import kernel
+
 FIELDS = tl.constexpr(10)
 """Of a tensor in the table of `adamw_update_many`: five addresses, size, first program, the bits of rate, seed and correction."""
 
@@ -78,7 +80,7 @@ def _step(
         tl.store(exp_avg_sq + place, second, inside)
 
 
-@triton.jit(do_not_specialize=["seed_low", "seed_high"])
+@kernel(do_not_specialize=["seed_low", "seed_high"])
 def adamw_update(
     weight,
     gradient,
@@ -125,7 +127,7 @@ def adamw_update(
     )
 
 
-@triton.jit
+@kernel
 def adamw_update_many(
     table,
     owners,

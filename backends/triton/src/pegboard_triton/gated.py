@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pegboard import ops
 from pegboard_triton.catalogue import Variant
+from pegboard_triton.kernel import kernel
 from pegboard_triton.operators import TYPES, differentiates, operator, takes
 from pegboard_triton.tuning import choice
 
@@ -33,7 +34,7 @@ def _sigmoid_of(gate, GELU: tl.constexpr):
     return 1.0 / (1.0 + tl.exp(-z))
 
 
-@triton.jit
+@kernel
 def gated_forward(gate_up, out, size, stride, GELU: tl.constexpr, BLOCK: tl.constexpr):
     blocks = tl.cdiv(size, BLOCK)
     row = (tl.program_id(0) // blocks).to(tl.int64)
@@ -45,7 +46,7 @@ def gated_forward(gate_up, out, size, stride, GELU: tl.constexpr, BLOCK: tl.cons
     tl.store(out + row * size + column, value.to(out.dtype.element_ty), mask)
 
 
-@triton.jit
+@kernel
 def gated_backward(
     grad, gate_up, out, size, stride, out_stride, GELU: tl.constexpr, AGAIN: tl.constexpr, BLOCK: tl.constexpr
 ):

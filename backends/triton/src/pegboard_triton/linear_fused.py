@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pegboard_triton import gated, linear_small, norm
 from pegboard_triton.catalogue import Variant
+from pegboard_triton.kernel import kernel
 from pegboard_triton.operators import TYPES, differentiates, on, takes
 from pegboard_triton.tuning import choice
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from pegboard.interfaces.platform import Phase
 
 
-@triton.jit
+@kernel
 def one_row(
     x,
     residual,

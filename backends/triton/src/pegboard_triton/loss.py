@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pegboard.nn import logits as ops
 from pegboard_triton.catalogue import Variant
+from pegboard_triton.kernel import kernel
 from pegboard_triton.operators import TYPES, on, operator, takes
 from pegboard_triton.tuning import choice
 
@@ -75,7 +76,7 @@ def _log_sum(base, first, last, softcap, CAP: tl.constexpr, BLOCK: tl.constexpr)
     return norm
 
 
-@triton.jit
+@kernel
 def logits_sums_kernel(
     logits, targets, norms, picked, columns, stride, part, softcap, CAP: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -105,7 +106,7 @@ def _slope_of(base, start, target, norm, factor, columns, softcap, CAP: tl.const
     tl.store(base + column, (found * factor).to(base.dtype.element_ty), inside)
 
 
-@triton.jit
+@kernel
 def logits_slope_kernel(
     logits,
     targets,
@@ -128,7 +129,7 @@ def logits_slope_kernel(
     _slope_of(logits + row * stride, start, target, tl.load(norms + row), factor, columns, softcap, CAP, BLOCK)
 
 
-@triton.jit
+@kernel
 def cross_entropy_kernel(
     logits, targets, logps, rows, columns, stride, softcap, CAP: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -146,7 +147,7 @@ def cross_entropy_kernel(
             _slope_of(base, (blocks - 1 - i) * BLOCK, target, norm, 1.0, columns, softcap, CAP, BLOCK)
 
 
-@triton.jit
+@kernel
 def scale_kernel(x, factor, out, count, BLOCK: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(x + place, place < count, other=0.0).to(tl.float32) * tl.load(factor)

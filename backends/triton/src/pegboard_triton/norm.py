@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pegboard import ops
 from pegboard_triton.catalogue import Variant
+from pegboard_triton.kernel import kernel
 from pegboard_triton.operators import TYPES, differentiates, operator, takes
 from pegboard_triton.tuning import choice
 
@@ -26,7 +27,7 @@ WIDEST = 32768
 """Numbers of a row up to which one program holds it."""
 
 
-@triton.jit
+@kernel
 def rms_norm_forward(
     x,
     residual,
@@ -62,7 +63,7 @@ def rms_norm_forward(
     tl.store(out + flat, (value * scale[:, None] * factor[None, :]).to(out.dtype.element_ty), mask)
 
 
-@triton.jit
+@kernel
 def rms_norm_backward(
     grad,
     grad_total,
@@ -112,7 +113,7 @@ def rms_norm_backward(
         tl.store(d_weight + program * size + column, tl.sum(part, 0), inside)
 
 
-@triton.jit
+@kernel
 def rms_norm_sum_parts(parts, out, count, size, COUNT: tl.constexpr, BLOCK: tl.constexpr):
     """[count, size] float32 -> [size], in a fixed order."""
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

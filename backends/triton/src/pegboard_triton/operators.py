@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
+
+from pegboard_triton.kernel import INTERPRETED, on, rehearsing
+
+__all__ = ["INTERPRETED", "TYPES", "differentiates", "on", "operator", "takes"]
 
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 """The dtypes that element-wise kernels take, and what Triton calls them."""
-
-INTERPRETED: bool = triton.knobs.runtime.interpret
-"""Whether kernels run in Triton's interpreter, on tensors of the host: settled when they are made, at import."""
 
 _LIBRARY = torch.library.Library("pegboard_triton", "FRAGMENT")
 
@@ -32,29 +31,29 @@ def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., A
             with on(x.device):
                 return function(x, *arguments)
 
+        def without_content(*arguments: Any) -> Any:
+            return (function if rehearsing() else fake)(*arguments)
+
         _LIBRARY.define(schema)
         _LIBRARY.impl(name, here, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"pegboard_triton::{name}", fake, lib=_LIBRARY)
+        torch.library.register_fake(f"pegboard_triton::{name}", without_content, lib=_LIBRARY)
         made: Callable[..., Any] = getattr(torch.ops.pegboard_triton, name).default
         return made
 
     return make
 
 
-def on(device: torch.device) -> AbstractContextManager[Any]:
-    """Make a device the current one: Triton launches there, whatever its arguments lie on."""
-    if device.type == "cpu":
-        return nullcontext()
-    entered: AbstractContextManager[Any] = torch.get_device_module(device.type).device(device)
-    return entered
-
-
 def takes(*tensors: Tensor) -> bool:
-    """Return whether kernels can compute with these: one dtype of `TYPES`, on a GPU or where kernels are interpreted."""
+    """Return whether kernels can compute with these: one dtype of `TYPES`, on a GPU or where kernels are interpreted; or nowhere, where
+    that is rehearsed.
+    """
     first = tensors[0]
     if first.dtype not in TYPES or any(tensor.dtype != first.dtype for tensor in tensors[1:]):
         return False
-    return first.device.type not in ("cpu", "meta") or (first.device.type == "cpu" and INTERPRETED)
+    where = first.device.type
+    if where == "meta":
+        return rehearsing()
+    return where != "cpu" or INTERPRETED
 
 
 def differentiates(*tensors: Tensor) -> bool:

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import torch
 
 from pegboard.accelerator import AcceleratorPlatform
-from pegboard.interfaces.platform import Phase
+from pegboard.interfaces.platform import Graph, Phase
 from pegboard.types import AttentionSpec
 from pegboard_triton import compiler, table
+from pegboard_triton.kernel import Rehearsal, settle
 
 
 class TritonPlatform(AcceleratorPlatform):
@@ -28,6 +29,14 @@ class TritonPlatform(AcceleratorPlatform):
 
     def kernels(self, phase: Phase, dtype: torch.dtype, index: int = 0) -> Mapping[str, Callable[..., Any]]:
         return table.replacements(phase, dtype, self.target_kind)
+
+    def rehearse(self, work: Callable[[], None], index: int = 0) -> Rehearsal | None:
+        return None if compiler.lacking(self.target_kind) else Rehearsal(self.device(index)).begin(work)
+
+    def capture(self, work: Callable[[], None], index: int = 0, memory: Any = None) -> Graph:
+        """As of every accelerator, when no kernel is being made ready."""
+        settle()
+        return super().capture(work, index, memory)
 
     def attention_preference(self, phase: Phase, spec: AttentionSpec) -> tuple[str, ...]:
         return ("sdpa",) if phase == "train" or compiler.lacking(self.target_kind) else ("triton", "sdpa")

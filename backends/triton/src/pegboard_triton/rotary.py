@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pegboard import ops
 from pegboard_triton.catalogue import Variant
+from pegboard_triton.kernel import kernel
 from pegboard_triton.operators import TYPES, differentiates, operator, takes
 from pegboard_triton.tuning import choice
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from pegboard.interfaces.platform import Phase
 
 
-@triton.jit
+@kernel
 def rotary_turn(
     x,
     cos,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pegboard.ops import registered
 from pegboard_triton.catalogue import Variant
+from pegboard_triton.kernel import kernel, rehearsing
 from pegboard_triton.operators import INTERPRETED
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _BLOCK = 128
 
 
-@triton.jit
+@kernel
 def fill_in(ids, last, slots, out, count, BLOCK: tl.constexpr):
     """out [N] = ids [N], and last[slots] where they are below 0."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -31,7 +32,7 @@ def fill_in(ids, last, slots, out, count, BLOCK: tl.constexpr):
     tl.store(out + row, tl.where(known < 0, before, known), mask=there)
 
 
-@triton.jit
+@kernel
 def tell(ids, most, last, slots, out, count, BLOCK: tl.constexpr):
     """last[slots] = ids [N]; out [N] = ids, and -1 - id where `most` is infinite or not a number."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -46,7 +47,9 @@ def tell(ids, most, last, slots, out, count, BLOCK: tl.constexpr):
 
 def _takes(*tensors: Tensor) -> bool:
     here = tensors[0].device.type
-    return (here != "cpu" or INTERPRETED) and all(x.is_contiguous() for x in tensors)
+    return (rehearsing() if here == "meta" else here != "cpu" or INTERPRETED) and all(
+        x.is_contiguous() for x in tensors
+    )
 
 
 def known_ids(ids: Tensor, last: Tensor, slots: Tensor) -> Tensor:

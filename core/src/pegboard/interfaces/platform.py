@@ -47,6 +47,16 @@ class Graph(Protocol):
         """Run the captured work once more; inputs and outputs are the tensors that it was captured with."""
 
 
+class Rehearsal(Protocol):
+    """Kernels that are being made ready."""
+
+    def watched(self) -> None:
+        """Wait until it is known which ones are needed; whoever needs one of them waits for it, and nobody for the others."""
+
+    def close(self) -> None:
+        """Leave alone what has not been begun."""
+
+
 class Platform(ABC):
     """Hardware of one kind. An instance holds no state of a run; everything that differs by device takes `index`."""
 
@@ -90,6 +100,14 @@ class Platform(ABC):
         Those for the phase "train" are differentiable wherever the replaced function is.
         """
         return {}
+
+    def rehearse(self, work: Callable[[], None], index: int = 0) -> Rehearsal | None:
+        """Do `work` in a thread of its own, where nothing is computed, and make ready in others what the device would be given.
+
+        work: computes as a model is going to, with all tensors but those of attention plans on the meta device. It may raise.
+        None, `work` not being done, where a first launch takes no longer than others.
+        """
+        return None
 
     def configure(self, *, threads: int | None = None) -> None:
         """Set process-wide knobs (threads, allocator) before a model is built. Called once by a command, never by a library."""

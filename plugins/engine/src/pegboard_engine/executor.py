@@ -14,10 +14,13 @@ from pegboard.plugins.load import Registry
 from pegboard.types import CachePlan, StepPlan, StepResult
 from pegboard_engine.feed import computes_apart
 from pegboard_engine.fits import ran_out
+from pegboard_engine.rehearsal import rehearse
 from pegboard_engine.runner import Runner, Started
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from pegboard.interfaces.platform import Rehearsal
 
 
 class UniprocExecutor(Executor):
@@ -31,14 +34,21 @@ class UniprocExecutor(Executor):
 
     def __init__(self) -> None:
         self._runner: Runner | None = None
+        self._rehearsal: Rehearsal | None = None
         self._last_handle = 0
         self._flying: deque[tuple[int, Started | Exception]] = deque()
 
     def load(self, built: BuiltModel, cache: CachePlan, registry: Registry) -> None:
+        self._rehearsal = rehearse(built, cache)
         try:
             self._runner = Runner(built.load(), cache, registry)
-        except torch.OutOfMemoryError as error:
-            raise ran_out(built, cache) from error
+        except BaseException as error:
+            self.close()
+            if isinstance(error, torch.OutOfMemoryError):
+                raise ran_out(built, cache) from error
+            raise
+        if self._rehearsal is not None:
+            self._rehearsal.watched()
         self.depth = 2 if computes_apart(built) else 1
 
     def submit(self, plan: StepPlan) -> int:
@@ -78,7 +88,9 @@ class UniprocExecutor(Executor):
         return None if counts is None else counts.read()
 
     def close(self) -> None:
-        self._runner = None
+        if self._rehearsal is not None:
+            self._rehearsal.close()
+        self._runner = self._rehearsal = None
         self._flying.clear()
 
     def _loaded(self) -> Runner:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pegboard_triton.attention.cells import kind, put, raw, row_scale, turned, widened
 from pegboard_triton.attention.early import early, gdc_launch_dependents, gdc_wait
+from pegboard_triton.kernel import kernel
 from pegboard_triton.tuning import choice
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def capped(x, softcap):
     return softcap * (1.0 - 2.0 / (tl.exp2(x * (2.8853900817779268 / softcap)) + 1.0))
 
 
-@triton.jit
+@kernel
 def decode_kernel(
     q,
     keys,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pegboard_triton.attention.cells import kind, raw, row_scale, widened
 from pegboard_triton.attention.decode import capped
+from pegboard_triton.kernel import kernel
 from pegboard_triton.tuning import choice
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _walk(
     return acc, total, largest
 
 
-@triton.jit
+@kernel
 def prefill_kernel(
     q,
     keys,

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from pegboard_triton.attention.cells import kind, put, raw, turned
 from pegboard_triton.attention.early import early, gdc_launch_dependents, gdc_wait
+from pegboard_triton.kernel import kernel
 
 if TYPE_CHECKING:
     from pegboard.types import AttentionSpec, HeadNorms
     from pegboard_triton.attention.plan import CachedPlan
 
 
-@triton.jit
+@kernel
 def write_kernel(
     k,
     v,
@@ -58,7 +59,7 @@ def write_kernel(
     put(values, value_scales, at, new_v.to(tl.float32), there, HEAD_DIM, KIND, BLOCK_D)
 
 
-@triton.jit
+@kernel
 def prepare_kernel(
     qkv,
     cos,

@@ -6,11 +6,12 @@ its programs end at once, so that the grid depends on sizes alone and a graph se
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
+from pegboard_triton.kernel import kernel
 
-@triton.jit
+
+@kernel
 def shrink_few(
     x,
     slots,
@@ -53,7 +54,7 @@ def shrink_few(
     tl.store(inner + row.to(tl.int64) * WIDTH + r, tl.sum(total, 1), mask=r < ranks)
 
 
-@triton.jit
+@kernel
 def expand_few(
     inner,
     slots,

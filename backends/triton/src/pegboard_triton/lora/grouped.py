@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from pegboard_triton.kernel import kernel
 from pegboard_triton.moe.grouped import _block_sorted
 
 
@@ -20,7 +21,7 @@ def _rows_of(order, first, stop, BLOCK_M: tl.constexpr):
     return tl.load(order + at, mask=there, other=0).to(tl.int64), there
 
 
-@triton.jit
+@kernel
 def shrink_grouped(
     x,
     order,
@@ -73,7 +74,7 @@ def shrink_grouped(
     tl.store(inner + (part + row)[:, None] * WIDTH + r[None, :], total, mask=there[:, None] & (r < ranks)[None, :])
 
 
-@triton.jit
+@kernel
 def expand_grouped(
     inner,
     order,

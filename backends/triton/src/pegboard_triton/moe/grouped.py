@@ -13,6 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from pegboard_triton.kernel import kernel
+
 
 @triton.jit
 def _block_sorted(offsets, block, EXPERTS: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr):
@@ -105,7 +107,7 @@ def _load_columns(weights, start, k, LENGTH: tl.constexpr, BLOCK_K: tl.constexpr
         return tl.load(weights + start, mask=(k < LENGTH - start)[:, None], other=0.0)
 
 
-@triton.jit
+@kernel
 def gate_up(
     x,
     weight,
@@ -185,7 +187,7 @@ def _down_tile(total, scales, out, pair, there, n, HIDDEN: tl.constexpr, BLOCK_N
     tl.store(out + pair.to(tl.int64)[:, None] * HIDDEN + n[None, :], value, mask=mask)
 
 
-@triton.jit
+@kernel
 def down(
     act,
     tiled,
@@ -250,7 +252,7 @@ def down(
             _down_tile(tail_total, scales, out, tail_pair, tail_there, n, HIDDEN, BLOCK_N)
 
 
-@triton.jit
+@kernel
 def combine(parts, ids, out, HIDDEN: tl.constexpr, EXPERTS: tl.constexpr, TOP_K: tl.constexpr, BLOCK: tl.constexpr):
     """out[t] = the sum of parts[t, k] over k whose id is an expert, in float32 and in the order of k. parts: [T, K, H]."""
     token = tl.program_id(0).to(tl.int64)

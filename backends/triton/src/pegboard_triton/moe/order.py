@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pegboard_triton.kernel import kernel
+
 _FEW = 2048
 """Pairs up to which each expert looks for its own; with more, pairs are counted in chunks first."""
 
@@ -18,7 +20,7 @@ _PART, _MOST_CHUNKS, _SHARE = 1024, 128, 8
 """Pairs that a program looks at at once, chunks at most, and experts that a program places."""
 
 
-@triton.jit
+@kernel
 def order_few(ids, order, places, offsets, pairs, EXPERTS: tl.constexpr, CHUNK: tl.constexpr, PLACES: tl.constexpr):
     """One program an expert: it counts the pairs of the experts before it and writes its own behind them."""
     expert = tl.program_id(0)
@@ -40,7 +42,7 @@ def order_few(ids, order, places, offsets, pairs, EXPERTS: tl.constexpr, CHUNK: 
         tl.store(offsets + EXPERTS, start)
 
 
-@triton.jit
+@kernel
 def count_chunks(
     ids, counts, pairs, EXPERTS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, PART: tl.constexpr
 ):
@@ -54,7 +56,7 @@ def count_chunks(
     tl.store(counts + tl.program_id(0) * WIDTH + tl.arange(0, WIDTH), bins)
 
 
-@triton.jit
+@kernel
 def place_chunks(
     ids,
     counts,

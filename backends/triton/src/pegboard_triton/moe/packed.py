@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from pegboard_triton.kernel import kernel
 from pegboard_triton.moe.grouped import _activate, _rows_few, _rows_sorted, _swizzle
 from pegboard_triton.quantized.packed import FLOAT8, INT4, widen
 
@@ -22,7 +23,7 @@ def _dot(a, tile, total, scale, FORMAT: tl.constexpr, COLUMNS: tl.constexpr):
         return total + tl.dot(a, values, input_precision="ieee") * scale[None, :]
 
 
-@triton.jit
+@kernel
 def packed_gate_up(
     x,
     weight,
@@ -99,7 +100,7 @@ def packed_gate_up(
         tl.store(out + row.to(tl.int64)[:, None] * INNER + n[None, :], value, mask=mask)
 
 
-@triton.jit
+@kernel
 def packed_down(
     act,
     weight,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
+from pegboard_triton.kernel import kernel
 from pegboard_triton.moe.grouped import _activate
 
 
-@triton.jit
+@kernel
 def single_gate_up(
     x,
     weight,
@@ -53,7 +53,7 @@ def single_gate_up(
         tl.store(out + pair.to(tl.int64) * INNER + n, value.to(out.dtype.element_ty), mask=n < INNER)
 
 
-@triton.jit
+@kernel
 def single_down(
     act,
     weight,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pegboard.nn.grouped import GATED, grouped_linear, grouped_outer
 from pegboard_triton import gated
+from pegboard_triton.kernel import kernel
 from pegboard_triton.moe.grouped import _activate
 from pegboard_triton.moe.order import order_pairs
 from pegboard_triton.operators import on
@@ -22,7 +23,7 @@ from pegboard_triton.operators import on
 _GATED = {**GATED, "silu": gated.silu_mul, "gelu_tanh": gated.gelu_tanh_mul}
 
 
-@triton.jit
+@kernel
 def spread(
     x,
     order,
@@ -43,7 +44,7 @@ def spread(
     tl.store(out + row.to(tl.int64) * WIDTH + column, value, mask=column < WIDTH)
 
 
-@triton.jit
+@kernel
 def gather_sum(
     parts,
     places,
@@ -68,7 +69,7 @@ def gather_sum(
     tl.store(out + token.to(tl.int64) * WIDTH + column, total.to(out.dtype.element_ty), mask=column < WIDTH)
 
 
-@triton.jit
+@kernel
 def gated_backward(
     inner,
     grad,

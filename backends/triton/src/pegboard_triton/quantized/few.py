@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pegboard_triton.kernel import kernel
 from pegboard_triton.quantized.packed import FLOAT8, INT4, NF4, Packed, nf4_values, plain_scale
 
 MOST = 2
@@ -34,7 +35,7 @@ def _store(total, bias, out, at, n, outputs, BIAS: tl.constexpr):
     tl.store(out + at + n, value.to(out.dtype.element_ty), mask=n < outputs)
 
 
-@triton.jit
+@kernel
 def packed_few(
     x,
     weight,

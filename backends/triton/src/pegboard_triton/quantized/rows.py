@@ -9,10 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pegboard_triton.kernel import kernel
 from pegboard_triton.quantized.packed import FLOAT8, INT4, Packed, widen
 
 
-@triton.jit
+@kernel
 def packed_rows(
     x,
     weight,
@@ -77,7 +78,7 @@ def packed_rows(
     tl.store(at, total.to(out.dtype.element_ty), mask=(m < rows)[:, None] & (n < outputs)[None, :])
 
 
-@triton.jit
+@kernel
 def add_parts(
     parts, bias, out, size, outputs, out_stride, BIAS: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr
 ):

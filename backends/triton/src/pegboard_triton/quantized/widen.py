@@ -9,13 +9,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pegboard_triton.kernel import kernel
 from pegboard_triton.quantized.packed import NF4, Packed, nf4_values, plain_scale
 
 _BLOCK = 1024
 """Bytes a program."""
 
 
-@triton.jit
+@kernel
 def widen_all(packed, scales, table, nested, offset, numbers, out, size, SCALED: tl.constexpr, FORMAT: tl.constexpr,
               NESTED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """out, flat [size] = the values of packed bytes times the scale of each SCALED of them, each rounded once.

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pegboard.ops import registered
 from pegboard_triton.catalogue import Variant
+from pegboard_triton.kernel import kernel
 from pegboard_triton.operators import TYPES, operator, takes
 from pegboard_triton.sampling.search import (
     WIDTH,
@@ -98,7 +99,7 @@ def _within(weights, inner, W: tl.constexpr):
     return tl.minimum(tl.sum((reached <= inner).to(tl.int32), 0), W - 1)
 
 
-@triton.jit
+@kernel
 def _sample(
     logits,
     uniforms,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pegboard.ops import registered
 from pegboard_triton.catalogue import Variant
+from pegboard_triton.kernel import kernel
 from pegboard_triton.operators import TYPES, operator, takes
 from pegboard_triton.tuning import choice
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from pegboard.interfaces.platform import Phase
 
 
-@triton.jit
+@kernel
 def _sums(logits, ids, greatest, totals, ranks, columns, stride, BLOCK: tl.constexpr):
     """Each lane has a greatest and a sum of its own, which are joined at the end, in float64."""
     row = tl.program_id(0)

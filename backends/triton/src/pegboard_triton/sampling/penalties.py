@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pegboard.ops import registered
 from pegboard_triton.catalogue import Variant
+from pegboard_triton.kernel import kernel
 from pegboard_triton.operators import operator, takes
 from pegboard_triton.tuning import choice
 
@@ -22,7 +23,7 @@ PROMPT: tl.constexpr = tl.constexpr(1 << 30)
 """What an id's count has more where the prompt holds it, as `pegboard_engine.sampling.ops.PROMPT`."""
 
 
-@triton.jit
+@kernel
 def _penalise(
     logits, rows, counts, places, penalties, ahead, columns, stride, BLOCK: tl.constexpr, AHEAD: tl.constexpr
 ):

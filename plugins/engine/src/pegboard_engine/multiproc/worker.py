@@ -27,6 +27,7 @@ from pegboard_engine.feed import computes_apart
 from pegboard_engine.multiproc.channel import Channel, ChannelClosed, Message
 from pegboard_engine.multiproc.doors import unpack_doors
 from pegboard_engine.multiproc.values import pack
+from pegboard_engine.rehearsal import rehearse
 from pegboard_engine.runner import Runner, Started
 
 _LOOK_FOR_PARENT = 2000
@@ -91,10 +92,13 @@ class Worker:
         self._rank, self._source = job["rank"], job["source"]
         _, platform = choose_platform(self._registry, self._source["options"]["platform"])
         platform.configure(threads=job["threads"])
-        self._built = built = self._prepare().load()
+        self._built = built = self._prepare()
         cache: CachePlan = job["cache"]
-        layout = replace(cache.layout, shard=(self._rank, job["world"]))
-        self._runner = Runner(built, replace(cache, layout=layout), self._registry)
+        cache = replace(cache, layout=replace(cache.layout, shard=(self._rank, job["world"])))
+        rehearsal = rehearse(built, cache)
+        self._runner = Runner(built.load(), cache, self._registry)
+        if rehearsal is not None:
+            rehearsal.watched()
         self._ahead = 2 if computes_apart(built) else 1
 
     def _prepare(self) -> BuiltModel:
