@@ -2,14 +2,6 @@
 #include "elementwise.h"
 #include "vec.h"
 
-/* `body(TYPE)` with the type as a constant. */
-#define WITH_TYPE(type, body)                     \
-    switch (type) {                               \
-    case PEG_F32: body(PEG_F32); break;           \
-    case PEG_BF16: body(PEG_BF16); break;         \
-    default: body(PEG_F16); break;                \
-    }
-
 /* 1 / sqrt(mean + eps); the compiler's own square root is exact. */
 static float reciprocal_root(float sum, const peg_norm *norm) { return 1.0f / __builtin_sqrtf(sum / (float)norm->size + norm->eps); }
 

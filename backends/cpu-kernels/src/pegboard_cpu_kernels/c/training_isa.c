@@ -4,14 +4,6 @@
 
 #include <math.h>
 
-/* `body(TYPE)` with the type as a constant. */
-#define WITH_TYPE(type, body)                     \
-    switch (type) {                               \
-    case PEG_F32: body(PEG_F32); break;           \
-    case PEG_BF16: body(PEG_BF16); break;         \
-    default: body(PEG_F16); break;                \
-    }
-
 PEG_INLINE vf load(const int type, const void *p, int64_t i, int64_t size) {
     return i + VL <= size ? vf_load_as(type, at(type, p, i)) : vf_load_part(type, at(type, p, i), (int)(size - i));
 }

@@ -293,4 +293,12 @@ PEG_INLINE void store_as(int type, void *p, int64_t i, float x) {
     }
 }
 
+/* `body(TYPE)` with the type as a constant. */
+#define WITH_TYPE(type, body)                     \
+    switch (type) {                               \
+    case PEG_F32: body(PEG_F32); break;           \
+    case PEG_BF16: body(PEG_BF16); break;         \
+    default: body(PEG_F16); break;                \
+    }
+
 #endif
