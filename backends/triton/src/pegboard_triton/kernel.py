@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import Any
 
 import torch
@@ -100,19 +100,17 @@ class Rehearsal:
 
         What it raises ends it: what was not noted by then is made ready by its first launch.
         """
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(min(interval, SWITCH))
         before = _HERE.set(self)
-        try:
-            with on(self.device):
-                work()
-        except Exception as error:
-            log.debug("kernels are not all made ready ahead: %s: %s", type(error).__name__, error)
-        finally:
-            _HERE.reset(before)
-            self._watched.set()
-            self._pool.shutdown()
-            sys.setswitchinterval(interval)
+        with _TURNS:
+            try:
+                with on(self.device):
+                    work()
+            except Exception as error:
+                log.debug("kernels are not all made ready ahead: %s: %s", type(error).__name__, error)
+            finally:
+                _HERE.reset(before)
+                self._watched.set()
+                self._pool.shutdown()
 
     def note(self, kernel: Kernel | InterpretedKernel, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Have a kernel made ready for such arguments."""
@@ -136,6 +134,27 @@ class Rehearsal:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
+class _Turns:
+    """Makes threads take turns more often for as long as any rehearsal goes on."""
+
+    def __init__(self) -> None:
+        self._lock, self._count, self._before = Lock(), 0, 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._count:
+                self._before = sys.getswitchinterval()
+                sys.setswitchinterval(min(self._before, SWITCH))
+            self._count += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._count -= 1
+            if not self._count:
+                sys.setswitchinterval(self._before)
+
+
+_TURNS = _Turns()
 _HERE: ContextVar[Rehearsal | None] = ContextVar("rehearsal", default=None)
 _UNDER_WAY: list[Future[None]] = []
 
