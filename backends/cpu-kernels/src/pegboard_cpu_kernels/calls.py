@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 
 import torch
 from torch import Tensor
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 """Element types by their number in C."""
+
+pack_norm = struct.Struct("Pq2fi4x").pack
+"""Return `peg_norm` of elementwise.h, of: weight's address, its size, eps, offset, element type."""
 
 _HUGE = 1 << 18
 """Bytes of weights from which on huge pages are asked for."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, is_grad_enabled
 
 from pegboard_cpu_kernels import program
-from pegboard_cpu_kernels.calls import TYPES, check, huge_pages
+from pegboard_cpu_kernels.calls import TYPES, check, huge_pages, pack_norm
 from pegboard_cpu_kernels.library import ISAS
 from pegboard_cpu_kernels.quantized import int8_linear
 from pegboard_cpu_kernels.threads import follow_torch
@@ -35,7 +35,6 @@ _MOST_ROWS_BESIDE_TILES = 4
 _PREFIX = struct.Struct("6q").pack
 _SIX = struct.Struct("6q").pack
 _TEN = struct.Struct("10q").pack
-_NORM = struct.Struct("2q2fq").pack
 _FIVE = struct.Struct("5q").pack
 
 
@@ -151,7 +150,7 @@ def rms_norm(
             out = torch.empty(x.shape, dtype=dtype)
         if x.shape[-1] != size or not weight.is_contiguous():
             return fallback(x, weight, eps)
-        packed = _NORM(weight.data_ptr(), size, eps, offset, kind) + _FIVE(
+        packed = pack_norm(weight.data_ptr(), size, eps, offset, kind) + _FIVE(
             x.data_ptr(), outer, inner, stride, out.data_ptr()
         )
         code = call(packed)
@@ -185,7 +184,7 @@ def add_rms_norm(
             return fallback(x, residual, weight, eps)
         out, total, size = torch.empty_like(x), torch.empty_like(x), shape[-1]
         rows = x.numel() // size if size else 0
-        packed = _NORM(weight.data_ptr(), size, eps, 0.0, kind)
+        packed = pack_norm(weight.data_ptr(), size, eps, 0.0, kind)
         packed += _FIVE(x.data_ptr(), residual.data_ptr(), rows, out.data_ptr(), total.data_ptr())
         code = call(packed)
         if code:

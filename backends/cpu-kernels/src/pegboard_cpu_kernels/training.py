@@ -15,7 +15,7 @@ from torch import Tensor, is_grad_enabled
 
 from pegboard_cpu_kernels import ops
 from pegboard_cpu_kernels.adamw import adamw_
-from pegboard_cpu_kernels.calls import TYPES, check
+from pegboard_cpu_kernels.calls import TYPES, check, pack_norm
 from pegboard_cpu_kernels.threads import follow_torch
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -44,18 +44,6 @@ def replacements(library: ctypes.CDLL, fallbacks: Mapping[str, Callable[..., Any
         "cross_entropy_": cross_entropy_,
     }
     return {name: make(library, fallbacks[name]) for name, make in makers.items() if name in fallbacks}
-
-
-class _Norm(ctypes.Structure):
-    """peg_norm of elementwise.h."""
-
-    _fields_ = (
-        ("weight", ctypes.c_void_p),
-        ("size", ctypes.c_int64),
-        ("eps", ctypes.c_float),
-        ("offset", ctypes.c_float),
-        ("type", ctypes.c_int32),
-    )
 
 
 def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
@@ -141,9 +129,9 @@ class _Norms:
         grad, of_total = grad.contiguous(), None if of_total is None else of_total.contiguous()
         d_x = torch.empty(x.shape, dtype=x.dtype)
         parts = torch.empty(_PARTS, size) if needs_weight else None
-        norm = _Norm(weight.data_ptr(), size, eps, self._offset, TYPES[x.dtype])
+        norm = pack_norm(weight.data_ptr(), size, eps, self._offset, TYPES[x.dtype])
         code = self._call(
-            ctypes.byref(norm),
+            norm,
             *map(_pointer, (grad, of_total, x)),
             *map(_long, (rows, *layout)),
             *map(_pointer, (d_x, parts)),

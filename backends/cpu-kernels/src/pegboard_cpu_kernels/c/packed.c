@@ -1,5 +1,5 @@
 /* The entries that Python calls: all arguments in one block of int64_t, since making one such block takes a caller less time than converting
- * several arguments. Pointers are integers; floats lie in the halves of theirs, the first in the low one. Each returns what its function returns. */
+ * several arguments. Pointers are integers. Each returns what its function returns. */
 #include "elementwise.h"
 #include "linear.h"
 
@@ -19,20 +19,21 @@ int peg_packed_linear(const int64_t *a) {
     return peg_linear(&matrix, POINTER(8), a[9], a[10], POINTER(11));
 }
 
+/* The block of a norm begins with it. */
 static peg_norm norm_of(const int64_t *a) {
-    peg_norm norm = {.weight = POINTER(0), .size = a[1], .type = (int32_t)a[3]};
-    memcpy(&norm.eps, &a[2], sizeof norm.eps);
-    memcpy(&norm.offset, (const char *)&a[2] + sizeof norm.eps, sizeof norm.offset);
+    peg_norm norm;
+    _Static_assert(sizeof norm == 4 * sizeof *a, "a norm takes the room of four");
+    memcpy(&norm, a, sizeof norm);
     return norm;
 }
 
-/* weight, size, eps and offset, type; x, outer, inner, stride, out */
+/* norm; x, outer, inner, stride, out */
 int peg_packed_rms_norm(const int64_t *a) {
     peg_norm norm = norm_of(a);
     return peg_rms_norm(&norm, POINTER(4), a[5], a[6], a[7], POINTER(8));
 }
 
-/* weight, size, eps and offset, type; x, residual, rows, out, total */
+/* norm; x, residual, rows, out, total */
 int peg_packed_add_rms_norm(const int64_t *a) {
     peg_norm norm = norm_of(a);
     return peg_add_rms_norm(&norm, POINTER(4), POINTER(5), a[6], POINTER(7), POINTER(8));
