@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pegboard_cuda.probe import probe
+from pegboard_cuda.probe import capabilities, library, probe
 
 
 class Driver:
@@ -145,3 +145,37 @@ def test_a_torch_for_another_gpu(torch_built: Callable[..., None], kind: str, tm
     (device / "vendor").write_text("0x8086\n")
     beside = probe(tmp_path, lambda name: Driver())
     assert not beside.present and "built for the other GPU that is here" in beside.reason
+
+
+class Cards(Driver):
+    """A driver with cards of these compute capabilities."""
+
+    def __init__(self, *cards: tuple[int, int], **told: int) -> None:
+        super().__init__(count=len(cards), **told)
+        self._cards = cards
+
+    def cuDeviceGetAttribute(self, where: Any, attribute: int, device: int) -> int:
+        ctypes.cast(where, ctypes.POINTER(ctypes.c_int))[0] = self._cards[device][attribute - 75]
+        return 0
+
+
+def test_compute_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert capabilities(lambda name: Cards((9, 0), (8, 6))) == [(9, 0), (8, 6)]
+    assert capabilities(lambda name: Cards()) == []
+    assert capabilities(lambda name: Cards((9, 0), init=100)) == []
+    assert capabilities(lambda name: Cards((9, 0), counting=3)) == []
+    assert capabilities(absent) == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert capabilities(lambda name: Cards((9, 0))) == []
+
+
+def test_a_library_of_kernels() -> None:
+    """Pytest stands for one here: it is installed everywhere that this runs."""
+    found = library("pytest", "pip install pytest", (9, 10), lambda name: Cards((8, 6), (9, 0)))
+    assert found.usable and found.reason == f"pytest {pytest.__version__}"
+    old = library("pytest", "", (9, 10), lambda name: Cards((8, 6)))
+    assert not old.present and old.reason.endswith("computes on GPUs of compute capability 9.x or 10.x, here is 8.6")
+    none = library("pytest", "", (9,), absent)
+    assert not none.present and none.reason.endswith("computes on NVIDIA GPUs, and none is here")
+    missing = library("no-such-kernels", "pip install them", (9,), lambda name: Cards((9, 0)))
+    assert (missing.present, missing.reason) == (False, "no-such-kernels is not installed (pip install them)")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
 
+from pegboard.interfaces.platform import PromptChoice
+from pegboard.types import AttentionSpec
+from pegboard_cuda.prompts import choices
 from pegboard_triton.platform import TritonPlatform
 
 
@@ -37,6 +41,9 @@ class CudaPlatform(TritonPlatform):
     def target(self, index: int) -> str:
         major, minor = torch.cuda.get_device_capability(index)
         return str(10 * major + minor)
+
+    def prompt_attention(self, spec: AttentionSpec, dtype: torch.dtype, index: int = 0) -> Sequence[PromptChoice]:
+        return choices(spec, dtype, torch.cuda.get_device_capability(index))
 
     def communication_backend(self) -> str:
         return "nccl"

@@ -6,3 +6,9 @@ SPEC = PluginSpec(
     probe="pegboard_cuda.probe:probe",
     priority=100,
 )
+
+CUDNN = PluginSpec(
+    kind="attention",
+    target="pegboard_cuda.cudnn:CudnnAttention",
+    probe="pegboard_cuda.probe:probe",
+)

@@ -6,6 +6,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from pegboard.visible import has_card, hides_all
 
 NO_DEVICE = 100
 """CUDA_ERROR_NO_DEVICE of the driver's interface."""
+CAPABILITY = (75, 76)
+"""The driver's attributes for both numbers of a compute capability."""
 INTEL = 0x8086
 """PCI's number of the vendor of another kind of GPU that torch can be built for."""
 
@@ -43,6 +46,46 @@ def probe(root: Path = Path("/"), load: Callable[[str], Any] = ctypes.CDLL) -> P
         return _without_device(root, nodes, visible)
     devices = "1 device" if count.value == 1 else f"{count.value} devices"
     return _with_torch(root, devices, driver)
+
+
+def library(dist: str, install: str, generations: tuple[int, ...], load: Callable[[str], Any] = ctypes.CDLL) -> Probe:
+    """Probe for a library of kernels, without importing it: its distribution is installed, and there is a GPU that it has code for.
+
+    install: what installs it. generations: major numbers of the compute capability that it computes on.
+    """
+    try:
+        version = metadata.version(dist)
+    except metadata.PackageNotFoundError:
+        return Probe(False, False, f"{dist} is not installed ({install})")
+    there = capabilities(load)
+    if not there:
+        return Probe(False, False, f"{dist} {version} computes on NVIDIA GPUs, and none is here")
+    if not any(major in generations for major, _ in there):
+        wanted, here = " or ".join(f"{major}.x" for major in generations), ", ".join(f"{a}.{b}" for a, b in there)
+        return Probe(False, False, f"{dist} {version} computes on GPUs of compute capability {wanted}, here is {here}")
+    return Probe(True, True, f"{dist} {version}")
+
+
+def capabilities(load: Callable[[str], Any] = ctypes.CDLL) -> list[tuple[int, int]]:
+    """Return the compute capability of each visible GPU, as the driver tells it; empty where there is none."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and hides_all(visible):
+        return []
+    try:
+        driver = load("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return []
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return []
+    found = []
+    for index in range(count.value):
+        parts = [ctypes.c_int(0), ctypes.c_int(0)]
+        pairs = zip(parts, CAPABILITY, strict=True)
+        # A device's handle is its number among those that are visible.
+        if all(driver.cuDeviceGetAttribute(ctypes.byref(part), attribute, index) == 0 for part, attribute in pairs):
+            found.append((parts[0].value, parts[1].value))
+    return found
 
 
 def _without_device(root: Path, nodes: list[str], visible: str | None) -> Probe:

@@ -1,0 +1,68 @@
+"""Whole sequences by FlashAttention 3 (arXiv:2407.08608), forward only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from pegboard.packed import PackedAttention, PackedPlan
+from pegboard.types import AttentionSpec
+
+_WIDEST = 256
+
+
+class Fa3Attention(PackedAttention):
+    """What it computes depends on how the wheel was built, which the wheel tells: fa3-fwd 0.0.3 has neither float16 nor windows."""
+
+    label = "fa3"
+
+    def unsupported(self, spec: AttentionSpec, dtype: torch.dtype) -> str | None:
+        try:
+            left_out = _left_out()
+        except ImportError as error:
+            return f"fa3-fwd cannot be imported: {error}"
+        if not spec.causal:
+            return "only causal attention is computed"
+        halves = (torch.bfloat16,) if "FP16" in left_out else (torch.bfloat16, torch.float16)
+        if dtype not in halves:
+            return f"{dtype} is none of {', '.join(str(half).removeprefix('torch.') for half in halves)}"
+        if spec.head_dim % 8 or spec.head_dim > _WIDEST:
+            return f"heads of {spec.head_dim} are no multiple of 8 up to {_WIDEST}"
+        if spec.window is not None and "LOCAL" in left_out:
+            return "this fa3-fwd is built without sliding windows"
+        if spec.softcap is not None and "SOFTCAP" in left_out:
+            return "this fa3-fwd is built without soft caps"
+        return None
+
+    def packed(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, plan: PackedPlan) -> Tensor:
+        from fa3_fwd_interface import flash_attn_varlen_func
+
+        # Both ends of a window are counted without the query itself.
+        window = (-1, -1) if spec.window is None else (spec.window - 1, 0)
+        out: Tensor = flash_attn_varlen_func(
+            q,
+            k,
+            v,
+            plan.cu_seqlens,
+            plan.cu_seqlens,
+            plan.longest,
+            plan.longest,
+            softmax_scale=spec.scale,
+            causal=True,
+            window_size=window,
+            softcap=spec.softcap or 0.0,
+        )
+        return out
+
+
+@cache
+def _left_out() -> frozenset[str]:
+    """Return what the wheel was built without, in the words of its own flags, such as "LOCAL" or "FP16"."""
+    import fa3_fwd_config
+
+    flags: Mapping[str, bool] = fa3_fwd_config.CONFIG["build_flags"]
+    prefix = "FLASHATTENTION_DISABLE_"
+    return frozenset(name.removeprefix(prefix) for name, value in flags.items() if name.startswith(prefix) and value)

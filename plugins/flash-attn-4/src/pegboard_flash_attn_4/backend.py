@@ -1,0 +1,47 @@
+"""Whole sequences by FlashAttention 4, whose kernels are compiled by the CuTe DSL at their first use."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pegboard.packed import PackedAttention, PackedPlan
+from pegboard.types import AttentionSpec
+
+_WIDEST = 128
+
+
+class FlashAttn4Attention(PackedAttention):
+    """The first batch of a model waits for the compiler: some seconds for each kind of layer."""
+
+    label = "flash-attn-4"
+
+    def unsupported(self, spec: AttentionSpec, dtype: torch.dtype) -> str | None:
+        if not spec.causal:
+            return "only causal attention is computed"
+        if dtype not in (torch.bfloat16, torch.float16):
+            return f"{dtype} is none of bfloat16 and float16"
+        # What all its generations have in common.
+        if spec.head_dim % 8 or spec.head_dim > _WIDEST:
+            return f"heads of {spec.head_dim} are no multiple of 8 up to {_WIDEST}"
+        return None
+
+    def packed(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, plan: PackedPlan) -> Tensor:
+        from flash_attn.cute import flash_attn_varlen_func
+
+        # Both ends of a window are counted without the query itself.
+        window = (None, None) if spec.window is None else (spec.window - 1, 0)
+        out: Tensor = flash_attn_varlen_func(
+            q,
+            k,
+            v,
+            cu_seqlens_q=plan.cu_seqlens,
+            cu_seqlens_k=plan.cu_seqlens,
+            max_seqlen_q=plan.longest,
+            max_seqlen_k=plan.longest,
+            softmax_scale=spec.scale,
+            causal=True,
+            window_size=window,
+            softcap=spec.softcap or 0.0,
+        )[0]
+        return out

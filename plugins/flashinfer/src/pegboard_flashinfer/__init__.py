@@ -1,0 +1,1 @@
+"""FlashInfer behind Pegboard's attention interface."""
