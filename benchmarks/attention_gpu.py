@@ -1,17 +1,19 @@
 """Attention of a model's layer on a GPU, `triton` beside `sdpa`: microseconds, and what that is of the card's own ceilings.
 
-    python benchmarks/attention_gpu.py [--cases decode] [--cells int8] [--device 0] [--json out.json]
+    python benchmarks/attention_gpu.py [--cases decode] [--cells int8] [--prompts cudnn fa3] [--device 0] [--json out.json]
 
 Each time is of one layer, writes of new keys and values included, inside a captured graph over several layers with caches of their own,
 so that nothing is read from the chip's cache that a model would not find there; median of several replays. TB/s counts each key and
 value that a sequence has once, TFLOP/s what a causal mask leaves. The ceilings are measured first: a copy, and a product of matrices.
-Only decodes of `sdpa` can be captured; its prompts are timed as they are launched.
+Only decodes of `sdpa` can be captured; its prompts are timed as they are launched. `--prompts` names plugins that compute prompts with
+nothing cached beside `triton` (which writes for them); with them more lengths are timed, and how long the first batch of a length takes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -20,7 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pegboard.fresh import FreshPrompts, unusable
 from pegboard.interfaces.attention import AttentionBackend
+from pegboard.plugins.load import Registry
 from pegboard.types import AttentionInputs, AttentionSpec, KVCache
 from pegboard_sdpa.backend import SdpaAttention
 from pegboard_triton.attention.backend import TritonAttention
@@ -29,6 +33,7 @@ DIM, PAGE = 128, 16
 SHAPES = {"Qwen3-0.6B": (16, 8), "Llama-3.1-8B": (32, 8), "Qwen3-30B-A3B": (32, 4)}
 DECODES = [(batch, length) for length in (512, 2048, 8192) for batch in (1, 8, 64, 256)]
 PROMPTS = [(1, 2048, 0), (8, 2048, 0), (1, 512, 8192)]
+FRESH = [(1, 512, 0), (32, 512, 0), (1, 1024, 0), (16, 1024, 0), (1, 2048, 0), (8, 2048, 0), (1, 8192, 0), (4, 8192, 0)]
 MOST_LAYERS, LAYER_BYTES, MOST_BYTES = 16, 200 << 20, 40 << 30
 
 
@@ -132,12 +137,48 @@ def one(name: str, case: tuple[int, int, int], device: torch.device, cells: torc
     return found
 
 
+def fresh(names: list[str], shape: str, device: torch.device) -> None:
+    """Print prompts with nothing cached by `triton` alone and beside each of the plugins: TFLOP/s, and ms of the first call of a length."""
+    registry = Registry.discover()
+    backends: dict[str, AttentionBackend] = {"triton": TritonAttention()}
+    for name in names:
+        if reason := unusable(registry, name):
+            print(f"{name}: {reason}")
+            continue
+        backends[f"triton+{name}"] = FreshPrompts(TritonAttention(), registry.create("attention", name), 2)
+    print(f"{'TFLOP/s (first call, ms)':42}" + "".join(f"{label:>24}" for label in backends))
+    for model, heads in SHAPES.items():
+        if shape not in model:
+            continue
+        for count, new, _ in FRESH:
+            told = f"{model:14} {heads[0]:2}/{heads[1]} {count:3} x {new:5}"
+            line, wanted = f"{told:42}", None
+            for backend in backends.values():
+                torch.manual_seed(0)
+                with torch.inference_mode():
+                    layers = Layers(backend, heads, count, new, new, device, torch.bfloat16)
+                    torch.cuda.synchronize()
+                    begin = time.perf_counter()
+                    out = layers.run()
+                    torch.cuda.synchronize()
+                    first = (time.perf_counter() - begin) * 1e3
+                    rate = layers.operations / layers.time(graph=False) / 1e6
+                wanted = out if wanted is None else wanted
+                error = float((out.float() - wanted.float()).norm() / wanted.float().norm())
+                line += f"{rate:12.0f} ({first:7.1f})" + (" !" if not error < 2e-2 else "  ")
+                del layers, out
+            print(line, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", default="", help="decode or prompt; both without")
     parser.add_argument("--shape", default="", help="part of a model's name")
     parser.add_argument("--cells", default="bfloat16", help="dtype of the cache")
     parser.add_argument("--no-peer", action="store_true", help="leave `sdpa` out")
+    parser.add_argument(
+        "--prompts", nargs="+", default=[], metavar="NAME", help="plugins for prompts with nothing cached"
+    )
     parser.add_argument("--device", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -146,6 +187,9 @@ def main() -> None:
     print(
         f"{torch.cuda.get_device_name(device)}: copy {copied / 1e12:.2f} TB/s, product {multiplied / 1e12:.0f} TFLOP/s"
     )
+    if options.prompts:
+        fresh(options.prompts, options.shape, device)
+        return
     cases = [("decode", (batch, 1, length - 1)) for batch, length in DECODES]
     cases += [("prompt", (batch, new, cached)) for batch, new, cached in PROMPTS]
     rows = []
