@@ -71,8 +71,8 @@ def prepare_kernel(
     values,
     key_scales,
     value_scales,
-    slots,
     kept,
+    slots,
     heads,
     kv_heads,
     eps,
@@ -86,16 +86,16 @@ def prepare_kernel(
     PAGE: tl.constexpr,
     KIND: tl.constexpr,
     NORMED: tl.constexpr,
-    BLOCK_H: tl.constexpr,
     KEPT: tl.constexpr,
+    BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     """Program (t, b): block b of the query heads of token t, which go to `q`, or behind those, of its key heads, which go to the cache.
 
     qkv: [T, heads + 2 * kv_heads, HEAD_DIM]. cos, sin: [T, TURNED], sin with its first half negated. q: [T, heads, HEAD_DIM], contiguous.
-    """
     KEPT: keys go to `kept` [T, kv_heads, HEAD_DIM] too.
+    """
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
@@ -121,10 +121,10 @@ def prepare_kernel(
         keys_at = rows + (heads + head) * HEAD_DIM
         x = turned(keys_at, tokens, there, cos, sin, k_weight, eps, offset, HEAD_DIM, TURNED, NORMED, BLOCK_D)
         put(keys, key_scales, at, x, there, HEAD_DIM, KIND, BLOCK_D)
-        values_at = (keys_at + kv_heads * HEAD_DIM)[:, None] + dims[None, :]
         if KEPT:
             at_k = (token * kv_heads + head)[:, None] * HEAD_DIM + dims[None, :]
             tl.store(kept + at_k, x.to(kept.dtype.element_ty), mask=there[:, None] & (dims < HEAD_DIM)[None, :])
+        values_at = (keys_at + kv_heads * HEAD_DIM)[:, None] + dims[None, :]
         y = tl.load(values_at, mask=there[:, None] & (dims < HEAD_DIM)[None, :], other=0.0)
         put(values, value_scales, at, y.to(tl.float32), there, HEAD_DIM, KIND, BLOCK_D)
 
@@ -169,12 +169,12 @@ def prepare(
     scales: tuple[Tensor, Tensor] | None,
     spec: AttentionSpec,
     plan: CachedPlan,
-) -> Tensor:
     kept: Tensor | None = None,
+) -> Tensor:
     """Norm and turn queries and keys, put keys and values at the plan's slots, and return the queries [T, num_heads, head_dim].
 
-    qkv: [T, num_heads + 2 * num_kv_heads, head_dim], contiguous but for its first dimension. cos, sin: [T, 1, R], contiguous.
     kept: [T, num_kv_heads, head_dim], contiguous, where keys are put too.
+    qkv: [T, num_heads + 2 * num_kv_heads, head_dim], contiguous but for its first dimension. cos, sin: [T, 1, R], contiguous.
     """
     strides = dict(zip(plan.layout.order, cells[0].stride(), strict=True))
     dim = spec.head_dim
@@ -191,8 +191,8 @@ def prepare(
         raw(cells[0]),
         raw(cells[1]),
         *(scales or cells),
-        plan.slots,
         q if kept is None else kept,
+        plan.slots,
         spec.num_heads,
         spec.num_kv_heads,
         0.0 if norms is None else norms.eps,
@@ -206,8 +206,8 @@ def prepare(
         PAGE=plan.layout.page_size,
         KIND=kind(cells[0].dtype),
         NORMED=norms is not None,
-        BLOCK_H=block_h,
         KEPT=kept is not None,
+        BLOCK_H=block_h,
         BLOCK_D=block_d,
         num_warps=4,
         **early(cells[0].device),
