@@ -48,7 +48,7 @@ class BuiltModel:
     adapted: names of the modules that an adapter swapped; empty without one. quantizer: the one asked for, or the checkpoint's own.
     division: what of the model is here, where it is split over a tensor-parallel group.
     source: JSON values that build it again elsewhere (see `pegboard.opened.OpenedModel.prepare`); empty where it was not built from a
-    location. pending: what is left to do, in order.
+    location. pending: what is left to do, in order: to give the model storage, to load its weights, and what others add.
     """
 
     model: CausalLM
@@ -150,9 +150,11 @@ def prepare_model(
     drawn = held_score is None and expected.pop(SCORE, None) is not None
     tensors = _matching(files, family, expected, headless=model.tied or model.score is not None, quantizer=quantizer)
 
-    def load() -> None:
+    def give_storage() -> None:
         reserve = partial(hardware.reserve, index=device) if phase != "train" else None
         materialise(model, torch_device, torch_dtype, reserve)
+
+    def load() -> None:
         pump = None
         if torch_device.type != "cpu":
             pump = Pump(torch_device, pinned="pinned" in hardware.capabilities(device))
@@ -180,7 +182,7 @@ def prepare_model(
         adapted=adapted,
         quantizer=quantizer,
         division=division,
-        pending=[load],
+        pending=[give_storage, load],
     )
 
 
@@ -307,13 +309,13 @@ def _bind_attention(
         backend = named(registry, candidate, platform, specs[0], dtype, index)
         reason = next((r for r in (backend.unsupported(spec, dtype) for spec in specs) if r), None)
         if reason is None:
-            for attention in model.attentions:
             prompts = (
                 offered(registry, platform, specs, dtype, index)[0] if name == "auto" and phase != "train" else None
             )
             if prompts is not None and prompts.name != candidate and backend.paged:
                 candidate = f"{candidate}+{prompts.name}"
                 backend = named(registry, candidate, platform, specs[0], dtype, index)
+            for attention in model.attentions:
                 attention.backend = backend
             return candidate, backend
         reasons.append(f"{candidate}: {reason}")
