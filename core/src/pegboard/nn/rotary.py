@@ -55,7 +55,7 @@ class Rotary(nn.Module):
         self.dim = dim
         self._found = _frequencies(dim, theta, dict(scaling or {}), max_positions, scalings)
         self.factor, self.limit = self._found.factor, self._found.limit
-        self._table: tuple[Tensor, Tensor] | None = None
+        self._table: Tensor | None = None
         self.register_buffer("inv_freq", torch.empty(dim // 2), persistent=False)
         if self._found.long is not None:
             self.register_buffer("long_freq", torch.empty(dim // 2), persistent=False)
@@ -69,17 +69,18 @@ class Rotary(nn.Module):
     @torch.no_grad()
     def tabulate(self, count: int, dtype: torch.dtype) -> None:
         """Keep what `forward` gives for positions below `count`, for `look_up`; nothing where it depends on more than the position."""
-        known = 0 if self._table is None or self._table[0].dtype != dtype else len(self._table[0])
+        known = 0 if self._table is None or self._table.dtype != dtype else self._table.shape[1]
         if self.limit is None and count > known:
-            self._table = self(torch.arange(count, device=self.inv_freq.device), dtype)
+            self._table = torch.stack(self(torch.arange(count, device=self.inv_freq.device), dtype))
 
     def look_up(self, positions: Tensor, dtype: torch.dtype, extents: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As `forward`, from the table where there is one. Its owner answers for positions being inside."""
-        if self._table is None or self._table[0].dtype != dtype or self._table[0].device != positions.device:
+        if self._table is None or self._table.dtype != dtype or self._table.device != positions.device:
             angles: tuple[Tensor, Tensor] = self(positions, dtype, extents)
             return angles
-        cos, sin = self._table
-        return cos.index_select(0, positions), sin.index_select(0, positions)
+        # Both in one launch: a decode step of one sequence is made of those.
+        cos, sin = self._table.index_select(1, positions)
+        return cos, sin
 
     def forward(self, positions: Tensor, dtype: torch.dtype, extents: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """[T] int64 -> cos and sin, each [T, 1, dim] of `dtype`; the first half of sin is negated, as op `rotary` expects.

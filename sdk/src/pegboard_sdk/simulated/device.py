@@ -51,7 +51,7 @@ class SimulatedDevice:
     dry: kernels that are no operation of torch are counted and not run, which takes a small part of the time; memory without values,
     which is what they would have written to, holds zeros.
     given: launches and copies so far. Of copies to the host that nobody waited for, the first `arrived` of `arriving` are over: others
-    hold numbers that are none.
+    hold numbers that are none. graphs: what was captured, in order.
     """
 
     device = DEVICE
@@ -60,6 +60,7 @@ class SimulatedDevice:
         self.dry = dry
         self.given = self.arriving = self.arrived = 0
         self.captures = False
+        self.graphs: list[SimulatedGraph] = []
         self._counts: list[Counted] = []
         self._coming: list[tuple[Tensor, Tensor]] = []
         self._recorded: list[_Done] | None = None
@@ -88,6 +89,7 @@ class SimulatedDevice:
         self._stack.close()
         self._pinned.clear()
         self._coming.clear()
+        self.graphs.clear()
 
     @contextmanager
     def count(self) -> Iterator[Counted]:
@@ -124,7 +126,8 @@ class SimulatedDevice:
         try:
             with self.count() as counted:
                 work()
-            return SimulatedGraph(self, self._recorded, counted)
+            self.graphs.append(SimulatedGraph(self, self._recorded, counted))
+            return self.graphs[-1]
         finally:
             self.captures, self._recorded = False, None
 
@@ -184,7 +187,7 @@ class SimulatedDevice:
                 x.zero_()
         if kinds.launches(func) and any(x.numel() for x in results) and not (own and self.given > before):
             self.note(kinds.name_of(func))
-        if self._recorded is not None and not self._quiet:
+        if self._recorded is not None and not self._quiet and not kinds.is_empty(func):
             self._recorded.append(_Done(lambda: self._again(func, near_args, near_kwargs), results))
         known = {id(x.near): x for x in mine}
         # torch makes views of tensors from outside of inference mode as if it was not on.
