@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.chaos import Report, Server, chaos, server_options
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 CONTEXT = 256
 CACHE = "160KB"

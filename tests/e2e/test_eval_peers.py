@@ -11,7 +11,7 @@ import pytest
 
 from pegboard.cli import run_cli
 
-pytestmark = [pytest.mark.peers, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.peers, pytest.mark.timeout(1800)]
 
 CONTEXT = 96
 HEAD = """\

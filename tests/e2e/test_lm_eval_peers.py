@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.chaos import Server
 
-pytestmark = [pytest.mark.peers, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.peers, pytest.mark.timeout(2400)]
 
 KEY = "key-of-the-test"
 CONTEXT = 256

@@ -15,14 +15,14 @@ WHOLE = ("cuda:90", "hip:gfx942")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("text", TARGETS)
 def test_every_kernel_compiles(text: str, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)  # what was compiled before proves nothing
     command = [sys.executable, "-m", "pegboard_triton.aot", text, "--jobs", "2"]
     command += [] if text in WHOLE else ["--thin"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1100)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert text in done.stdout
 

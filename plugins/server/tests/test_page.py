@@ -16,7 +16,7 @@ from pegboard_server.served import Served
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 Start = Callable[..., Served]
 Listen = Callable[..., AbstractContextManager[Any]]
@@ -43,7 +43,7 @@ def page(browser: Browser) -> Iterator[Page]:
     """A page of a context of its own. said: what its console was told, what nobody caught, and what it alerts."""
     context = browser.new_context()
     made = context.new_page()
-    made.set_default_timeout(20_000)
+    made.set_default_timeout(300_000)
     said: list[str] = []
     made.on("console", lambda message: said.append(message.text))
     made.on("pageerror", lambda error: said.append(str(error)))
