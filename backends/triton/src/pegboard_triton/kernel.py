@@ -1,8 +1,8 @@
 """Kernels that are made ready before they are first launched: compiled or read from Triton's cache, several at a time.
 
 A first launch compiles, has the host's compiler make a launcher, and loads what came of it: tenths of a second for each of the dozen
-kernels of a first prompt, one after another. A rehearsal computes on the meta device what is going to be computed; what it would launch is
-noted, and made ready by a few threads, all of which leave the interpreter to others for most of the time.
+kernels of a first prompt, one after another. A rehearsal does what is going to be done, on values that do not matter; what it would launch
+is noted in place of that, and made ready by a few threads, all of which leave the interpreter to others for most of the time.
 """
 
 from __future__ import annotations
@@ -91,26 +91,29 @@ class Rehearsal:
         self._watched = Event()
 
     def begin(self, work: Callable[[], None]) -> Rehearsal:
-        """Do `work`, on tensors of the meta device, in a thread of its own; return at once."""
-        Thread(target=self.run, args=(work,), name="rehearsal", daemon=True).start()
+        """Do `work` in a thread of its own; return at once."""
+        Thread(target=self._attend, args=(work,), name="rehearsal", daemon=True).start()
         return self
 
     def run(self, work: Callable[[], None]) -> None:
-        """Do `work` in this thread, and wait for what comes of it.
-
-        What it raises ends it: what was not noted by then is made ready by its first launch.
-        """
+        """Do `work` in this thread. What it raises ends it: what was not noted by then is made ready by its first launch."""
         before = _HERE.set(self)
+        try:
+            with on(self.device):
+                work()
+        except Exception as error:
+            log.debug("kernels are not all made ready ahead: %s: %s", type(error).__name__, error)
+        finally:
+            _HERE.reset(before)
+
+    def _attend(self, work: Callable[[], None]) -> None:
         with _TURNS:
-            try:
-                with on(self.device):
-                    work()
-            except Exception as error:
-                log.debug("kernels are not all made ready ahead: %s: %s", type(error).__name__, error)
-            finally:
-                _HERE.reset(before)
-                self._watched.set()
-                self._pool.shutdown()
+            # In a thread that ends: the handles of libraries that it was given are then free for the next one that asks.
+            noting = Thread(target=self.run, args=(work,), name="rehearsal.noting", daemon=True)
+            noting.start()
+            noting.join()
+            self._watched.set()
+            self._pool.shutdown()
 
     def note(self, kernel: Kernel | InterpretedKernel, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Have a kernel made ready for such arguments."""
@@ -171,16 +174,9 @@ def rehearsing() -> bool:
     return _HERE.get() is not None
 
 
-def real(device: torch.device) -> torch.device:
-    """Return the device that is meant: of a rehearsal, where it is the meta device's turn."""
-    if device.type == "meta" and (rehearsal := _HERE.get()) is not None:
-        return rehearsal.device
-    return device
-
-
 def on(device: torch.device) -> AbstractContextManager[Any]:
     """Make a device the current one: Triton launches there, whatever its arguments lie on."""
-    if device.type in ("cpu", "meta"):
+    if device.type == "cpu":
         return nullcontext()
     entered: AbstractContextManager[Any] = torch.get_device_module(device.type).device(device)
     return entered

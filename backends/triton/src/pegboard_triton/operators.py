@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pegboard_triton.kernel import INTERPRETED, on, rehearsing
+from pegboard_triton.kernel import INTERPRETED, on
 
 __all__ = ["INTERPRETED", "TYPES", "differentiates", "on", "operator", "takes"]
 
@@ -31,12 +31,9 @@ def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., A
             with on(x.device):
                 return function(x, *arguments)
 
-        def without_content(*arguments: Any) -> Any:
-            return (function if rehearsing() else fake)(*arguments)
-
         _LIBRARY.define(schema)
         _LIBRARY.impl(name, here, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"pegboard_triton::{name}", without_content, lib=_LIBRARY)
+        torch.library.register_fake(f"pegboard_triton::{name}", fake, lib=_LIBRARY)
         made: Callable[..., Any] = getattr(torch.ops.pegboard_triton, name).default
         return made
 
@@ -44,16 +41,11 @@ def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., A
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Return whether kernels can compute with these: one dtype of `TYPES`, on a GPU or where kernels are interpreted; or nowhere, where
-    that is rehearsed.
-    """
+    """Return whether kernels can compute with these: one dtype of `TYPES`, on a GPU or where kernels are interpreted."""
     first = tensors[0]
     if first.dtype not in TYPES or any(tensor.dtype != first.dtype for tensor in tensors[1:]):
         return False
-    where = first.device.type
-    if where == "meta":
-        return rehearsing()
-    return where != "cpu" or INTERPRETED
+    return first.device.type not in ("cpu", "meta") or (first.device.type == "cpu" and INTERPRETED)
 
 
 def differentiates(*tensors: Tensor) -> bool:

@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 
-from pegboard_triton.kernel import real
-
 
 @cache
 def _entries(op: str) -> Mapping[str, list[dict[str, Any]]]:
@@ -45,4 +43,4 @@ def _choice(op: str, name: str, sizes: tuple[tuple[str, int], ...]) -> Mapping[s
 
 def choice(op: str, device: torch.device, **sizes: int) -> Mapping[str, int]:
     """Return the constants and options with which `op` is launched for such sizes on this device."""
-    return _choice(op, card(real(device)), tuple(sizes.items()))
+    return _choice(op, card(device), tuple(sizes.items()))

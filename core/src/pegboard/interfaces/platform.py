@@ -102,9 +102,10 @@ class Platform(ABC):
         return {}
 
     def rehearse(self, work: Callable[[], None], index: int = 0) -> Rehearsal | None:
-        """Do `work` in a thread of its own, where nothing is computed, and make ready in others what the device would be given.
+        """Do `work` in a thread of its own, where kernels are not launched but made ready, in yet other threads, for being launched so later.
 
-        work: computes as a model is going to, with all tensors but those of attention plans on the meta device. It may raise.
+        work: computes as a model is going to, on values that do not matter; what kernels would have written is not written, so that no
+        number that says where something lies may come from one. It may raise.
         None, `work` not being done, where a first launch takes no longer than others.
         """
         return None

@@ -14,13 +14,11 @@ from pegboard.plugins.load import Registry
 from pegboard.types import CachePlan, StepPlan, StepResult
 from pegboard_engine.feed import computes_apart
 from pegboard_engine.fits import ran_out
-from pegboard_engine.rehearsal import rehearse
+from pegboard_engine.rehearsal import Rehearsed
 from pegboard_engine.runner import Runner, Started
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from pegboard.interfaces.platform import Rehearsal
 
 
 class UniprocExecutor(Executor):
@@ -34,12 +32,12 @@ class UniprocExecutor(Executor):
 
     def __init__(self) -> None:
         self._runner: Runner | None = None
-        self._rehearsal: Rehearsal | None = None
+        self._rehearsal: Rehearsed | None = None
         self._last_handle = 0
         self._flying: deque[tuple[int, Started | Exception]] = deque()
 
     def load(self, built: BuiltModel, cache: CachePlan, registry: Registry) -> None:
-        self._rehearsal = rehearse(built, cache)
+        self._rehearsal = Rehearsed(built, cache)
         try:
             self._runner = Runner(built.load(), cache, registry)
         except BaseException as error:
@@ -47,8 +45,7 @@ class UniprocExecutor(Executor):
             if isinstance(error, torch.OutOfMemoryError):
                 raise ran_out(built, cache) from error
             raise
-        if self._rehearsal is not None:
-            self._rehearsal.watched()
+        self._rehearsal.watched()
         self.depth = 2 if computes_apart(built) else 1
 
     def submit(self, plan: StepPlan) -> int:

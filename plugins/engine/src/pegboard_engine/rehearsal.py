@@ -1,12 +1,14 @@
 """What the first steps of a model are going to ask of its device, told while the weights are still read.
 
-A copy of the model with one layer of each kind, on the meta device, takes a prompt and decodes through the very code that serves; the
-platform makes ready what it sees asked for.
+A copy of the model with one layer of each kind, over the same storage, takes a prompt and decodes through the very code that serves; the
+platform makes ready what it sees asked for. What torch computes is computed, from values that do not matter: its libraries make their
+handles meanwhile.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pegboard.loading import materialise
 from pegboard.nn import Attention, CausalLM
 from pegboard.types import AttentionInputs, CachePlan, ForwardContext, KVCache
 from pegboard_engine.feed import computes_apart
@@ -30,37 +31,63 @@ PROMPTS = (16, 19, 512)
 """Lengths of prompts. Kernels are compiled apart for sizes that 16 divides, and block sizes go by length."""
 DECODES = (1, 2, 4, 8)
 """Sequences that decode at once."""
-_META = torch.device("meta")
 
 
-def rehearse(built: BuiltModel, cache: CachePlan) -> Rehearsal | None:
-    """Begin a rehearsal of a model whose weights are not loaded yet; None where there is nothing to gain."""
-    if not (built.pending and computes_apart(built)) or built.division is not None or built.adapted:
-        return None
-    model = one_of_each(built.model)
-    kernels = decode_kernels(built)
+class Rehearsed:
+    """The rehearsal of a model that is loaded meanwhile. It begins when the model has storage."""
 
-    def work() -> None:
-        materialise(model, _META, built.dtype, None)
-        with torch.inference_mode():
-            _Steps(built, model, cache, kernels).run()
+    def __init__(self, built: BuiltModel, cache: CachePlan) -> None:
+        self._built, self._cache = built, cache
+        self._begun: Rehearsal | None = None
+        # Weights in other forms are laid out as they are read, and layers of a tensor-parallel group wait for the others.
+        plain = built.quantizer is None and built.division is None and not built.adapted
+        if built.pending and plain and computes_apart(built):
+            built.pending.insert(1, self._begin)
 
-    return built.platform.rehearse(work, built.device.index or 0)
+    def _begin(self) -> None:
+        built, model, kernels = self._built, one_of_each(self._built.model), decode_kernels(self._built)
+
+        @torch.inference_mode()
+        def work() -> None:
+            _Steps(built, model, self._cache, kernels).run()
+
+        self._begun = built.platform.rehearse(work, built.device.index or 0)
+
+    def watched(self) -> None:
+        """Wait until it is known what the first steps need."""
+        if self._begun is not None:
+            self._begun.watched()
+
+    def close(self) -> None:
+        """Leave alone what has not been begun."""
+        if self._begun is not None:
+            self._begun.close()
 
 
 def one_of_each(model: CausalLM) -> CausalLM:
-    """Return a copy of a model without storage, of whose layers there is one of each kind: of those that differ in their modules' types
-    or in what their attention computes.
+    """Return a copy of a model that shares its storage, of whose layers there is one of each kind: of those that differ in their
+    modules' types or in what their attention computes. What its modules note on their way is the copy's.
     """
     layers = model.model.layers
-    chosen = list({_kind(layer): layer for layer in reversed(layers)}.values())
+    chosen = list({_kind(layer): layer for layer in reversed(layers)}.values())[::-1]
+    others = [module for name, module in model.model.named_children() if name != "layers"]
+    others += [module for module in model.children() if module is not model.model]
     memo: dict[int, Any] = {}
-    for module in (model, *(module for layer in chosen for module in layer.modules())):
-        for shared in (getattr(module, "kernels", None), getattr(module, "backend", None)):
-            if shared is not None:
-                memo[id(shared)] = shared
-    memo[id(layers)] = nn.ModuleList([copy.deepcopy(layer, memo) for layer in reversed(chosen)])
+    for module in (model, model.model, *(part for whole in (*others, *chosen) for part in whole.modules())):
+        memo |= {id(shared): shared for shared in _shared(vars(module))}
+    memo[id(layers)] = nn.ModuleList([copy.deepcopy(layer, memo) for layer in chosen])
     return copy.deepcopy(model, memo)
+
+
+def _shared(values: Any) -> Iterator[Any]:
+    """Yield what copies of a module have in common: tensors, also those in its containers, its kernels and its attention backend."""
+    for name, value in values.items():
+        if isinstance(value, Tensor) or name in ("kernels", "backend"):
+            yield value
+        elif isinstance(value, dict) and name not in ("_modules",):
+            yield from _shared(value)
+        elif isinstance(value, (list, tuple)):
+            yield from (item for item in value if isinstance(item, Tensor))
 
 
 def _kind(layer: nn.Module) -> Any:
@@ -69,15 +96,16 @@ def _kind(layer: nn.Module) -> Any:
 
 
 class _Steps:
-    """Steps of a model without storage."""
+    """Steps of a model whose weights are not there."""
 
     def __init__(self, built: BuiltModel, model: CausalLM, cache: CachePlan, kernels: KernelTable) -> None:
         self._built, self._model, self._kernels = built, model, kernels
         self._plan = cache
-        self._cache = KVCache.allocate(cache.layout, cache.num_pages, _META)
+        # Of a page that nobody's tokens are in, and another one.
+        self._cache = KVCache.allocate(cache.layout, 2, built.device)
         self._groups = 1 + max(spec.group for spec in built.model.attention_specs)
         for rotary in model.rotaries:
-            rotary.tabulate(cache.max_pages * cache.layout.page_size, built.dtype)  # type: ignore[operator]
+            rotary.tabulate(1, built.dtype)  # type: ignore[operator]
 
     def run(self) -> None:
         """Go through the steps, those first that come first. One that fails is passed by; its error is raised at the end."""
@@ -99,15 +127,17 @@ class _Steps:
         """A step with prompts, and with one sequence that decodes if the first length is 1. cached: tokens before those of each."""
         new, rows = np.array(lengths, np.int32), sum(lengths)
         inputs = self._inputs(new, new + np.int32(cached), rows, int(lengths[0] == 1))
-        self._logits(_ids(rows), inputs, _ids(len(lengths)))
+        self._logits(rows, inputs, self._ids(len(lengths)))
 
     def _decode(self, count: int) -> None:
         """A step as it is captured: from ids that are not all known to those that are told."""
         ones = np.ones(count, np.int32)
         inputs = self._inputs(ones, ones, count, count)
-        inputs.pad_to, inputs.pad_pages = count, 0
-        last, slots = _ids(self._plan.num_slots + 1), _ids(count)
-        ids, most = self._logits(self._kernels.known_ids(_ids(count), last, slots), inputs, None)
+        if not self._built.attention.static_pages:
+            inputs.pad_to, inputs.pad_pages = count, 0
+        last, slots = self._ids(self._plan.num_slots + 1), self._ids(count)
+        self._kernels.known_ids(self._ids(count), last, slots)
+        ids, most = self._logits(count, inputs, None)
         self._kernels.keep_last(ids, most, last, slots)
 
     def _inputs(self, query_lens: Any, seq_lens: Any, tokens: int, decodes: int) -> AttentionInputs:
@@ -123,20 +153,19 @@ class _Steps:
             device_table=table.to(self._built.device),
         )
 
-    def _logits(self, ids: Tensor, inputs: AttentionInputs, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _logits(self, count: int, inputs: AttentionInputs, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return what is sampled, greedily."""
         built = self._built
         plan = built.attention.plan(inputs, built.device, self._plan.layout)
         ctx = ForwardContext(
-            positions=_ids(len(ids)),
+            positions=self._ids(count),
             plans=[plan] * self._groups,
             cache=self._cache,
             logits_indices=rows,
-            extents=None if built.model.rope_limit is None else _ids(len(ids)),
+            extents=None if built.model.rope_limit is None else 1 + self._ids(count),
         )
-        sampled: tuple[Tensor, Tensor] = self._kernels.sample(self._model.head(self._model(ids, ctx)))
+        sampled: tuple[Tensor, Tensor] = self._kernels.sample(self._model.head(self._model(self._ids(count), ctx)))
         return sampled
 
-
-def _ids(count: int) -> Tensor:
-    return torch.zeros(count, dtype=torch.int64, device=_META)
+    def _ids(self, count: int) -> Tensor:
+        return torch.zeros(count, dtype=torch.int64, device=self._built.device)

@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 
-from pegboard_triton.kernel import real
-
 try:
     from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 except ImportError:  # a Triton that was built for other GPUs alone
@@ -21,13 +19,9 @@ except ImportError:  # a Triton that was built for other GPUs alone
 __all__ = ["early", "gdc_launch_dependents", "gdc_wait"]
 
 
+@cache
 def early(device: torch.device) -> dict[str, Any]:
     """Return the constant and the option with which such kernels are launched on a device."""
-    return _early(real(device))
-
-
-@cache
-def _early(device: torch.device) -> dict[str, Any]:
     if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (9, 0):
         return {"EARLY": False}
     return {"EARLY": True, "launch_pdl": True}

@@ -27,7 +27,7 @@ from pegboard_engine.feed import computes_apart
 from pegboard_engine.multiproc.channel import Channel, ChannelClosed, Message
 from pegboard_engine.multiproc.doors import unpack_doors
 from pegboard_engine.multiproc.values import pack
-from pegboard_engine.rehearsal import rehearse
+from pegboard_engine.rehearsal import Rehearsed
 from pegboard_engine.runner import Runner, Started
 
 _LOOK_FOR_PARENT = 2000
@@ -95,10 +95,9 @@ class Worker:
         self._built = built = self._prepare()
         cache: CachePlan = job["cache"]
         cache = replace(cache, layout=replace(cache.layout, shard=(self._rank, job["world"])))
-        rehearsal = rehearse(built, cache)
+        rehearsal = Rehearsed(built, cache)
         self._runner = Runner(built.load(), cache, self._registry)
-        if rehearsal is not None:
-            rehearsal.watched()
+        rehearsal.watched()
         self._ahead = 2 if computes_apart(built) else 1
 
     def _prepare(self) -> BuiltModel:
