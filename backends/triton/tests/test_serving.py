@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pegboard.build import BuiltModel, build_model
+from pegboard.fresh import FreshPrompts
 from pegboard.plugins.load import Registry
 from pegboard.plugins.spec import PluginSpec
 from pegboard.types import SamplingParams
@@ -76,3 +77,11 @@ def tokens(built: BuiltModel, **params: Any) -> list[list[int]]:
 @pytest.mark.parametrize("params", [{}, {"temperature": 0.9, "top_p": 0.9}], ids=str)
 def test_tokens(params: dict[str, Any]) -> None:
     assert tokens(model("interpreted", "triton"), **params) == tokens(model("host", "sdpa"), **params)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here: they cannot compute on the host")
+def test_fresh_prompts_apart() -> None:
+    """Prompts that begin in a step are computed by another attention, chunks that go on by the kernels, from what they wrote for both."""
+    built = model("interpreted", "triton+sdpa")
+    assert built.attention_name == "triton+sdpa" and isinstance(built.attention, FreshPrompts)
+    assert tokens(built) == tokens(model("host", "sdpa"))
