@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from pegboard.classifier import SCORE, HeadKind, causal_config, classifier_confi
 from pegboard.divide import Division, add_adapter, divide
 from pegboard.errors import ConfigError, ModelError, PluginError
 from pegboard.fresh import named, offered
+from pegboard.garbage import uncollected
 from pegboard.interfaces.platform import Phase, Platform
 from pegboard.loading import materialise, stream
 from pegboard.nn import CausalLM
@@ -68,7 +68,7 @@ class BuiltModel:
 
     def load(self) -> BuiltModel:
         """Give the model storage and its weights, where `prepare_model` left it empty; return itself."""
-        with _uncollected():
+        with uncollected():
             while self.pending:
                 self.pending.pop(0)()
         return self
@@ -130,7 +130,7 @@ def prepare_model(
     torch_device = hardware.device(device)
     torch_dtype = hardware.default_dtype(device) if dtype == "auto" else parse_dtype(dtype)
     family = find_family(registry, causal_config(files.config))
-    with torch.device("meta"), _uncollected():
+    with torch.device("meta"), uncollected():
         model = family.build(causal_config(files.config))
     model.adapter_targets = tuple(family.adapter_targets(causal_config(files.config)))
     held_score = files.tensors.get(SCORE)
@@ -184,18 +184,6 @@ def prepare_model(
         division=division,
         pending=[give_storage, load],
     )
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Collect no garbage: tens of thousands of modules of a mixture, all of which stay, would be looked through again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def parse_dtype(name: str) -> torch.dtype:

@@ -102,7 +102,7 @@ class Platform(ABC):
         return {}
 
     def rehearse(self, work: Callable[[], None], index: int = 0) -> Rehearsal | None:
-        """Do `work` in a thread of its own, where kernels are not launched but made ready, in yet other threads, for being launched so later.
+        """Do `work` in a thread of its own, where kernels are not launched: in yet other threads they are made ready for being launched so.
 
         work: computes as a model is going to, on values that do not matter; what kernels would have written is not written, so that no
         number that says where something lies may come from one. It may raise.

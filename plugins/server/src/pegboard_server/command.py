@@ -81,32 +81,35 @@ def serve(model: str, **given: Any) -> None:
     from contextlib import ExitStack
     from dataclasses import replace
 
-    from pegboard.build import choose_platform
-    from pegboard.plugins.load import Registry
-    from pegboard_server.app import create_admin_app, create_app
-    from pegboard_server.serving import Address, Door, bind, load_engine, make_served
-    from pegboard_server.serving import serve as listen
+    from pegboard.garbage import uncollected
 
-    address = Address(given["host"], given["port"], given["certfile"], given["keyfile"], given["client_ca"])
-    addresses = [address]
-    if given["admin_port"] is not None:
-        addresses.append(replace(address, host=given["admin_host"], port=given["admin_port"]))
     with ExitStack() as stack:
-        # Before the model is read, which takes long: whatever else can be wrong.
-        sockets = [stack.enter_context(bind(each)) for each in addresses]
-        registry = Registry.discover()
-        name, platform = choose_platform(registry, given["platform"])
-        platform.configure(threads=given["threads"])
-        build = {key: given[key] for key in ("device", "dtype", "attention", "quantizer")}
-        loaded = load_engine(registry, model, engine=engine, revision=given["revision"], platform=name, **build)
-        for adapter, folder in adapters.items():
-            loaded[0].load_adapter(adapter, str(folder))
-        served = make_served(registry, *loaded[:2], options, loaded[2])
-        apps = (create_app(served), create_admin_app(served))
-        doors = [Door(*each) for each in zip(apps, addresses, sockets, strict=False)]
-        # What is there now stays. Without this it is searched for garbage again and again while requests wait, and at the end. It is
-        # not searched now: loading leaves next to none, and the modules of a large mixture take most of a second.
-        gc.freeze()
+        with uncollected():
+            from pegboard.build import choose_platform
+            from pegboard.plugins.load import Registry
+            from pegboard_server.app import create_admin_app, create_app
+            from pegboard_server.serving import Address, Door, bind, load_engine, make_served
+            from pegboard_server.serving import serve as listen
+
+            address = Address(given["host"], given["port"], given["certfile"], given["keyfile"], given["client_ca"])
+            addresses = [address]
+            if given["admin_port"] is not None:
+                addresses.append(replace(address, host=given["admin_host"], port=given["admin_port"]))
+            # Before the model is read, which takes long: whatever else can be wrong.
+            sockets = [stack.enter_context(bind(each)) for each in addresses]
+            registry = Registry.discover()
+            name, platform = choose_platform(registry, given["platform"])
+            platform.configure(threads=given["threads"])
+            build = {key: given[key] for key in ("device", "dtype", "attention", "quantizer")}
+            loaded = load_engine(registry, model, engine=engine, revision=given["revision"], platform=name, **build)
+            for adapter, folder in adapters.items():
+                loaded[0].load_adapter(adapter, str(folder))
+            served = make_served(registry, *loaded[:2], options, loaded[2])
+            apps = (create_app(served), create_admin_app(served))
+            doors = [Door(*each) for each in zip(apps, addresses, sockets, strict=False)]
+            # What is there now stays. Without this it is searched for garbage again and again while requests wait, and at the end. It is
+            # not searched now: loading leaves next to none, and the modules of a large mixture take most of a second.
+            gc.freeze()
         asyncio.run(listen(served, doors))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pegboard.errors import ConfigError
+from pegboard.garbage import uncollected
 
 if TYPE_CHECKING:
     from pegboard_engine.llm import LLM
@@ -64,6 +65,7 @@ def sampling_options(function: F) -> F:
     return function
 
 
+@uncollected()
 def load(model: str, options: dict[str, Any]) -> LLM:
     """Load a model as `model_options` and `adapter_option` say; takes them out of `options`. The adapter's name is its folder."""
     import gc
