@@ -1,8 +1,9 @@
 """Serving on one device, random weights: `python benchmarks/serve.py SHAPE [--peer vllm] [--profile]`.
 
-A fresh process: seconds from its start to the first token, then the workloads of `serve_workloads.py`, each warmed up once and told as
-the median of `--repeats`; what would not fit into `--seconds` is left out. `--peer vllm` runs vLLM in their place, in an environment
-where it is installed. `--profile` tells where a decode step's time goes.
+A fresh process: seconds from its start to the first token, with what was reached on the way; then the workloads of
+`serve_workloads.py`, each warmed up once and told as the median of `--repeats`; what would not fit into `--seconds` is left out.
+`--workloads ""` ends with the first token. `--peer vllm` runs vLLM in their place, in an environment where it is installed. `--profile`
+tells where a decode step's time goes.
 """
 
 from __future__ import annotations
@@ -47,9 +48,12 @@ def say(text: str) -> None:
 
 def start_pegboard(shape: str, args: argparse.Namespace) -> tuple[Generate, object]:
     """Return what runs requests, and the engine."""
-    from serve_pegboard import generate, start
+    from pegboard.garbage import uncollected
 
-    engine = start(SHAPES[shape], args, lambda what: say(f"  {process_seconds():6.2f} s  {what}"))
+    with uncollected():  # as the commands do
+        from serve_pegboard import generate, start
+
+        engine = start(SHAPES[shape], args, lambda what: say(f"  {process_seconds():6.2f} s  {what}"))
     return lambda requests: generate(engine, requests), engine
 
 

@@ -60,16 +60,20 @@ class RandomFiles(ModelFiles):
 
 def start(config: Mapping[str, Any], args: argparse.Namespace, tell: Callable[[str], None]) -> Engine:
     """Return an engine with a model of `config`, telling what was reached on the way."""
+    tell("torch is imported")
     registry = Registry.discover()
-    tell("imported")
     name, platform = choose_platform(registry, args.platform)
     device = platform.device(0)
     files = RandomFiles(find_family(registry, config), config, getattr(torch, args.dtype), device)
-    built = prepare_model(
-        registry, files, platform=name, dtype=args.dtype, attention=args.attention, phase="decode"
-    ).load()
-    platform.synchronize()
-    tell(f"weights are there: {name}, attention {built.attention_name}")
+    tell(f"the device is there: {name}")
+    built = prepare_model(registry, files, platform=name, dtype=args.dtype, attention=args.attention, phase="decode")
+    tell(f"the model is there but for its weights: attention {built.attention_name}")
+
+    def loaded() -> None:
+        platform.synchronize()
+        tell("weights are there")
+
+    built.pending.append(loaded)
     options = {
         "use": "paged",
         "max_num_tokens": args.max_num_tokens,
