@@ -31,6 +31,7 @@ CHOICES: dict[str, dict[str, Any]] = {
         "rank_pattern": {"down_proj": 6},
         "alpha_pattern": {r"layers\.1\.self_attn\.v_proj": 2},
     },
+    "embeddings": {"r": 5, "lora_alpha": 9, "target_modules": ["embed_tokens", "q_proj"]},
 }
 NEW = 20
 
@@ -83,7 +84,7 @@ def theirs(model: Any, name: str | None) -> Any:
 def test_logits_are_pefts(peers: tuple[Any, Path]) -> None:
     model, folder = peers
     built = open_any(Registry.discover(), str(folder / "base")).build(Registry.discover(), dtype="float32")
-    slots = LoraAdapter.serving(built.model, num_slots=3, max_rank=8, dtype=torch.float32)
+    slots = LoraAdapter.serving(built.model, num_slots=4, max_rank=8, dtype=torch.float32)
     for slot, name in enumerate(CHOICES):
         adapter, tensors = open_adapter(folder / name)
         slots.load(slot, tensors, adapter.config("base"))

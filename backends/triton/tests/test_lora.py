@@ -12,7 +12,7 @@ from torch import Tensor
 
 from backends.triton.tests.conftest import TOLERANCES, draw, relative
 from pegboard.ops import kernel_table, registered
-from pegboard_lora.bank import Bank, make_factors
+from pegboard_lora.bank import Bank, EmbeddingBank, make_factors
 from pegboard_lora.ops import lora_add_
 from pegboard_lora.rows import Arranger, SlotRows
 from pegboard_triton import lora
@@ -134,6 +134,31 @@ def test_what_the_kernels_do_not_take_goes_to_torch(device: torch.device) -> Non
     assert ops.lora_add_(nothing, x[:0].float(), rows_of(slots[:0], device), layers.bank, [0], [0]) is nothing
 
 
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(("columns", "dtype"), [(272, torch.bfloat16), (37, torch.float32)], ids=str)
+def test_embeddings_get_what_their_slot_adds(columns: int, dtype: torch.dtype, device: torch.device) -> None:
+    bank = EmbeddingBank(SLOTS, columns, 33)
+    for slot, rank in ((0, 1), (1, 16), (3, 33)):
+        down, up = (draw(rank, size, dtype=dtype, device=device, seed=size + slot) for size in (50, columns))
+        bank.put(slot, (down, up / 4))
+    bank.put(1, None)
+    slots = slots_of(11)
+    ids = torch.tensor([49, 0, 3, 3, 17, 20, 1, 49, 5, 6, 7], device=device)
+    out = draw(11, columns, dtype=dtype, device=device)
+    wanted, before = out.double().clone(), out.clone()
+    for row, slot in enumerate(slots.tolist()):
+        if slot in bank.factors:
+            down, up = bank.factors[slot]
+            wanted[row] += down[ids[row]].double() @ up.double()
+    assert ops.lora_embed_(out, ids, rows_of(slots, device, known=False), bank) is out
+    assert relative(out, wanted) < 2 * TOLERANCES[dtype]
+    plain = [row for row, slot in enumerate(slots.tolist()) if slot not in bank.factors]
+    assert torch.equal(out[plain], before[plain])
+    wide = before.double()
+    assert ops.lora_embed_(wide, ids, rows_of(slots, device), bank) is wide
+    assert relative(wide, wanted) < 2 * TOLERANCES[dtype]
+
+
 def test_the_rows_of_a_batch_are_ordered_once(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     order = ops.order_pairs
@@ -148,7 +173,7 @@ def test_the_rows_of_a_batch_are_ordered_once(device: torch.device, monkeypatch:
 
 def test_offered_where_it_is_registered() -> None:
     assert registered()["lora_add_"].function is lora_add_
-    assert set(lora.replacements("decode", torch.bfloat16)) == {"lora_add_"}
+    assert set(lora.replacements("decode", torch.bfloat16)) == {"lora_add_", "lora_embed_"}
     assert not lora.replacements("train", torch.bfloat16)
     assert not lora.replacements("decode", torch.float64)
     assert kernel_table(lora.replacements("decode", torch.float32)).lora_add_ is ops.lora_add_

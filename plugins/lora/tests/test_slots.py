@@ -285,7 +285,7 @@ def test_what_cannot_be_served_is_refused_and_changes_nothing(base: BuiltModel, 
     refuse(slots, second, "bias='all'", bias="all")
     refuse(slots, second, "peft_type is 'IA3'", peft_type="IA3")
     refuse(slots, second, "lm_head", target_modules=["q_proj", "lm_head"])
-    refuse(slots, second, "embed_tokens", target_modules=["embed_tokens"])
+    refuse(slots, second, "lora_embedding_A", ModelError, target_modules=["embed_tokens"])
     refuse(
         slots, Trained(LoraAdapter, 1, rank=9, targets=["q_proj"]), "rank for .*q_proj is 9, above max_adapter_rank, 8"
     )
@@ -324,4 +324,5 @@ def test_the_memory_of_full_slots_is_told_before(base: BuiltModel, num_slots: in
             held[storage.data_ptr()] = storage.nbytes()
     assert sum(held.values()) <= most
     if num_slots == 1:
-        assert sum(held.values()) == most
+        # Those of the embeddings beside them.
+        assert sum(held.values()) == most - 5 * sum(base.model.model.embed_tokens.weight.shape) * 8

@@ -143,7 +143,9 @@ class CausalLM(Layer):
 
     def embed(self, input_ids: Tensor, ctx: ForwardContext) -> Tensor:
         """[T] ids -> [T, H], with the context's embedding spans laid over them."""
-        x: Tensor = self.model.embed_tokens(input_ids)
+        embedding = self.model.embed_tokens
+        # As for linear layers, an adapted one has a base and takes the context.
+        x: Tensor = embedding(input_ids, ctx) if hasattr(embedding, "base") else embedding(input_ids)
         scale = self._scales[x.dtype]
         if scale != 1.0:
             x = x * scale

@@ -77,23 +77,40 @@ def stack(found: Sequence[Factors | None]) -> Stack:
     return Stack(torch.cat(pieces, 1).transpose(1, 2), ups)
 
 
-class Bank:
-    """The factors of each slot, in one dtype on one device.
+class Tabled:
+    """Where the factors of each slot lie, told to the device that has them.
 
-    inputs: K. outputs: n of each member. max_rank: the highest rank of any adapter. table: [num_slots, HEAD + EACH * members] int64
-    beside the factors, see `HEAD`, zeros for an empty slot; it is made when the first slot is filled, and written in place from then
-    on, behind what was given to the device before: so work that is captured finds what the slots hold when it runs. kept: what an
-    implementation of the ops made for these layers, whatever the slots hold.
+    max_rank: the highest rank of any adapter. outputs: columns of each member. table: [num_slots, HEAD + EACH * members] int64 beside
+    the factors, see `HEAD`, zeros for an empty slot; it is made when the first slot is filled, and written in place from then on, behind
+    what was given to the device before: so work that is captured finds what the slots hold when it runs. kept: what an implementation of
+    the ops made for these layers, whatever the slots hold.
     """
 
-    def __init__(self, num_slots: int, inputs: int, outputs: Sequence[int], max_rank: int) -> None:
+    def __init__(self, num_slots: int, outputs: Sequence[int], max_rank: int) -> None:
         self.num_slots = num_slots
-        self.inputs = inputs
         self.outputs = tuple(outputs)
         self.max_rank = max_rank
-        self.factors: dict[int, Factors] = {}
         self.table: Tensor | None = None
         self.kept: dict[Hashable, Any] = {}
+
+    def _tell(self, slot: int, record: Sequence[int], device: torch.device) -> None:
+        if self.table is None:
+            size = (self.num_slots, HEAD + EACH * len(self.outputs))
+            self.table = torch.zeros(size, dtype=torch.int64, device=device)
+        self.table[slot].copy_(torch.tensor(record))
+
+    def _tell_empty(self, slot: int) -> None:
+        if self.table is not None:
+            self.table[slot].zero_()
+
+
+class Bank(Tabled):
+    """The factors of each slot for layers that read one input, in one dtype on one device. inputs: K."""
+
+    def __init__(self, num_slots: int, inputs: int, outputs: Sequence[int], max_rank: int) -> None:
+        super().__init__(num_slots, outputs, max_rank)
+        self.inputs = inputs
+        self.factors: dict[int, Factors] = {}
         self._alone: dict[int, Stack] = {}
         self._stacks: dict[tuple[int, ...], Stack | None] = {}
 
@@ -106,16 +123,13 @@ class Bank:
         """Fill a slot, or empty it."""
         self._stacks.clear()
         if factors is None:
-            if self.factors.pop(slot, None) is not None and self.table is not None:
-                self.table[slot].zero_()
+            if self.factors.pop(slot, None) is not None:
+                self._tell_empty(slot)
             self._alone.pop(slot, None)
             return
         self.factors[slot] = factors
         self._alone[slot] = stack([factors])
-        if self.table is None:
-            size = (self.num_slots, HEAD + EACH * len(self.outputs))
-            self.table = torch.zeros(size, dtype=torch.int64, device=factors.down.device)
-        self.table[slot].copy_(torch.tensor(_record(factors)))
+        self._tell(slot, _record(factors), factors.down.device)
 
     def stack(self, slots: tuple[int, ...]) -> Stack | None:
         """Return the factors of some slots side by side, of which the last few sets are kept; None where all are empty."""
@@ -133,8 +147,33 @@ class Bank:
 
     def tensors(self) -> list[Tensor]:
         """Return all factors that are held, side by side or not; some share memory."""
-        held = (*self.factors.values(), *self._alone.values(), *(one for one in self._stacks.values() if one))
+        held: list[Factors | Stack] = [*self.factors.values(), *self._alone.values()]
+        held += [one for one in self._stacks.values() if one is not None]
         return [tensor for one in held for tensor in (one.down, *(up[1] for up in one.ups if up is not None))]
+
+
+class EmbeddingBank(Tabled):
+    """The factors of each slot for a table of embeddings: (A^T [V, r], B^T times its scaling [r, H]) of one dtype on one device."""
+
+    def __init__(self, num_slots: int, columns: int, max_rank: int) -> None:
+        super().__init__(num_slots, (columns,), max_rank)
+        self.factors: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of all factors; None where every slot is empty."""
+        return next((down.dtype for down, _ in self.factors.values()), None)
+
+    def put(self, slot: int, pair: tuple[Tensor, Tensor] | None) -> None:
+        """Fill a slot with A [r, V] and B^T [r, H], or empty it."""
+        if pair is None:
+            if self.factors.pop(slot, None) is not None:
+                self._tell_empty(slot)
+            return
+        # By id, so that what a token reads lies together.
+        down, up = pair[0].t().contiguous(), pair[1].contiguous()
+        self.factors[slot] = down, up
+        self._tell(slot, [down.data_ptr(), len(up), up.data_ptr(), 0, len(up)], down.device)
 
 
 def _record(factors: Factors) -> list[int]:

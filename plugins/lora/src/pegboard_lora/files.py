@@ -50,6 +50,16 @@ def peft_names(module: str, *, magnitude: bool) -> dict[str, str]:
     return names
 
 
+def peft_embedding_names(module: str) -> tuple[str, str]:
+    """Return PEFT's names of A [rank, V] and B [H, rank] of an adapted table of embeddings."""
+    return f"{PREFIX}{module}.lora_embedding_A", f"{PREFIX}{module}.lora_embedding_B"
+
+
+def peft_base_name(module: str) -> str:
+    """Return PEFT's name of the weight that an adapted module had before."""
+    return f"{PREFIX}{module}.base_layer.weight"
+
+
 def peft_config(options: LoraOptions, base: str, adapted: Sequence[str], *, dora: bool) -> dict[str, Any]:
     """Return adapter_config.json. Targets that PEFT would not understand become the full names in `adapted`."""
     targets = options.targets

@@ -1,15 +1,16 @@
-"""The op that slots compute with, and its implementation in products of torch."""
+"""The ops that slots compute with, and their implementation in products of torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pegboard.ops import register
-from pegboard_lora.bank import Bank
+from pegboard_lora.bank import Bank, EmbeddingBank
 from pegboard_lora.rows import Block, Run, SlotRows
 
 
@@ -69,3 +70,22 @@ def _add_block(x: Tensor, out: Tensor, block: Block, bank: Bank, members: Sequen
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == dtype else x.to(dtype)
+
+
+@register(
+    "lora_embed_",
+    "(out [T, H], ids [T] int64, rows: SlotRows, bank: EmbeddingBank) -> out, in place: row t gets A^T[ids[t]] B^T of its slot's factors; "
+    "nothing where the slot is none or empty",
+    differentiable=False,
+)
+def lora_embed_(out: Tensor, ids: Tensor, rows: SlotRows, bank: EmbeddingBank) -> Tensor:
+    """Computed in the factors' dtype and added in that of the output."""
+    slots = rows.host
+    for slot in np.unique(slots).tolist():
+        if (found := bank.factors.get(slot)) is None:
+            continue
+        own = torch.from_numpy(np.flatnonzero(slots == slot)).to(out.device)
+        down, up = found
+        delta = torch.mm(down.index_select(0, ids.index_select(0, own)), up)
+        out.index_add_(0, own, _cast(delta, out.dtype))
+    return out

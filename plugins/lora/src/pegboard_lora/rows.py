@@ -69,10 +69,15 @@ class SlotRows:
     def parts(self) -> list[Part]:
         """The parts of the batch. Raises RuntimeError in work that is captured: it will serve other rows."""
         if self._parts is None:
-            if self._host is None:
-                raise RuntimeError("which rows use which adapter is known to the device alone in captured work")
-            self._parts = self._arrange(self._host.numpy())
+            self._parts = self._arrange(self.host)
         return self._parts
+
+    @property
+    def host(self) -> np.ndarray:
+        """The slots [T] int64 on the host. Raises RuntimeError in work that is captured."""
+        if self._host is None:
+            raise RuntimeError("which rows use which adapter is known to the device alone in captured work")
+        return self._host.numpy()
 
     def on(self, device: torch.device) -> Tensor:
         """Return the slots [T] int64 on the device of the model."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
 
-from pegboard_lora.bank import Bank
+from pegboard_lora.bank import Bank, EmbeddingBank
 from pegboard_lora.rows import SlotRows
 
 if TYPE_CHECKING:
@@ -22,6 +22,22 @@ class Owner(Protocol):
 
     def rows(self, ctx: ForwardContext) -> SlotRows:
         """Return the slots of a batch's rows."""
+
+
+class EmbeddingSite:
+    """A table of embeddings, with the factors of each slot."""
+
+    def __init__(self, owner: Owner, bank: EmbeddingBank) -> None:
+        self.bank = bank
+        self._owner = owner
+
+    def add(self, ids: Tensor, out: Tensor, ctx: ForwardContext) -> Tensor:
+        """Add to each row of `out` [T, H], in place, what its slot adds for its id. ids: [T]."""
+        rows = self._owner.rows(ctx)
+        if len(rows) != len(ids):
+            raise RuntimeError(f"an adapted embedding got {len(ids)} ids of a batch that has slots for {len(rows)}")
+        added: Tensor = self._owner.kernels.lora_embed_(out, ids, rows, self.bank)
+        return added
 
 
 class Site:
@@ -90,6 +106,22 @@ class RowLinear(nn.Module):
         if ctx is None or not adapts(ctx):
             return out
         return modules[0].site.add(x, out, ctx, [module.member for module in modules], starts)
+
+
+class RowEmbedding(nn.Module):
+    """base(ids) + what each row's slot adds to its embedding."""
+
+    additive = True
+
+    def __init__(self, base: nn.Module, site: EmbeddingSite) -> None:
+        super().__init__()
+        self.base = base
+        self.site = site
+
+    def forward(self, ids: Tensor, ctx: ForwardContext) -> Tensor:
+        """[T] int64 -> [T, H]."""
+        out: Tensor = self.base(ids)
+        return self.site.add(ids, out, ctx) if adapts(ctx) else out
 
 
 def adapts(ctx: ForwardContext) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pegboard.errors import ConfigError, nearest
+from pegboard.nn import Embedding
 
 _PATTERN_CHARACTERS = frozenset("*?[")
 
@@ -27,6 +28,11 @@ def adaptable(model: nn.Module) -> dict[str, nn.Module]:
             if not name.startswith(tuple(adapted)):
                 found[name] = module
     return found
+
+
+def embeddings(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the tables of embeddings, by name: plain ones, not adapted already."""
+    return {name: module for name, module in model.named_modules() if type(module) is Embedding}
 
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pegboard_triton.catalogue import Variant
-from pegboard_triton.lora.few import expand_few, shrink_few
+from pegboard_triton.lora.few import embed_rows, expand_few, shrink_few
 from pegboard_triton.lora.grouped import expand_grouped, shrink_grouped
 from pegboard_triton.operators import TYPES
 
@@ -27,6 +27,9 @@ def variants() -> Iterator[Variant]:
         by = {"order": "*i32", "offsets": "*i32", "rows": "i32"}
         shrink = {**_SAME, "INPUTS": 4096, "BLOCK_R": 4, "BLOCK_K": 1024}
         yield Variant(f"lora.shrink_few[{kind}]", shrink_few, x, shrink, {"num_warps": 4})
+        ids = {"ids": "*i64", "slots": "*i64", "table": "*i64", "out": f"*{kind}", "out_stride": "i32"}
+        sizes = {"SLOTS": 8, "RECORD": 5, "COLUMNS": 4096, "BLOCK_R": 16, "BLOCK_N": 256}
+        yield Variant(f"lora.embed_rows[{kind}]", embed_rows, ids, sizes, {"num_warps": 4})
         for aligned in (True, False):
             name = f"[{kind}]" if aligned else f"[{kind},odd]"
             expand = {**_SAME, "ALIGNED": aligned, "BLOCK_R": 16, "BLOCK_N": 256}

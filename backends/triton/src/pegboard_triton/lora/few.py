@@ -107,3 +107,45 @@ def expand_few(
     results = out + row.to(tl.int64) * out_stride + target + n
     before = tl.load(results, mask=inside, other=0.0).to(tl.float32)
     tl.store(results, (before + tl.sum(total, 0)).to(out.dtype.element_ty), mask=inside)
+
+
+@kernel
+def embed_rows(
+    ids,
+    slots,
+    table,
+    out,
+    out_stride,
+    SLOTS: tl.constexpr,
+    RECORD: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """out[t] += down[ids[t]] up of row t's slot, in place. down: [V, ranks]. Programs: rows, tiles of COLUMNS."""
+    row = tl.program_id(0)
+    slot = tl.load(slots + row)
+    if (slot < 0) | (slot >= SLOTS):
+        return
+    record = table + slot * RECORD
+    ranks = tl.load(record + 1).to(tl.int32)
+    if ranks == 0:
+        return
+    down = tl.load(record).to(tl.pointer_type(out.dtype.element_ty))
+    up = tl.load(record + 2).to(tl.pointer_type(out.dtype.element_ty))
+    if COLUMNS % 16 == 0:
+        up = tl.multiple_of(up, 16)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = n < COLUMNS
+    r = tl.arange(0, BLOCK_R)
+    factors = down + tl.load(ids + row) * ranks + r
+    total = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
+    for start in range(0, ranks, BLOCK_R):
+        there = r < ranks - start
+        a = tl.load(factors + start, mask=there, other=0.0).to(tl.float32)
+        at = (start + r)[:, None] * COLUMNS + n[None, :]
+        b = tl.load(up + at, mask=there[:, None] & inside[None, :], other=0.0)
+        total += a[:, None] * b.to(tl.float32)
+    results = out + row.to(tl.int64) * out_stride + n
+    before = tl.load(results, mask=inside, other=0.0).to(tl.float32)
+    tl.store(results, (before + tl.sum(total, 0)).to(out.dtype.element_ty), mask=inside)

@@ -1,4 +1,7 @@
-"""Op `lora_add_` of pegboard-lora: two kernels for all layers that read one input, which find the factors in the bank's table."""
+"""Ops of pegboard-lora: what slots add to linear layers, in two kernels for all that read one input, and to embeddings, in one.
+
+The kernels find the factors in the bank's table.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import triton
 from torch import Tensor
 
 from pegboard.ops import registered
-from pegboard_triton.lora.few import expand_few, shrink_few
+from pegboard_triton.lora.few import embed_rows, expand_few, shrink_few
 from pegboard_triton.lora.grouped import expand_grouped, shrink_grouped
 from pegboard_triton.moe.order import order_pairs
 from pegboard_triton.operators import TYPES, differentiates, on, takes
@@ -35,11 +38,33 @@ def lora_add_(out: Tensor, x: Tensor, rows: Any, bank: Any, members: Sequence[in
         and not differentiates(out, x)
     )
     if not fits:
-        return registered()["lora_add_"].function(out, x, rows, bank, members, starts)  # type: ignore[no-any-return]
+        plain: Tensor = registered()["lora_add_"].function(out, x, rows, bank, members, starts)
+        return plain
     if table is None:
         return out
     with on(x.device):
         launch_(out, x, rows, bank, table, members, starts)
+    return out
+
+
+def lora_embed_(out: Tensor, ids: Tensor, rows: Any, bank: Any) -> Tensor:
+    """Add to each row of `out` [T, H] what its slot's adapter adds to the embedding of its id, in place: op `lora_embed_`."""
+    if not len(ids):
+        return out
+    table: Tensor | None = bank.table
+    fits = takes(out) and out.stride(1) == 1 and ids.is_contiguous() and bank.dtype in (out.dtype, None)
+    if not fits or differentiates(out):
+        plain: Tensor = registered()["lora_embed_"].function(out, ids, rows, bank)
+        return plain
+    if table is None:
+        return out
+    count, columns = out.shape
+    use = choice("lora", out.device, rows=count)
+    grid = (count, triton.cdiv(columns, use["EXPAND_N"]))
+    same = {"SLOTS": bank.num_slots, "RECORD": table.shape[1], "COLUMNS": columns}
+    blocks = {"BLOCK_R": use["EXPAND_R"], "BLOCK_N": use["EXPAND_N"], "num_warps": use["warps"]}
+    with on(out.device):
+        embed_rows[grid](ids, rows.on(out.device), table, out, out.stride(0), **same, **blocks)
     return out
 
 
@@ -104,6 +129,9 @@ def _order(rows: Any, slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
 
 
 def replacements(phase: Phase, dtype: torch.dtype) -> dict[str, Callable[..., Any]]:
-    """Return the op, where an adapter that is served has registered it."""
-    offered = phase != "train" and dtype in TYPES and "lora_add_" in registered()
-    return {"lora_add_": lora_add_} if offered else {}
+    """Return the ops, where an adapter that is served has registered them."""
+    offered = phase != "train" and dtype in TYPES
+    return {name: function for name, function in _OPS.items() if name in registered()} if offered else {}
+
+
+_OPS: dict[str, Callable[..., Any]] = {"lora_add_": lora_add_, "lora_embed_": lora_embed_}
