@@ -121,6 +121,10 @@ def lacking() -> Probe:
     return Probe(False, False, "its wheel is not installed")
 
 
+def raising() -> Probe:
+    raise OSError("no driver")
+
+
 class Board:
     """What a platform says of fresh prompts."""
 
@@ -134,6 +138,8 @@ class Board:
 CHOICES = (
     PromptChoice("away", 512, True, "900 TFLOP/s"),
     PromptChoice("broken", 512, True, "800 TFLOP/s"),
+    PromptChoice("raises", 512, True, "700 TFLOP/s"),
+    PromptChoice("gone", 512, True, "600 TFLOP/s"),
     PromptChoice("slow", 512, False, "it plans each length anew"),
     PromptChoice("packed", 1024, True, "580 TFLOP/s"),
 )
@@ -144,6 +150,8 @@ REGISTRY = Registry.of(
             ("cached", "Apart", None),
             ("packed", "Packed", None),
             ("slow", "Packed", None),
+            ("gone", "NoSuchClass", None),
+            ("raises", "Packed", f"{__name__}:raising"),
             ("broken", "Packed", f"{__name__}:lacking"),
         )
     }
@@ -153,11 +161,13 @@ REGISTRY = Registry.of(
 def test_the_first_that_can_is_offered() -> None:
     chosen, passed = offered(REGISTRY, Board(*CHOICES), [SPEC], torch.float32, 0)  # type: ignore[arg-type]
     assert chosen is not None and chosen.name == "packed"
-    assert passed == [
+    assert passed[:3] == [
         "away: not installed",
         "broken: its wheel is not installed",
-        "slow: only by name, it plans each length anew",
+        "raises: its probe raises OSError: no driver",
     ]
+    assert passed[3].startswith("gone: attention 'gone'") and "NoSuchClass" in passed[3]
+    assert passed[4:] == ["slow: only by name, it plans each length anew"]
     capped = [SPEC, AttentionSpec(2, 4, 2, 16, 0.31, softcap=1.0)]
     chosen, passed = offered(REGISTRY, Board(*CHOICES), capped, torch.float32, 0)  # type: ignore[arg-type]
     assert chosen is None and passed[-1] == "packed: no soft caps"

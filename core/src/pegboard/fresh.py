@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pegboard.errors import PluginError
+from pegboard.errors import PegboardError, PluginError
 from pegboard.interfaces.attention import AttentionBackend
 from pegboard.types import AttentionInputs, AttentionPlan, AttentionSpec, HeadNorms, KVCache, KVLayout
 
@@ -170,16 +170,27 @@ def offered(
 def _against(
     registry: Registry, choice: PromptChoice, specs: Sequence[AttentionSpec], dtype: torch.dtype
 ) -> str | None:
-    if told := unusable(registry, choice.name):
-        return told
-    backend: AttentionBackend = registry.create("attention", choice.name)
-    refusal = next((reason for spec in specs if (reason := backend.unsupported(spec, dtype))), None)
-    return refusal or (None if choice.default else f"only by name, {choice.reason}")
+    try:
+        if told := unusable(registry, choice.name):
+            return told
+        if not choice.default:
+            return f"only by name, {choice.reason}"
+        backend: AttentionBackend = registry.create("attention", choice.name)
+    except PegboardError as error:  # nobody asked for it by name
+        return error.message
+    return next((reason for spec in specs if (reason := backend.unsupported(spec, dtype))), None)
 
 
 def unusable(registry: Registry, name: str) -> str:
-    """Return why an attention plugin's probe says that it cannot be used here; empty when it can."""
+    """Return why an attention plugin's probe says that it cannot be used here; empty when it can.
+
+    Raises PluginError when there is no such plugin, or its front door does not open.
+    """
     from pegboard.plugins.doors import run_probe
 
-    probe = run_probe(registry.spec("attention", name))
+    spec = registry.spec("attention", name)
+    try:
+        probe = run_probe(spec)
+    except Exception as error:
+        return f"its probe raises {type(error).__name__}: {error}"
     return "" if probe.usable else probe.reason
