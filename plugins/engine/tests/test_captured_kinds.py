@@ -183,13 +183,14 @@ def test_steps_with_adapters_are_captured_once_whatever_slots_hold(folders: dict
     for one in (plain, engine):
         one.unload_adapter("a")
         one.unload_adapter("b")
+        answers(one, [None] * 2)
         one.load_adapter("b", folders["first"])
         one.load_adapter("a", folders["second"])
     turned = answers(plain, MIXED)
     assert turned != wanted
     assert answers(engine, MIXED) == turned
     hook.remove()
-    assert len(calls) <= len(MIXED), "only prompts are run without a graph"
+    assert len(calls) <= len(MIXED) + 2, "only prompts are run without a graph"
     assert steps.num_captured == made and steps.num_replayed - replayed > 15
 
 

@@ -88,8 +88,7 @@ class CapturedSteps:
         count = len(plan.slots)
         if not count or not len(plan.logits_indices) or "more_rows" in plan.extras:
             return None
-        self._forget_changed()
-        if plan.adapters is not None and self._adapted_key is None:
+        if plan.adapters is not None and not self._adapts():
             return None
         single = plan.num_decodes == count
         if not single and (self._queries == 1 or int(plan.query_lens.max()) > self._queries):
@@ -112,22 +111,22 @@ class CapturedSteps:
 
     def capture_due(self) -> None:
         """Capture a step, if its turn has come. To be called behind a step, while the device computes it."""
+        adapts = self._adapts()
         for kind, sizes in self._kinds.items():
-            if sizes.usable and (size := sizes.buckets.due()) is not None:
+            wanted = sizes.usable and (adapts or not kind.adapted)
+            if wanted and (size := sizes.buckets.due()) is not None:
                 self._capture(kind, size)
                 return
 
     def capture_next(self) -> bool:
         """Capture one more step while nothing else is to be done; return whether there are others."""
-        self._forget_changed()
-        left = self._left()
-        if (found := next(left, None)) is not None:
+        if (found := next(self._left(), None)) is not None:
             self._capture(*found)
         return next(self._left(), None) is not None
 
     def _left(self) -> Iterator[tuple[Kind, int]]:
         """Yield what is not captured yet, what is most likely to be wanted first."""
-        for adapted in (False, True) if self._adapted_key is not None else (False,):
+        for adapted in (False, True) if self._adapts() else (False,):
             for queries in dict.fromkeys((1, self._queries)):
                 sizes = self._sizes(kind := Kind(queries, adapted))
                 if sizes.usable and (size := sizes.buckets.next()) is not None:
@@ -139,11 +138,15 @@ class CapturedSteps:
             self._kinds[kind] = _Sizes(buckets_of(self._built, most, kind))
         return self._kinds[kind]
 
-    def _forget_changed(self) -> None:
-        """Drop the steps of adapters when those that came or went changed what must be captured."""
-        if self._adapted_key != self._adapters.captured_key:
-            self._adapted_key = self._adapters.captured_key
+    def _adapts(self) -> bool:
+        """Whether steps with the adapters that are loaded can be captured. Those that were, with others that went into other layers, are
+        dropped.
+        """
+        key = self._adapters.captured_key
+        if key is not None and key != self._adapted_key:
+            self._adapted_key = key
             self._kinds = {kind: sizes for kind, sizes in self._kinds.items() if not kind.adapted}
+        return key is not None
 
     def _capture(self, kind: Kind, size: int) -> None:
         built, feed, sizes = self._built, self._feed, self._sizes(kind)
