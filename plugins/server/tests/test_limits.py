@@ -154,9 +154,8 @@ def test_templates_that_take_too_long() -> None:
                 with pytest.raises(ApiError, match="could not be rendered within") as caught:
                     await renderer.chat(turn, None)
                 assert caught.value.status == 400
-            with pytest.raises(
-                ApiError, match="in the way"
-            ) as caught:  # all threads are held: nobody waits behind them
+            # All threads are held: nobody waits behind them.
+            with pytest.raises(ApiError, match="in the way") as caught:
                 await renderer.chat(turn, None)
             assert caught.value.status == 503
             assert await renderer.encode("a") == [256, 97]
