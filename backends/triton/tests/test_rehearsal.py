@@ -15,7 +15,7 @@ from pegboard.plugins.spec import PluginSpec
 from pegboard.types import SamplingParams
 from pegboard_engine import EngineOptions, PagedEngine
 from pegboard_engine.plugin import UNIPROC
-from pegboard_sdk.toys.model import TINY, RandomFiles
+from pegboard_sdk.toys.model import MIXTURE, TINY, RandomFiles
 from pegboard_sdk.toys.platform import HostPlatform
 from pegboard_triton import kernel
 from pegboard_triton.catalogue import variants
@@ -62,9 +62,12 @@ def test_every_kernel_that_is_launched_can_be_noted() -> None:
     assert others == []
 
 
-def loaded(dtype: str) -> tuple[PagedEngine, dict[tuple[Any, Any], None]]:
+SIZES = {"hidden_size": 32, "head_dim": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+
+
+def loaded(dtype: str, config: Mapping[str, Any] = TINY) -> tuple[PagedEngine, dict[tuple[Any, Any], None]]:
     """Return an engine with a tiny model, and what was noted while its weights were read."""
-    config = {**TINY, "hidden_size": 32, "head_dim": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = {**config, **SIZES}
     files = RandomFiles(REGISTRY.create("model", "tiny"), config, seed=5)
     engine = PagedEngine(EngineOptions(page_size=16, max_model_len=64, max_num_seqs=3, max_num_tokens=64))
     built = prepare_model(REGISTRY, files, platform="rehearsed", attention="triton", dtype=dtype, phase="decode")
@@ -82,9 +85,13 @@ def test_a_model_is_rehearsed_before_it_serves() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_first_steps_launch_what_was_noted(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, noted = loaded(dtype)
+@pytest.mark.parametrize(
+    ("dtype", "config"), [("bfloat16", TINY), ("float32", TINY), ("float32", MIXTURE)], ids=["half", "full", "mixture"]
+)
+def test_first_steps_launch_what_was_noted(
+    dtype: str, config: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, noted = loaded(dtype, config)
     launched = Rehearsal(torch.device("cpu"))
     run = InterpretedKernel.run
 
@@ -96,9 +103,9 @@ def test_first_steps_launch_what_was_noted(dtype: str, monkeypatch: pytest.Monke
     params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
     for length in (16, 21):
         engine.add_request(str(length), [length] * length, params)
-    while engine.has_unfinished():
-        for output in engine.step():
-            assert output.error is None, output.error
+        while engine.has_unfinished():
+            for output in engine.step():
+                assert output.error is None, output.error
     engine.close()
     launched.close()
     missed = [one.fn.__name__ for one, way in launched.noted if (one, way) not in noted]

@@ -37,7 +37,7 @@ _DIVISIBLE = 16
 """What Triton compiles apart: integers and addresses that this divides."""
 
 
-class Kernel(JITFunction):  # type: ignore[misc]  # Triton has no types
+class Kernel(JITFunction):
     """A function of Triton that is launched. pending: what makes it ready, by the way of launching it that is waited for."""
 
     def __init__(self, function: Callable[..., Any], **options: Any) -> None:
@@ -63,7 +63,7 @@ class Kernel(JITFunction):  # type: ignore[misc]  # Triton has no types
             _ = compiled is not None and compiled.run
 
 
-class InterpretedKernel(InterpretedFunction):  # type: ignore[misc]
+class InterpretedKernel(InterpretedFunction):
     """The same in Triton's interpreter, which has nothing to make ready."""
 
     def run(self, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
@@ -192,7 +192,7 @@ def _kind(value: Any) -> Hashable:
         return value.dtype
     if isinstance(value, int) and not isinstance(value, bool):
         return "int", value == 1, value % _DIVISIBLE == 0, value.bit_length() > 31
-    return type(value) if isinstance(value, float) else _exact(value)
+    return "float" if isinstance(value, float) else _exact(value)
 
 
 def _exact(value: Any) -> Hashable:

@@ -8,6 +8,7 @@ handles meanwhile.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -32,6 +33,8 @@ PROMPTS = (16, 19, 512)
 DECODES = (1, 2, 4, 8)
 """Sequences that decode at once."""
 
+log = logging.getLogger("pegboard.engine")
+
 
 class Rehearsed:
     """The rehearsal of a model that is loaded meanwhile. It begins when the model has storage."""
@@ -45,7 +48,12 @@ class Rehearsed:
             built.pending.insert(1, self._begin)
 
     def _begin(self) -> None:
-        built, model, kernels = self._built, one_of_each(self._built.model), decode_kernels(self._built)
+        built, kernels = self._built, decode_kernels(self._built)
+        try:
+            model = one_of_each(built.model)
+        except Exception as error:  # modules of any plugin: what cannot be copied is served without this
+            log.debug("the model is not rehearsed: %s: %s", type(error).__name__, error)
+            return
 
         @torch.inference_mode()
         def work() -> None:
