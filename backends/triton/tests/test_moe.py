@@ -4,13 +4,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import triton.language as tl
 from torch import Tensor
 
 from pegboard import reference
 from pegboard.nn import grouped as core
+from pegboard_triton.kernel import kernel
 from pegboard_triton.moe import forward as launches
 from pegboard_triton.moe import moe, order, replacements
 from pegboard_triton.moe.forward import FEW, SINGLE, SORTED
+from pegboard_triton.moe.grouped import _place, _rows_from
 from pegboard_triton.moe.packed_forward import Experts, packed_forward
 from pegboard_triton.quantized.packed import FLOAT8, INT4, INT8
 
@@ -69,6 +72,7 @@ def launched(
         (SORTED, TILE | {"DESCRIBED": 1}, (21, 4, 3, 24, 32)),
         (SORTED, TILE | {"DESCRIBED": 1, "TAIL": 16}, (45, 4, 3, 24, 32)),
         (SORTED, TILE | {"DESCRIBED": 1, "TAIL": 16}, (19, 4, 3, 40, 27)),
+        (SORTED, TILE | {"BLOCK_M": 32, "TAIL": 16}, (60, 3, 2, 40, 27)),
     ],
     ids=lambda value: str(value) if isinstance(value, int | tuple) else "",
 )
@@ -219,3 +223,81 @@ def test_ops_of_packed_experts(device: torch.device) -> None:
         out = op(up.codes, up.scales.squeeze(2), low.codes, low.scales.squeeze(2), x, ids, weights)
         close(out.detach().cpu(), exact, 1e-5)
         assert out.requires_grad == wanted
+
+
+@pytest.mark.parametrize(("size", "tail"), [(16, 0), (16, 16), (32, 16), (16, 8)])
+@pytest.mark.parametrize("rows", [(0, 1, 16), (17, 31, 32), (33, 48, 49), (64, 65, 80)])
+def test_blocks_have_every_row_once(size: int, tail: int, rows: tuple[int, ...], device: torch.device) -> None:
+    """Each block's rows, told by a kernel that finds its rows as the products do: no row twice, none left out, few blocks."""
+    ids = torch.repeat_interleave(torch.arange(3), torch.tensor(rows))[torch.randperm(sum(rows))][:, None].to(device)
+    routing = launches.route(ids, 3, SORTED)
+    blocks = routing.blocks(size)
+    seen = torch.zeros(sum(rows), dtype=torch.int32, device=device)
+    used = torch.zeros(blocks, dtype=torch.int32, device=device)
+    _tell[(blocks,)](ids, routing.order, routing.offsets, seen, used, sum(rows), blocks, SIZE=size, TAIL=tail)
+    assert seen.tolist() == [1] * sum(rows)
+    wanted = sum(max(-(-(count - tail) // size), int(count > 0)) for count in rows)
+    assert int((used > 0).sum()) == wanted and int(used.max()) <= size + tail
+
+
+@kernel
+def _tell(ids, order, offsets, seen, used, pairs, blocks, SIZE: tl.constexpr, TAIL: tl.constexpr):  # type: ignore[no-untyped-def]
+    _, _, _, row, there, any_there, begin, first, stop = _place(
+        ids, order, offsets, pairs, blocks, 1, 3, 4, 0, SIZE, TAIL, 1
+    )
+    if any_there:
+        tl.atomic_add(seen + row, 1, mask=there)
+        count = tl.sum(there.to(tl.int32), 0)
+        if TAIL > 0:
+            _, more, left = _rows_from(order, begin, first + SIZE, stop, TAIL)
+            tl.atomic_add(seen + more, 1, mask=left)
+            count += tl.sum(left.to(tl.int32), 0)
+        tl.store(used + tl.program_id(0), count)
+
+
+def nf4(weight: Tensor, parts: int, double: bool) -> tuple[list[Tensor | None], Tensor]:
+    """Return weights [E, N, K] of `parts` matrices as op `nf4_moe` takes them, and what they stand for, float64."""
+    matrix = pytest.importorskip("pegboard_nf4.matrix")
+    found = [[matrix.quantise(part, double=double) for part in each.float().chunk(parts)] for each in weight]
+    names = ("packed", "scales", "nested", "offset")
+    fields = [[[getattr(part, name) for part in each] for each in found] for name in names]
+    tensors = [
+        None if field[0][0] is None else torch.stack([torch.cat([t.view(-1) for t in each]) for each in field])
+        for field in fields
+    ]
+    return tensors, torch.stack([torch.cat([part.dequantise(torch.float64) for part in each]) for each in found])
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize(("tokens", "dtype"), [(1, torch.bfloat16), (5, torch.float32)])
+def test_nf4_experts(tokens: int, dtype: torch.dtype, double: bool, device: torch.device) -> None:
+    pytest.importorskip("pegboard_nf4.experts")
+    x, gate_up, down, ids, weights = draw(tokens, 3, 2, 192, 64, dtype, torch.device("cpu"))
+    stored_up, wide_up = nf4(gate_up, 2, double)
+    stored_down, wide_down = nf4(down, 1, double)
+    tensors = [t if t is None else t.to(device) for t in (*stored_up, *stored_down)]
+    op = replacements("decode", dtype)["nf4_moe"]
+    with torch.no_grad():
+        out = op(*tensors, x.to(device), ids.to(device), weights.to(device), "silu")
+    close(out.cpu(), reference.OPS["moe"](x, wide_up, wide_down, ids, weights), TOLERANCES[dtype])
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("double", [True, False])
+def test_grouped_nf4_and_its_gradient(double: bool, device: torch.device) -> None:
+    """Blocks of scales that lie in two matrices' storage would be those of the wrong one: 96 a matrix, of 256 that share."""
+    pytest.importorskip("pegboard_nf4.experts")
+    weight = torch.randn(3, 64, 192, generator=torch.Generator().manual_seed(5))
+    stored, wide = nf4(weight, 2, double)
+    ends = torch.tensor([2, 2, 7], dtype=torch.int32)
+    x = torch.randn(7, 192).to(device).requires_grad_()
+    op = replacements("train", torch.float32)["nf4_grouped"]
+    tensors = [t if t is None else t.to(device) for t in stored]
+    out = op(x, *tensors, 2, ends.to(device), core.grouped_linear)
+    upstream = torch.randn(7, 64)
+    (grad,) = torch.autograd.grad(out, [x], upstream.to(device))
+    exact = x.detach().cpu().double().requires_grad_()
+    right = core.grouped_linear(exact, wide, ends)
+    close(out.detach().cpu(), right.detach(), 1e-6)
+    close(grad.cpu(), torch.autograd.grad(right, [exact], upstream.double())[0], 1e-6)

@@ -78,6 +78,19 @@ def dynamic_table(*, signed: bool) -> Table:
     return Table(sorted(values))
 
 
+@cache
+def normal_table() -> Table:
+    """Return the 16 values of the 4-bit normal float data type (arXiv:2305.14314, appendix E): quantiles of a normal distribution, zero
+    exact, scaled to -1 … 1. The digits are those that the type is defined by in practice; computing the quantiles again gives others in
+    the last places.
+    """
+    below = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453]
+    below += [-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0]
+    above = [0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224]
+    above += [0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]
+    return Table(below + above)
+
+
 def block_count(count: int, block: int) -> int:
     """Return how many blocks `count` values make."""
     return -(-count // block)

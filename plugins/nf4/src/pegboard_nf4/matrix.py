@@ -9,37 +9,12 @@ from math import gcd
 import torch
 from torch import Tensor
 
-from pegboard.blockwise import Table, block_count, dynamic_table
+from pegboard.blockwise import block_count, dynamic_table, normal_table
 
 BLOCK, NESTED_BLOCK = 64, 256
 """Values that share a scale, and scales that share one: QLoRA's, and those of bitsandbytes."""
 
-# 4-bit NormalFloat (arXiv:2305.14314, appendix E): quantiles of a normal distribution, zero exact, scaled to -1 … 1. The digits are
-# those that the format is defined by in practice; computing the quantiles again gives others in the last places.
-_VALUES = (
-    -1.0,
-    -0.6961928009986877,
-    -0.5250730514526367,
-    -0.39491748809814453,
-    -0.28444138169288635,
-    -0.18477343022823334,
-    -0.09105003625154495,
-    0.0,
-    0.07958029955625534,
-    0.16093020141124725,
-    0.24611230194568634,
-    0.33791524171829224,
-    0.44070982933044434,
-    0.5626170039176941,
-    0.7229568362236023,
-    1.0,
-)
-
-
-@cache
-def nf4_table() -> Table:
-    """Return the 16 values."""
-    return Table(_VALUES)
+nf4_table = normal_table
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pegboard_triton.catalogue import Variant
 from pegboard_triton.moe import grouped, order, packed, single, training
-from pegboard_triton.quantized.packed import FLOAT8, INT4, INT8
+from pegboard_triton.quantized.packed import FLOAT8, INT4, INT8, NF4
 
 _SHAPE = {"HIDDEN": 2048, "INNER": 768, "EXPERTS": 128}
 _GATES = {"TOP_K": 8, "ACTIVATION": "silu"}
@@ -86,12 +86,26 @@ def _training_variants(kind: str) -> Iterator[Variant]:
 
 def _packed_variants() -> Iterator[Variant]:
     formats = {"int8": (INT8, "*i8", 1, 0), "float8": (FLOAT8, "*u8", 128, 128), "int4": (INT4, "*u8", 1, 128)}
+    formats["nf4"] = (NF4, "*u8", 1, 64)
     for name, (form, codes, shared, scaled) in formats.items():
-        types = {"weight": codes, "scales": "*fp32", "ids": "*i64", "order": "*i32", "offsets": "*i32", "out": "*bf16"}
-        types |= {"pairs": "i32", "blocks": "i32"}
+        nested = 256 if name == "nf4" else 0
+        types = {
+            "weight": codes,
+            "scales": "*u8" if nested else "*fp32",
+            "ids": "*i64",
+            "order": "*i32",
+            "offsets": "*i32",
+        }
+        types |= {
+            "out": "*bf16",
+            "pairs": "i32",
+            "blocks": "i32",
+            **dict.fromkeys(("table", "nested", "offset", "numbers"), "*fp32"),
+        }
         for way, few in (("few", 64), ("sorted", 0)):
             block = {"BLOCK_M": 16 if few else 64, "BLOCK_N": 64, "BLOCK_K": scaled or 64, "GROUP": 1}
             constants = {**_SHAPE, "WIDTH": 128, "FEW": few, "FORMAT": form.value, "SHARED": shared, **block}
+            constants["NESTED"] = nested
             options = {"num_warps": 4, "num_stages": 2}
             up = {**types, "x": "*bf16", "x_stride": "i32"}
             gates = {**constants, "SCALED": scaled or 2048, "TOP_K": 8, "ACTIVATION": "silu"}

@@ -17,17 +17,22 @@ from pegboard_triton.kernel import kernel
 
 
 @triton.jit
-def _block_sorted(offsets, block, EXPERTS: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr):
-    """Return (expert, its first row, the block's first row, the end of the expert's rows). SIZE: rows of a block.
+def _block_sorted(offsets, block, EXPERTS: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr, TAIL: tl.constexpr = 0):  # fmt: skip
+    """Return (expert, its first row, the block's first row, the end of the block's rows). SIZE: rows of a block.
 
-    Expert e has the blocks from offsets[e] // SIZE + e on: as many as it needs, since the next expert's begin behind them.
+    Expert e has the blocks from offsets[e] // SIZE + e on: as many as it needs, since the next expert's begin behind them. The last one
+    of an expert that has others takes up to TAIL rows more, in the place of a block that would be nearly empty.
     """
     index = tl.arange(0, WIDTH)
     begins = tl.load(offsets + index, mask=index < EXPERTS, other=0) // SIZE + index
     expert = tl.sum(((begins <= block) & (index < EXPERTS)).to(tl.int32), 0) - 1
     start = tl.load(offsets + expert)
     stop = tl.load(offsets + expert + 1)
-    return expert, start, start + (block - start // SIZE - expert) * SIZE, stop
+    first = start + (block - start // SIZE - expert) * SIZE
+    if TAIL > 0:
+        taken = (first > start) & (stop - first <= TAIL)
+        stop = tl.where(taken, first, tl.where(stop - first > SIZE + TAIL, first + SIZE, stop))
+    return expert, start, first, stop
 
 
 @triton.jit
@@ -36,14 +41,6 @@ def _rows_from(order, start, first, stop, COUNT: tl.constexpr):
     row = first + tl.arange(0, COUNT)
     there = row < stop
     return tl.load(order + row, mask=there, other=0), tl.where(there, row, start), there
-
-
-@triton.jit
-def _rows_sorted(order, offsets, block, EXPERTS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Return (expert, pair [BLOCK_M], row [BLOCK_M], which of them are there, whether any is)."""
-    expert, start, first, stop = _block_sorted(offsets, block, EXPERTS, WIDTH, BLOCK_M)
-    pair, row, there = _rows_from(order, start, first, stop, BLOCK_M)
-    return expert, pair, row, there, first < stop
 
 
 @triton.jit
@@ -72,6 +69,22 @@ def _swizzle(tiles, blocks, GROUP: tl.constexpr):
     height = tl.minimum(blocks - group * GROUP, GROUP)
     within = program % (GROUP * tiles)
     return group * GROUP + within % height, within // height
+
+
+@triton.jit
+def _place(ids, order, offsets, pairs, blocks, TILES: tl.constexpr, EXPERTS: tl.constexpr, WIDTH: tl.constexpr, FEW: tl.constexpr,
+           BLOCK_M: tl.constexpr, TAIL: tl.constexpr, GROUP: tl.constexpr):  # fmt: skip
+    """Return (tile, expert, pair [BLOCK_M], row [BLOCK_M], which of them are there, whether any is; where rows lie in order: the
+    expert's first, the block's first, and the end of the block's).
+    """
+    block, tile = _swizzle(TILES, blocks, GROUP)
+    if FEW > 0:
+        expert, pair, row, there, any_there = _rows_few(ids, pairs, block, EXPERTS, FEW, BLOCK_M)
+        return tile, expert, pair, row, there, any_there, 0, 0, 0
+    else:
+        expert, begin, first, stop = _block_sorted(offsets, block, EXPERTS, WIDTH, BLOCK_M, TAIL)
+        pair, row, there = _rows_from(order, begin, first, stop, BLOCK_M)
+        return tile, expert, pair, row, there, first < stop, begin, first, stop
 
 
 @triton.jit

@@ -11,6 +11,7 @@ from torch import Tensor
 from pegboard.nn import grouped as reference
 from pegboard.ops import registered
 from pegboard_triton.moe.forward import forward
+from pegboard_triton.moe.nf4 import nf4_experts, nf4_grouped
 from pegboard_triton.moe.packed_forward import Experts, packed_forward
 from pegboard_triton.moe.training import Mixture
 from pegboard_triton.operators import TYPES, differentiates, on, operator, takes
@@ -129,10 +130,24 @@ def _fp8_moe(fallback: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return fp8_moe
 
 
+def _nf4_moe(fallback: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def nf4_moe(*values: Any) -> Tensor:
+        """Op `nf4_moe` of pegboard-nf4, where a block of weights is part of a row."""
+        x, ids, weights, *activation = values[8:]
+        hidden = x.shape[1]
+        sizes = (hidden, values[4].shape[1] * 2 // max(hidden, 1))
+        found = [nf4_experts(*values[first : first + 4], columns) for first, columns in zip((0, 4), sizes, strict=True)]
+        experts = [each for each in found if each is not None]
+        out = _packed(experts, x, ids, weights, activation[0] if activation else "silu")
+        return fallback(*values) if out is None else out
+
+    return nf4_moe
+
+
 def _packed(experts: list[Experts], x: Tensor, ids: Tensor, weights: Tensor, activation: str) -> Tensor | None:
     """Return [T, H] from gate-up and down experts; None where kernels do not take them, or a gradient is asked for."""
     fits = takes(x) and activation in reference.GATED and not differentiates(x, weights) and len(experts) == 2
-    if not fits or not all(e.fits() and e.codes.is_contiguous() and e.scales.is_contiguous() for e in experts):
+    if not fits or not all(each.fits() for each in experts):
         return None
     x = x if x.stride(-1) == 1 else x.contiguous()
     with on(x.device):
@@ -148,5 +163,6 @@ def replacements(phase: Phase, dtype: torch.dtype) -> dict[str, Callable[..., An
         # A compiler would take it apart, and is to go around it. Saying so imports the compiler, for which no server should wait.
         _differentiable = torch.compiler.disable(_with_gradients)
     found = registered()
-    makers = {"int8_moe": _int8_moe, "int4_moe": _int4_moe, "fp8_moe": _fp8_moe}
+    makers = {"int8_moe": _int8_moe, "int4_moe": _int4_moe, "fp8_moe": _fp8_moe, "nf4_moe": _nf4_moe}
+    makers["nf4_grouped"] = nf4_grouped
     return {"moe": moe} | {name: make(found[name].function) for name, make in makers.items() if name in found}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pegboard_triton.moe.forward import FEW, SORTED, Routing, combined, route
 from pegboard_triton.moe.packed import packed_down, packed_gate_up
+from pegboard_triton.quantized.packed import NF4, nf4_values
 from pegboard_triton.tuning import choice
 
 _GROUPS = (32, 64, 128, 256)
@@ -22,7 +23,8 @@ _GROUPS = (32, 64, 128, 256)
 class Experts:
     """Matrices [E, rows, columns] of a format. codes: contiguous bytes, two columns in one for those of 4 bits.
 
-    scales: float32 [E, R, C], contiguous; one for `shared` rows and `scaled` columns, where gate and up begin anew.
+    scales: float32 [E, R, C], contiguous; one for `shared` rows and `scaled` columns, where gate and up begin anew. Or uint8 codes of
+    `table`, `coded` of which share one of `nested`, and one of `offset` is to be added: both for each of gate and up, float32.
     """
 
     form: Any
@@ -31,18 +33,37 @@ class Experts:
     columns: int
     shared: int
     scaled: int
+    table: Tensor | None = None
+    nested: Tensor | None = None
+    offset: Tensor | None = None
+    coded: int = 0
 
     @property
     def rows(self) -> int:
         return self.codes.shape[1]
 
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """What kernels read: codes, scales and what those stand for, and what codes of NF4 stand for."""
+        numbers = nf4_values(self.codes.device) if self.form == NF4 else None
+        return self.codes, self.scales, self.table, self.nested, self.offset, numbers
+
     def fits(self) -> bool:
-        """Return whether the kernels take such scales."""
-        return self.scaled >= self.columns or self.scaled in _GROUPS
+        """Return whether the kernels take such codes and scales."""
+        whole = all(
+            tensor is None or tensor.is_contiguous() for tensor in (self.codes, self.scales, self.nested, self.offset)
+        )
+        return whole and (self.scaled >= self.columns or self.scaled in _GROUPS)
 
     def constants(self, use: Mapping[str, int]) -> dict[str, Any]:
         """Return what a kernel is compiled with."""
-        found: dict[str, Any] = {"FORMAT": self.form, "SHARED": self.shared, "SCALED": self.scaled, **use}
+        found: dict[str, Any] = {
+            "FORMAT": self.form,
+            "SHARED": self.shared,
+            "SCALED": self.scaled,
+            "NESTED": self.coded,
+        }
+        found.update(use)
         if self.scaled < self.columns:
             found["BLOCK_K"] = self.scaled
         return found
@@ -73,8 +94,7 @@ def packed_forward(
     grid, blocks = _grid(routing, use, inner)
     packed_gate_up[grid](
         x,
-        gate_up.codes,
-        gate_up.scales,
+        *gate_up.tensors,
         routing.ids,
         routing.order,
         routing.offsets,
@@ -92,8 +112,7 @@ def packed_forward(
     grid, blocks = _grid(routing, use, hidden)
     packed_down[grid](
         act,
-        down.codes,
-        down.scales,
+        *down.tensors,
         routing.ids,
         routing.order,
         routing.offsets,

@@ -25,8 +25,11 @@ def variants() -> Iterator[Variant]:
             types = {"packed": "*u8", "scales": "*u8" if shared else "*fp32", "out": f"*{kind}", "size": "i32"}
             types |= dict.fromkeys(("table", "nested", "offset"), "*fp32")
             types["numbers"] = "*fp32"
-            constants = {"SCALED": 64, "FORMAT": form.value, "NESTED": shared, "BLOCK": 1024}
+            constants = {"SCALED": 64, "FORMAT": form.value, "NESTED": shared, "BLOCK": 1024, "EACH": 0}
             yield Variant(f"widen[{name},{kind}]", widen_all, types, constants, {"num_warps": 4})
+            if form == NF4:
+                experts = {**constants, "EACH": 768 * 2048 // 64}
+                yield Variant(f"widen[{name},experts,{kind}]", widen_all, types, experts, {"num_warps": 4})
         types = {"parts": "*fp32", "bias": f"*{kind}", "out": f"*{kind}"}
         types |= dict.fromkeys(("size", "outputs", "out_stride"), "i32")
         yield Variant(

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pegboard.blockwise import dynamic_table
 from pegboard.ops import registered
 from pegboard_triton.operators import INTERPRETED, TYPES, differentiates, on, takes
 from pegboard_triton.quantized import few
-from pegboard_triton.quantized.packed import FLOAT8, INT4, INT8, NF4, Packed
+from pegboard_triton.quantized.packed import FLOAT8, INT4, INT8, NF4, Packed, dynamic_values
 from pegboard_triton.quantized.rows import product
 from pegboard_triton.quantized.widen import stacked, values
 from pegboard_triton.tuning import choice
@@ -155,13 +153,8 @@ def _nf4(matrix: Any) -> Packed | None:
         return None
     if matrix.nested is None:
         return Packed(NF4, matrix.shape, matrix.packed, matrix.scales, 64)
-    table = _table(matrix.packed.device)
+    table = dynamic_values(matrix.packed.device)
     return Packed(NF4, matrix.shape, matrix.packed, matrix.scales, 64, table, matrix.nested, matrix.offset, 256)
-
-
-@cache
-def _table(device: torch.device) -> Tensor:
-    return dynamic_table(signed=True).values.to(device)
 
 
 def _widened(x: Tensor, weights: Sequence[Packed], linear: Callable[..., Tensor]) -> Tensor:

@@ -5,8 +5,7 @@ PLAIN    the weight itself.
 INT8     int8 [N, K]; a scale for each row, which the caller multiplies the result with.
 FLOAT8   float8 e4m3 as bytes; values come 256 times too small: scales are told to make up for it.
 INT4     bytes [N, K / 2], code + 8 of column 2 j in the lower half of byte j; scales for groups of columns, by the caller.
-NF4      bytes [N, K / 2], the code of column 2 j in the upper half; scales for blocks of 64 columns. A value is read from a table, which
-         costs more than matrix units save: tiles of it are not widened here.
+NF4      bytes [N, K / 2], the code of column 2 j in the upper half; scales for blocks of 64 columns. Values are read from a table of 16.
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pegboard.blockwise import dynamic_table, normal_table
+
 PLAIN = tl.constexpr(0)
 INT8 = tl.constexpr(1)
 FLOAT8 = tl.constexpr(2)
@@ -28,8 +29,11 @@ NF4 = tl.constexpr(4)
 
 
 @triton.jit
-def widen(tile, FORMAT: tl.constexpr, DTYPE: tl.constexpr):
-    """Return the values of a tile [R, C] of stored elements: [R, C] in DTYPE, or [R, 2 C] where a byte holds two."""
+def widen(tile, FORMAT: tl.constexpr, DTYPE: tl.constexpr, numbers=None):
+    """Return the values of a tile [R, C] of stored elements: [R, C] in DTYPE, or [R, 2 C] where a byte holds two.
+
+    numbers: what the codes of NF4 stand for, float32 [16].
+    """
     if FORMAT == PLAIN or FORMAT == INT8:
         return tile.to(DTYPE)
     elif FORMAT == FLOAT8:
@@ -37,6 +41,9 @@ def widen(tile, FORMAT: tl.constexpr, DTYPE: tl.constexpr):
         bits = tile.to(tl.uint16)
         half = ((bits & 128) << 8) | ((bits & 127) << 7)
         return half.to(tl.float16, bitcast=True).to(tl.float32).to(DTYPE)
+    elif FORMAT == NF4:
+        joined = tl.join(tl.load(numbers + (tile >> 4)).to(DTYPE), tl.load(numbers + (tile & 15)).to(DTYPE))
+        return tl.reshape(joined, [tile.shape[0], 2 * tile.shape[1]])
     else:
         joined = tl.join(_code4(tile & 15, DTYPE), _code4(tile >> 4, DTYPE))
         return tl.reshape(joined, [tile.shape[0], 2 * tile.shape[1]])
@@ -57,6 +64,19 @@ def plain_scale(scales, table, nested, offset, at, NESTED: tl.constexpr):
         return tl.load(scales + at)
     else:
         return tl.load(table + tl.load(scales + at)) * tl.load(nested + at // NESTED) + tl.load(offset)
+
+
+@triton.jit
+def matrix_scale(scales, table, nested, offset, matrix, at, SIZE: tl.constexpr, NESTED: tl.constexpr):
+    """Return the scales at indices `at` of one of several matrices, which have SIZE each. NESTED: as of `plain_scale`; the codes of each
+    matrix begin to share anew, and each has an offset.
+    """
+    if NESTED == 0:
+        return tl.load(scales + matrix * SIZE + at)
+    else:
+        shared: tl.constexpr = (SIZE + NESTED - 1) // NESTED
+        value = tl.load(table + tl.load(scales + matrix * SIZE + at))
+        return value * tl.load(nested + matrix * shared + at // NESTED) + tl.load(offset + matrix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,25 +105,10 @@ class Packed:
 @cache
 def nf4_values(device: torch.device) -> Tensor:
     """Return the 16 values of NF4, float32."""
-    return torch.tensor(_NF4, device=device)
+    return normal_table().values.to(device)
 
 
-# 4-bit NormalFloat (arXiv:2305.14314, appendix E), as pegboard_nf4.matrix has it.
-_NF4 = (
-    -1.0,
-    -0.6961928009986877,
-    -0.5250730514526367,
-    -0.39491748809814453,
-    -0.28444138169288635,
-    -0.18477343022823334,
-    -0.09105003625154495,
-    0.0,
-    0.07958029955625534,
-    0.16093020141124725,
-    0.24611230194568634,
-    0.33791524171829224,
-    0.44070982933044434,
-    0.5626170039176941,
-    0.7229568362236023,
-    1.0,
-)
+@cache
+def dynamic_values(device: torch.device) -> Tensor:
+    """Return the 256 values that codes of scales stand for, float32."""
+    return dynamic_table(signed=True).values.to(device)
