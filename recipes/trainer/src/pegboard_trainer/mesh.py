@@ -46,7 +46,7 @@ def join(mesh: MeshSection, platform: Platform) -> World:
         torch.get_device_module(device).set_device(device)
     own = not dist.is_initialized()
     if own:
-        dist.init_process_group(backend, timeout=PATIENCE)
+        dist.init_process_group(_backends(device, backend), timeout=PATIENCE)
     dimensions = {"replicate": mesh.replicate, "shard": mesh.shard, "tensor": mesh.tensor}
     made = init_device_mesh(device.type, tuple(dimensions.values()), mesh_dim_names=tuple(dimensions))
     data = made["replicate", "shard"]._flatten("data")
@@ -58,9 +58,16 @@ def join(mesh: MeshSection, platform: Platform) -> World:
         index=index,
         mesh=made,
         data_group=data.get_group(),
-        host_group=dist.new_group(backend="gloo", timeout=PATIENCE) if backend != "gloo" else None,
+        host_group=None if own or backend == "gloo" else dist.new_group(backend="gloo", timeout=PATIENCE),
         own=own,
     )
+
+
+def _backends(device: torch.device, backend: str) -> str:
+    """Return what tensors on the host and those on the device are sent by, in every group that is made: what a rollout counts and
+    gradients that are kept on the host are summed too, without waiting for the device.
+    """
+    return backend if device.type == "cpu" or backend == "gloo" else f"cpu:gloo,{device.type}:{backend}"
 
 
 @dataclass(slots=True)
