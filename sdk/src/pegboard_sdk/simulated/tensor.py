@@ -39,6 +39,10 @@ class Far(Tensor):
         owner = next(x.owner for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, Far))
         return owner.compute(func, args, kwargs or {})
 
+    def data_ptr(self) -> int:
+        """Return where its values are, for kernels of the device that are told addresses."""
+        return self.near.data_ptr()
+
     def tolist(self) -> Any:
         """Wait for the values."""
         self.owner.wait("tolist")
