@@ -44,7 +44,7 @@ class LoraSlots(AdapterSlots):
         self._default = named(None, model)
         self._sites = self._make_sites()
         self._tables = {
-            name: EmbeddingSite(self, EmbeddingBank(num_slots, layer.weight.shape[1], max_rank))  # type: ignore[index]
+            name: EmbeddingSite(self, EmbeddingBank(num_slots, layer.weight.shape[1], max_rank))
             for name, layer in self._embeddings.items()
         }
         self._loaded: dict[int, list[str]] = {}
@@ -116,9 +116,8 @@ class LoraSlots(AdapterSlots):
                     f"the adapter's rank for {name} is {rank}, above max_adapter_rank, {self._max_rank}",
                     fix=f"raise max_adapter_rank, or {_MERGE}",
                 )
-            files[name] = of_a, of_b = (
-                peft_embedding_names(name) if name in further else peft_names(name, magnitude=False)
-            )
+            of_a, of_b = peft_embedding_names(name) if name in further else peft_names(name, magnitude=False)
+            files[name] = of_a, of_b
             outputs, inputs = self._sizes(name)
             shapes |= {of_a: (rank, inputs), of_b: (outputs, rank)}
         tensors = self._without_base(tensors, [name for name in names if name in further])
@@ -163,7 +162,7 @@ class LoraSlots(AdapterSlots):
         """Return the tensors but the base's own embeddings, which PEFT saves beside an adapter of them. Raises ConfigError for others."""
         found = dict(tensors)
         for name in tables:
-            weight: Any = self._embeddings[name].weight
+            weight = self._embeddings[name].weight
             own = found.pop(peft_base_name(name), None)
             if own is not None and (own.shape != weight.shape or not torch.equal(own.to(weight), weight)):
                 raise ConfigError(
@@ -177,7 +176,7 @@ class LoraSlots(AdapterSlots):
         if name not in self._embeddings:
             layer: Any = self._layers[name]
             return layer.out_features, layer.in_features
-        table: Any = self._embeddings[name]
+        table = self._embeddings[name]
         if table.region is not None:
             raise ConfigError(
                 f"the adapter targets {name}, whose rows are divided among processes: it cannot be one of several",
@@ -196,18 +195,18 @@ class LoraSlots(AdapterSlots):
                     layer = self._layers[name]
                     put(self._model, name, layer if wrapped else RowLinear(layer, site, index))
         for name, table in self._tables.items():
-            layer = self._embeddings[name]
-            put(self._model, name, RowEmbedding(layer, table) if name in wanted else layer)
+            embedding = self._embeddings[name]
+            put(self._model, name, RowEmbedding(embedding, table) if name in wanted else embedding)
 
 
 def slots_bytes(model: nn.Module, *, num_slots: int, max_rank: int, dtype: torch.dtype) -> int:
     """Return the bytes of `num_slots` slots that hold adapters of rank `max_rank` on every layer, and the embeddings."""
     sizes = (layer.in_features + layer.out_features for layer in adaptable(model).values())  # type: ignore[operator]
     each = sum(sizes) * max_rank * _product_dtype(model, dtype).itemsize
-    tables = sum(sum(layer.weight.shape) for layer in embeddings(model).values())  # type: ignore[misc, union-attr, arg-type]
+    tables = sum(sum(layer.weight.shape) for layer in embeddings(model).values())
     # Beside the factors of each slot, those of a few sets of slots lie side by side; not of embeddings.
     beside = int(each) * num_slots * (1 if num_slots == 1 else 1 + SETS)
-    return beside + int(tables) * max_rank * _product_dtype(model, dtype).itemsize * num_slots
+    return beside + tables * max_rank * _product_dtype(model, dtype).itemsize * num_slots
 
 
 def _product_dtype(model: nn.Module, dtype: torch.dtype) -> torch.dtype:

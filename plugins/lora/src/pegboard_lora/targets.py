@@ -30,9 +30,9 @@ def adaptable(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def embeddings(model: nn.Module) -> dict[str, nn.Module]:
+def embeddings(model: nn.Module) -> dict[str, Embedding]:
     """Return the tables of embeddings, by name: plain ones, not adapted already."""
-    return {name: module for name, module in model.named_modules() if type(module) is Embedding}
+    return {name: module for name, module in model.named_modules() if isinstance(module, Embedding)}
 
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:
