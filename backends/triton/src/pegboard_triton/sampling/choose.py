@@ -256,12 +256,14 @@ def sample(
         found: tuple[Tensor, Tensor] = _launch(logits, None, None, False)
         return found
     rows = len(logits)
-    packed = np.zeros(6 * rows, np.float32)  # of which the first 2 are float64: one copy to the device is enough
+    # One copy to the device is enough; from memory that is not pinned the host might wait for it.
+    host = torch.empty(6 * rows, dtype=torch.float32, pin_memory=logits.device.type != "cpu")
+    packed = host.numpy()  # of which the first 2 are float64
     packed[: 2 * rows].view(np.float64)[:] = uniform
     columns = packed[2 * rows :].reshape(4, rows)
     for own, given, off in zip(columns, (temperature, top_k, top_p, min_p), (0, 0, 1, 0), strict=True):
         own[:] = off if given is None else given
-    held = torch.from_numpy(packed).to(logits.device, non_blocking=True)
+    held = host.to(logits.device, non_blocking=True)
     cut = bool((columns[1] > 0).any() or (columns[2] < 1).any())
     found = _launch(logits, held[: 2 * rows].view(torch.float64), held[2 * rows :], cut)
     return found
