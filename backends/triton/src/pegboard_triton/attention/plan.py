@@ -113,7 +113,7 @@ class CachedPlan:
 
     On the device, int32: items [num_items, 8], chunks of keys of the sequences that have at most FEW new tokens, see ITEM. pages: all pages
     of all sequences. slots [T]. For the other sequences: seq_lens [N], starts [N + 1], the first row of each, and page_starts [N], where
-    its pages begin; tiles. counters: [N, kv_heads], zeros.
+    its pages begin; tiles. counters: [N * kv_heads], zeros.
 
     num_sequences, num_tokens: N and T. most_queries: most new tokens of a sequence of items. few, many: whether there are any items, any
     tiles. Sequences that are `apart` are in neither.
@@ -176,6 +176,7 @@ class CachedPlan:
             "starts": others + 1,
             "page_starts": others,
             "slots": tokens,
+            "counters": others * self.layout.num_kv_heads,
         }
         sizes["pages"] = pages
         self._places: dict[str, int] = {}
@@ -230,9 +231,10 @@ class CachedPlan:
             packed[at["seq_lens"] : at["seq_lens"] + len(lens)] = lens
             packed[at["starts"] : at["starts"] + len(starts)] = starts
             packed[at["page_starts"] : at["page_starts"] + len(lens)] = begins
+            packed[at["counters"] : at["pages"]] = 0
         if slots.device.type == "cpu":
             packed[at["slots"] : at["slots"] + len(slots)] = slots.numpy()
-            packed[at["slots"] + len(slots) : at["pages"]] = 0
+            packed[at["slots"] + len(slots) : at["counters"]] = 0
         packed[at["pages"]] = 0
         packed[at["pages"] + 1 :] = pages.reshape(-1)
         self._memory[: len(packed)].copy_(host, non_blocking=True)
@@ -246,8 +248,6 @@ class CachedPlan:
         self.most_queries = int(queries[few].max()) if self.few else 1
         self.num_tokens = int(queries.sum())
         self._lay_out(len(lens), self.num_tokens, items, pages)
-        rows = len(lens) if self.few else 0
-        self.counters = torch.zeros(rows, self.layout.num_kv_heads, dtype=torch.int32, device=self._device)
         self.tiles = _Tiles(many, queries, lens, self._device)
 
     def _padded(self, queries: Array, lens: Array, pages: int) -> tuple[Array, Array]:
