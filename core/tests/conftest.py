@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -165,20 +166,20 @@ def site(plugin_site: Site) -> Site:
 
 
 @pytest.fixture
-def hang(site: Site, monkeypatch: pytest.MonkeyPatch) -> str:
+def hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Lines of a module that never comes to its end. Time limits of child processes count from when they reach it, so that no
     machine is too slow for what comes before.
     """
 
     class Child(subprocess.Popen[str]):
         def communicate(self, input: str | None = None, timeout: float | None = None) -> tuple[str, str]:
-            hangs = site.folder / f"hangs-{self.pid}"
+            hangs = tmp_path / f"hangs-{self.pid}"
             while timeout is not None and self.poll() is None and not hangs.exists():
                 time.sleep(0.01)
             return super().communicate(input, timeout)
 
     monkeypatch.setattr(subprocess, "Popen", Child)
-    return f"import os, time\nopen(f'{site.folder}/hangs-{{os.getpid()}}', 'w').close()\ntime.sleep(6000)\n"
+    return f"import os, time\nopen(f'{tmp_path}/hangs-{{os.getpid()}}', 'w').close()\ntime.sleep(6000)\n"
 
 
 RECIPE = """

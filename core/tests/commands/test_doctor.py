@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+# However slow the machine is, nothing hangs that does not say so.
+pytestmark = pytest.mark.usefixtures("hang")
+
 DOOR = "from pegboard.plugins.spec import PluginSpec, Probe\n"
 PLATFORM = """
 from pegboard.interfaces.platform import DeviceInfo, Platform

@@ -9,6 +9,9 @@ import pytest
 
 from pegboard.commands.plugins import table
 
+# However slow the machine is, nothing hangs that does not say so.
+pytestmark = pytest.mark.usefixtures("hang")
+
 DOOR = "from pegboard.plugins.spec import PluginSpec\n"
 GOOD = DOOR + "S = PluginSpec(kind='adapter', target='{m}:T', schema='{m}:O', capabilities={{'kinds': ['a', 'b']}})\n"
 OPTIONS = "from pydantic import BaseModel\nclass O(BaseModel):\n    rank: int = 8\n"
