@@ -1,13 +1,15 @@
 """A fused mixture-of-experts layer on a GPU: milliseconds by tokens, beside the floor, the targets and, with --peer, vLLM's.
 
-    python benchmarks/moe.py [qwen3-30b-a3b] [--weights bf16] [--tokens 1,8,128,2048,8192] [--peer] [--products] [--sweep] [--json FILE]
+    python benchmarks/moe.py [qwen3-30b-a3b] [--weights bf16] [--tokens 1,8,128,2048,8192] [--peer] [--json FILE]
+        [--products | --sweep | --variants]
 
 Routing is given; ordering, both products, the activation and the weighted sum are timed. `graph` is the time in a device graph that runs
 several inputs one after the other, as decoding does; `alone` that of a call by itself, its launches included, with cold caches (what
 `triton.testing.do_bench` gives; the peer is timed so). The floor is the larger of the bytes of the experts that are used at --copy TB/s
 and the arithmetic at --matmul TFLOP/s. Each row's first tokens are checked against float64. --products times products of few rows
 with matrices in bf16 and in fewer bits, in GB/s of the weight as it is stored. --sweep tries block sizes and prints the best,
-to be written to tuned/moe_*.json. Needs pegboard-triton and a GPU.
+to be written to tuned/moe_*.json; --variants only what is not the default yet for many rows an expert: blocks with a tail, and the
+order by ranks. Needs pegboard-triton and a GPU.
 """
 
 from __future__ import annotations
@@ -76,13 +78,14 @@ def alone_ms(work: Callable[[], Any]) -> float:
 
 
 class Layer:
-    """Weights of a shape, and the op on them. form: bf16, int8, fp8 or int4."""
+    """Weights of a shape, and the op on them. form: bf16, int8, fp8, int4 or nf4."""
 
     def __init__(self, shape: Shape, form: str) -> None:
         self.shape, self.form = shape, form
         experts, _, hidden, inner = shape
         generator = torch.Generator("cuda").manual_seed(1)
-        make = {"bf16": self._plain, "int8": self._int8, "fp8": self._fp8, "int4": self._int4}[form]
+        made = {"bf16": self._plain, "int8": self._int8, "fp8": self._fp8, "int4": self._int4, "nf4": self._nf4}
+        make = made[form]
         self.bytes_each = 0
         self.parts = [
             make(torch.randn(experts, rows, columns, device="cuda", dtype=torch.bfloat16, generator=generator) * 0.02)
@@ -150,6 +153,20 @@ class Layer:
         self._count(packed, scales)
         wide = lambda e: (codes[e].double() - 8) * scales[e].repeat_interleave(GROUP, 1)  # noqa: E731
         return Experts(INT4, packed, scales, weight.shape[2], 1, GROUP), wide
+
+    def _nf4(self, weight: Tensor) -> tuple[Any, Callable[[int], Tensor]]:
+        from pegboard.blockwise import normal_table
+        from pegboard_triton.moe.nf4 import nf4_experts
+
+        codes, scales = normal_table().quantise(weight, 64)
+        packed = (codes[::2] << 4) | codes[1::2]
+        packed, scales = packed.view(self.shape.experts, -1), scales.view(self.shape.experts, -1)
+        self._count(packed, scales)
+        values = normal_table().values.cuda().double()
+        codes, wide_scales = codes.view(weight.shape), scales.double().repeat_interleave(64, 1).view(weight.shape)
+        return nf4_experts(
+            packed, scales, None, None, weight.shape[2]
+        ), lambda e: values[codes[e].int()] * wide_scales[e]
 
 
 def inputs(shape: Shape, tokens: int, count: int) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -316,16 +333,79 @@ def sweep(shape: Shape, tokens: Sequence[int]) -> None:
             print(f"{product:8} {count:6} tokens {ms * 1e3:8.1f} us {json.dumps(use)}")
 
 
+def changed(product: str, base: Mapping[str, int]) -> list[dict[str, int]]:
+    """Return the stored settings and some with tails beside them."""
+    found = [dict(base)]
+    for tail, stages, warps in ((16, 3, 8), (32, 3, 8), (32, 4, 8), (64, 3, 8), (64, 2, 8), (32, 3, 4)):
+        use = {**base, "TAIL": tail, "num_stages": stages, "num_warps": warps}
+        n = use["BLOCK_N"] * (2 if product == "gate_up" else 1)
+        if (use["BLOCK_M"] + tail + n) * use["BLOCK_K"] * 2 * stages < 225_000:
+            found.append(use)
+    return found
+
+
+def variants(shape: Shape, tokens: Sequence[int]) -> None:
+    """Time ordering, both products and the whole layer, with what is stored and with what could be."""
+    from pegboard_triton.moe import forward, moe, order
+    from pegboard_triton.tuning import choice
+
+    device = torch.device("cuda")
+    jobs = []
+    for count in tokens:
+        pairs = count * shape.top_k
+        sizes = {"bytes": 2, "rows": -(-pairs // shape.experts), "pairs": pairs}
+        for product in ("gate_up", "down"):
+            jobs += [(product, count, use) for use in changed(product, choice(f"moe_{product}", device, **sizes))]
+    workers = min(12, os.cpu_count() or 1)
+    torch.multiprocessing.spawn(_compile, args=(workers, shape, jobs), nprocs=workers)
+    layer = Layer(shape, "bf16")
+    stored = order.choice
+    for count in tokens:
+        best: dict[str, dict[str, int]] = {}
+        routings = inputs(shape, count, 4)
+        for way in (order.CHUNKS, order.RANKS):
+            order.choice = lambda *_, way=way, **__: {"way": way}
+            ms = graph_ms([partial(order.order_pairs, ids, shape.experts) for _, ids, _ in routings])
+            print(f"order    {count:6} tokens {ms * 1e3:8.1f} us  way {way}", flush=True)
+        for product in ("gate_up", "down"):
+            times = []
+            for use in [use for name, number, use in jobs if (name, number) == (product, count)]:
+                try:
+                    times.append((try_one(layer, product, count, use, 3), use))
+                except Exception as error:  # what does not fit is no candidate
+                    print(product, use, type(error).__name__, flush=True)
+                    continue
+                print(f"{product:8} {count:6} tokens {times[-1][0] * 1e3:8.1f} us  {json.dumps(use)}", flush=True)
+            best[product] = min(times, key=lambda one: one[0])[1]
+
+        def combined(x: Tensor, ids: Tensor, weights: Tensor, best: Mapping[str, dict[str, int]] = best) -> Tensor:
+            routing = forward.route(ids, shape.experts, forward.SORTED)
+            act = forward.gate_up(x, layer.parts[0][0], routing, "silu", best["gate_up"])
+            return forward.down(act, layer.parts[1][0], routing, weights, best["down"])
+
+        order.choice = stored
+        right = moe(routings[0][0], layer.parts[0][0], layer.parts[1][0], *routings[0][1:])
+        before = graph_ms([partial(layer, *one) for one in routings])
+        order.choice = lambda *_, **__: {"way": order.RANKS}
+        error = float((combined(*routings[0]).double() - right.double()).norm() / right.double().norm())
+        after = graph_ms([partial(combined, *one) for one in routings])
+        order.choice = stored
+        print(
+            f"layer    {count:6} tokens {before:.4f} -> {after:.4f} ms, wanted {TARGETS.get(count)}, error {error:.5f}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("shape", nargs="?", default="qwen3-30b-a3b", choices=SHAPES)
-    parser.add_argument("--weights", default="bf16", choices=("bf16", "int8", "fp8", "int4"))
+    parser.add_argument("--weights", default="bf16", choices=("bf16", "int8", "fp8", "int4", "nf4"))
     parser.add_argument("--tokens", default="1,2,4,8,16,32,64,128,256,512,1024,2048,4096,8192")
     parser.add_argument("--copy", type=float, default=4.3, help="TB/s of a copy on this card")
     parser.add_argument("--matmul", type=float, default=775, help="TFLOP/s of a large bf16 product on this card")
     parser.add_argument("--peer", action="store_true", help="time vLLM's fused_experts beside ours")
     parser.add_argument("--products", action="store_true", help="time products of few rows instead")
     parser.add_argument("--sweep", action="store_true", help="try block sizes instead")
+    parser.add_argument("--variants", action="store_true", help="time what is not the default yet, beside what is")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     tokens = [int(count) for count in options.tokens.split(",")]
@@ -336,6 +416,9 @@ def main() -> None:
         return
     if options.sweep:
         sweep(shape, tokens)
+        return
+    if options.variants:
+        variants(shape, tokens)
         return
     compile_first(shape, options.weights, tokens)
     layer = Layer(shape, options.weights)

@@ -135,9 +135,14 @@ def test_same_bits_again(device: torch.device) -> None:
         assert torch.equal(launched(way, use, *inputs), launched(way, use, *inputs))
 
 
+@pytest.mark.parametrize("way", [order.CHUNKS, order.RANKS])
 @pytest.mark.parametrize(("pairs", "experts", "few"), [(1, 1, 64), (300, 5, 4096), (700, 6, 16), (50, 128, 16)])
-def test_order(pairs: int, experts: int, few: int, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_order(
+    pairs: int, experts: int, few: int, way: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(order, "choice", lambda *_, **__: {"way": way})
     monkeypatch.setattr(order, "_FEW", few)
+    monkeypatch.setattr(order, "_RANKED", 64)
     monkeypatch.setattr(order, "_PART", 64)
     monkeypatch.setattr(order, "_MOST_CHUNKS", 5)
     ids = torch.randint(-1, experts + 1, (pairs, 1), generator=torch.Generator().manual_seed(1)).to(device)

@@ -36,6 +36,12 @@ def _order_variants() -> Iterator[Variant]:
     types = {**placed, "counts": "*i32", "chunks": "i32"}
     constants = {**chunked, "ROWS": 16, "SHARE": 8, "PLACES": True}
     yield Variant("moe.place_chunks", order.place_chunks, types, constants, {"num_warps": 4})
+    wide = {"EXPERTS": 128, "WIDTH": 128}
+    types = {"counts": "*i32", "starts": "*i32", "offsets": "*i32", "chunks": "i32"}
+    yield Variant("moe.start_chunks", order.start_chunks, types, {**wide, "ROWS": 32, "COLUMNS": 16}, {"num_warps": 4})
+    types = {"ids": "*i64", "starts": "*i32", "order": "*i32", "places": "*i32", "pairs": "i32"}
+    ranked = {**wide, "CHUNK": 256, "STEP": 32, "PLACES": True}
+    yield Variant("moe.place_ranked", order.place_ranked, types, ranked, {"num_warps": 4})
 
 
 def _tile_variants(kind: str) -> Iterator[Variant]:

@@ -12,12 +12,19 @@ import triton.language as tl
 from torch import Tensor
 
 from pegboard_triton.kernel import kernel
+from pegboard_triton.tuning import choice
 
 _FEW = 2048
 """Pairs up to which each expert looks for its own; with more, pairs are counted in chunks first."""
 
 _PART, _MOST_CHUNKS, _SHARE = 1024, 128, 8
 """Pairs that a program looks at at once, chunks at most, and experts that a program places."""
+
+CHUNKS, RANKS = range(2)
+"""Ways for many pairs: expert by expert in long chunks, or each pair by how many of its expert come before it in a short one."""
+
+_RANKED, _STEP, _COLUMNS = 256, 32, 16
+"""Pairs of a short chunk, how many of them all are compared with at once, and experts whose starts a program adds up."""
 
 
 @kernel
@@ -100,6 +107,67 @@ def place_chunks(
             start += tl.sum(own, 0)
 
 
+@kernel
+def start_chunks(
+    counts,
+    starts,
+    offsets,
+    chunks,
+    EXPERTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """One program COLUMNS experts: where the pairs of each chunk begin, starts [chunks, WIDTH], from counts [chunks, WIDTH]."""
+    index = tl.arange(0, WIDTH)
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros([WIDTH], tl.int32)
+    for first in range(0, chunks, ROWS):
+        row = first + tl.arange(0, ROWS)
+        total += tl.sum(tl.load(counts + row[:, None] * WIDTH + index[None, :], mask=row[:, None] < chunks, other=0), 0)
+    # Those of the experts before each of ours.
+    begin = tl.sum(tl.where(index[None, :] < column[:, None], total[None, :], 0), 1)
+    tl.store(offsets + column, begin, mask=column < EXPERTS)
+    if tl.program_id(0) == 0:
+        tl.store(offsets + EXPERTS, tl.sum(total, 0))
+    for first in range(0, chunks, ROWS):
+        row = first + tl.arange(0, ROWS)
+        place = row[:, None] * WIDTH + column[None, :]
+        own = tl.load(counts + place, mask=row[:, None] < chunks, other=0)
+        tl.store(starts + place, begin[None, :] + tl.cumsum(own, 0) - own, mask=row[:, None] < chunks)
+        begin += tl.sum(own, 0)
+
+
+@kernel
+def place_ranked(
+    ids,
+    starts,
+    order,
+    places,
+    pairs,
+    EXPERTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CHUNK: tl.constexpr,
+    STEP: tl.constexpr,
+    PLACES: tl.constexpr,
+):
+    """One program a chunk: each pair goes behind those of its expert that come before it there. STEP: pairs that are compared at once."""
+    begin = tl.program_id(0) * CHUNK
+    index = tl.arange(0, CHUNK)
+    found = tl.load(ids + begin + index, mask=begin + index < pairs, other=-1).to(tl.int32)
+    known = (found >= 0) & (found < EXPERTS)
+    rank = tl.zeros([CHUNK], tl.int32)
+    for first in range(0, CHUNK, STEP):
+        other = first + tl.arange(0, STEP)
+        theirs = tl.load(ids + begin + other, mask=begin + other < pairs, other=-1).to(tl.int32)
+        same = (theirs[None, :] == found[:, None]) & (other[None, :] < index[:, None])
+        rank += tl.sum(same.to(tl.int32), 1)
+    place = tl.load(starts + tl.program_id(0) * WIDTH + found, mask=known, other=0) + rank
+    tl.store(order + place, begin + index, mask=known)
+    if PLACES:
+        tl.store(places + begin + index, place, mask=known)
+
+
 def order_pairs(expert_ids: Tensor, experts: int, places: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return (order [P] int32, offsets [E + 1] int32): pairs of expert e are order[offsets[e] : offsets[e + 1]].
 
@@ -125,6 +193,9 @@ def order_pairs(expert_ids: Tensor, experts: int, places: Tensor | None = None) 
         return order, offsets
     # Histograms have at least as many bins as a warp of any vendor has lanes.
     width = max(triton.next_power_of_2(experts), 64)
+    if choice("moe_order", expert_ids.device, pairs=pairs)["way"] == RANKS:
+        _by_rank(expert_ids, experts, width, order, offsets, places)
+        return order, offsets
     chunk = max(_PART, triton.next_power_of_2(triton.cdiv(pairs, _MOST_CHUNKS)))
     chunks = triton.cdiv(pairs, chunk)
     counts = torch.empty(chunks, width, dtype=torch.int32, device=expert_ids.device)
@@ -144,3 +215,19 @@ def order_pairs(expert_ids: Tensor, experts: int, places: Tensor | None = None) 
         **sizes,
     )
     return order, offsets
+
+
+def _by_rank(
+    expert_ids: Tensor, experts: int, width: int, order: Tensor, offsets: Tensor, places: Tensor | None
+) -> None:
+    """Write `order`, `offsets` and `places` as of `order_pairs`. width: a power of two, of experts at least."""
+    pairs = expert_ids.numel()
+    chunks = triton.cdiv(pairs, _RANKED)
+    counts, starts = torch.empty(2, chunks, width, dtype=torch.int32, device=expert_ids.device).unbind()
+    sizes = {"EXPERTS": experts, "WIDTH": width, "num_warps": 4}
+    count_chunks[(chunks,)](expert_ids, counts, pairs, CHUNK=_RANKED, PART=_RANKED, **sizes)
+    rows = max(4096 // width, 1)
+    start_chunks[(width // _COLUMNS,)](counts, starts, offsets, chunks, ROWS=rows, COLUMNS=_COLUMNS, **sizes)
+    place_ranked[(chunks,)](
+        expert_ids, starts, order, places, pairs, CHUNK=_RANKED, STEP=_STEP, PLACES=places is not None, **sizes
+    )
