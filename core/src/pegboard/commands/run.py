@@ -23,15 +23,19 @@ def run(recipe: str, config: str | None, nproc: int | None, launcher: str, overr
     `peg config list RECIPE` names the configs, `peg config show RECIPE` prints every key. Processes that torchrun or another launcher of
     that kind has started find each other by themselves.
     """
-    from pegboard.config import load_config
-    from pegboard.config.resolve import disabled_plugins, recipe_spec
-    from pegboard.plugins.load import Registry
+    from pegboard.garbage import uncollected
 
-    registry = Registry.discover()
-    resolved = load_config(registry, recipe, config, overrides)
-    registry = registry.without(disabled_plugins(resolved))
-    if nproc is not None:
-        chosen = [] if config is None else ["--config", config]
-        raise SystemExit(registry.create("launcher", launcher).launch(["run", recipe, *chosen, *overrides], nproc))
-    spec = recipe_spec(registry, recipe)
-    registry.load("recipe", recipe)().run(spec, resolved, registry)
+    with uncollected():
+        from pegboard.config import load_config
+        from pegboard.config.resolve import disabled_plugins, recipe_spec
+        from pegboard.plugins.load import Registry
+
+        registry = Registry.discover()
+        resolved = load_config(registry, recipe, config, overrides)
+        registry = registry.without(disabled_plugins(resolved))
+        if nproc is not None:
+            chosen = [] if config is None else ["--config", config]
+            raise SystemExit(registry.create("launcher", launcher).launch(["run", recipe, *chosen, *overrides], nproc))
+        spec = recipe_spec(registry, recipe)
+        loaded = registry.load("recipe", recipe)()
+    loaded.run(spec, resolved, registry)
