@@ -13,7 +13,7 @@ from pegboard_engine import LLM
 from pegboard_evaluate.perplexity import perplexity
 
 TEXT = (Path(__file__).parents[2] / "LICENSE").read_text()
-CHARACTERS = 3_000  # 600 tokens
+CHARACTERS = 6_000  # 1,200 tokens or so
 
 
 @cache
@@ -22,13 +22,6 @@ def measured(model: Path, platform: str, dtype: str) -> float:
         found = perplexity(llm, TEXT[:CHARACTERS])
     assert found.tokens > 500
     return found.figures()["perplexity"]
-
-
-@pytest.mark.slow
-def test_on_the_host(smollm2: Path) -> None:
-    exact = measured(smollm2, "cpu", "float32")
-    assert 1 < exact < 50
-    assert measured(smollm2, "cpu", "bfloat16") == pytest.approx(exact, rel=0.005)
 
 
 @pytest.mark.gpu
