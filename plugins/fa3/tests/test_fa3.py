@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pegboard import reference
+from pegboard.errors import PluginError
 from pegboard.plugins.spec import Probe
 from pegboard.types import AttentionInputs, AttentionSpec
 from pegboard_fa3 import backend as subject
@@ -140,6 +141,12 @@ def test_without_the_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fa3_fwd_config", None)
     told = subject.Fa3Attention().unsupported(AttentionSpec(0, 4, 2, 128, 0.1), torch.bfloat16)
     assert told is not None and told.startswith("fa3-fwd cannot be imported")
+    monkeypatch.setitem(sys.modules, "fa3_fwd_interface", None)
+    backend, x = subject.Fa3Attention(), torch.zeros(2, 2, 64, dtype=torch.bfloat16)
+    plan = backend.plan(AttentionInputs([2], [2]), x.device, None)
+    with pytest.raises(PluginError, match="fa3-fwd cannot be imported") as raised:
+        backend.attend(x, x, x, AttentionSpec(0, 2, 2, 64, 0.1), plan, None)
+    assert raised.value.fix is not None and "pegboard-fa3[kernels]" in raised.value.fix
 
 
 def test_the_probe_says_how_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pegboard import reference
+from pegboard.errors import PluginError
 from pegboard.types import AttentionInputs, AttentionSpec
 from pegboard_flash_attn_4.backend import FlashAttn4Attention
 from pegboard_flash_attn_4.plugin import SPEC
@@ -109,6 +110,15 @@ def test_what_is_passed() -> None:
 def test_what_it_lacks_is_refused(changes: dict[str, Any], dtype: torch.dtype, reason: str) -> None:
     layer = {"layer": 0, "num_heads": 4, "num_kv_heads": 2, "head_dim": 128, "scale": 0.1} | changes
     assert reason in (FlashAttn4Attention().unsupported(AttentionSpec(**layer), dtype) or "")
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", None)
+    backend, x = FlashAttn4Attention(), torch.zeros(2, 2, 64, dtype=torch.bfloat16)
+    plan = backend.plan(AttentionInputs([2], [2]), x.device, None)
+    with pytest.raises(PluginError, match="flash-attn-4 cannot be imported") as raised:
+        backend.attend(x, x, x, AttentionSpec(0, 2, 2, 64, 0.1), plan, None)
+    assert raised.value.fix is not None and "pegboard-flash-attn-4[kernels]" in raised.value.fix
 
 
 def test_the_probe_gives_a_reason() -> None:

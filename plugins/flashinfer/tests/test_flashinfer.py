@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pegboard import reference
-from pegboard.errors import ConfigError
+from pegboard.errors import ConfigError, PluginError
 from pegboard.types import AttentionInputs, AttentionSpec, KVLayout
 from pegboard_flashinfer.backend import FlashInferAttention
 from pegboard_flashinfer.plugin import SPEC
@@ -173,6 +173,15 @@ def test_mistakes_of_a_caller() -> None:
         backend.attend(x, x, x, spec, plan, None)
     with pytest.raises(ConfigError, match="no gradients"):
         backend.attend(x.clone().requires_grad_(), x, x, spec, plan, None)
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flashinfer", None)
+    backend, x = FlashInferAttention(), torch.zeros(2, 2, 64, dtype=torch.bfloat16)
+    plan = backend.plan(AttentionInputs([2], [2]), x.device, None)
+    with pytest.raises(PluginError, match="flashinfer-python cannot be imported") as raised:
+        backend.attend(x, x, x, AttentionSpec(0, 2, 2, 64, 0.1), plan, None)
+    assert raised.value.fix is not None and "pegboard-flashinfer[kernels]" in raised.value.fix
 
 
 def test_the_probe_gives_a_reason() -> None:

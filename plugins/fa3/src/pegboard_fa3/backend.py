@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pegboard.errors import PluginError
 from pegboard.packed import PackedAttention, PackedPlan
 from pegboard.types import AttentionSpec
 
@@ -22,8 +24,8 @@ class Fa3Attention(PackedAttention):
     def unsupported(self, spec: AttentionSpec, dtype: torch.dtype) -> str | None:
         try:
             left_out = _left_out()
-        except ImportError as error:
-            return f"fa3-fwd cannot be imported: {error}"
+        except PluginError as error:
+            return error.message
         if not spec.causal:
             return "only causal attention is computed"
         halves = (torch.bfloat16,) if "FP16" in left_out else (torch.bfloat16, torch.float16)
@@ -38,11 +40,9 @@ class Fa3Attention(PackedAttention):
         return None
 
     def packed(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, plan: PackedPlan) -> Tensor:
-        from fa3_fwd_interface import flash_attn_varlen_func
-
         # Both ends of a window are counted without the query itself.
         window = (-1, -1) if spec.window is None else (spec.window - 1, 0)
-        out: Tensor = flash_attn_varlen_func(
+        out: Tensor = _function()(
             q,
             k,
             v,
@@ -58,11 +58,28 @@ class Fa3Attention(PackedAttention):
         return out
 
 
+def _function() -> Any:
+    """Return the wheel's function. Raises PluginError where it cannot be imported."""
+    try:
+        from fa3_fwd_interface import flash_attn_varlen_func
+    except ImportError as error:
+        raise _lacking(error) from error
+    return flash_attn_varlen_func
+
+
 @cache
 def _left_out() -> frozenset[str]:
-    """Return what the wheel was built without, in the words of its own flags, such as "LOCAL" or "FP16"."""
-    import fa3_fwd_config
-
+    """Return what the wheel was built without, in the words of its own flags, such as "LOCAL" or "FP16". Raises PluginError without it."""
+    try:
+        import fa3_fwd_config
+    except ImportError as error:
+        raise _lacking(error) from error
     flags: Mapping[str, bool] = fa3_fwd_config.CONFIG["build_flags"]
     prefix = "FLASHATTENTION_DISABLE_"
     return frozenset(name.removeprefix(prefix) for name, value in flags.items() if name.startswith(prefix) and value)
+
+
+def _lacking(error: ImportError) -> PluginError:
+    return PluginError(
+        f"fa3-fwd cannot be imported: {error}", fix="pip install 'pegboard-fa3[kernels]', for the torch that is here"
+    )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from pegboard.errors import PluginError
 from pegboard.packed import PackedAttention, PackedPlan
 from pegboard.types import AttentionSpec
 
@@ -27,11 +30,9 @@ class FlashAttn4Attention(PackedAttention):
         return None
 
     def packed(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, plan: PackedPlan) -> Tensor:
-        from flash_attn.cute import flash_attn_varlen_func
-
         # Both ends of a window are counted without the query itself.
         window = (None, None) if spec.window is None else (spec.window - 1, 0)
-        out: Tensor = flash_attn_varlen_func(
+        out: Tensor = _function()(
             q,
             k,
             v,
@@ -45,3 +46,15 @@ class FlashAttn4Attention(PackedAttention):
             softcap=spec.softcap or 0.0,
         )[0]
         return out
+
+
+def _function() -> Any:
+    """Return the library's function. Raises PluginError where it cannot be imported."""
+    try:
+        from flash_attn.cute import flash_attn_varlen_func
+    except ImportError as error:
+        raise PluginError(
+            f"flash-attn-4 cannot be imported: {error}",
+            fix="pip install 'pegboard-flash-attn-4[kernels]', for the torch that is here",
+        ) from error
+    return flash_attn_varlen_func

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pegboard.errors import PluginError
 from pegboard.types import AttentionInputs, AttentionSpec, KVLayout
 
 Workspace = Callable[[torch.device], Tensor]
@@ -21,11 +22,13 @@ class _Plan:
         self._device, self._workspace = device, workspace
         self._wrappers: dict[tuple[Any, ...], Any] = {}
 
-    def _wrapper(self, cls: Any, batch: Sequence[Any], spec: AttentionSpec, dtype: torch.dtype, *sizes: int) -> Any:
-        """Return the wrapper for such layers. batch: what `plan` takes first. sizes: what it takes behind the width of heads."""
+    def _wrapper(self, kind: str, batch: Sequence[Any], spec: AttentionSpec, dtype: torch.dtype, *sizes: int) -> Any:
+        """Return the wrapper for such layers. kind: "Ragged" or "Paged". batch: what `plan` takes first. sizes: what it takes behind the
+        width of heads.
+        """
         key = (spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.scale, spec.window, spec.softcap, dtype)
         if key not in self._wrappers:
-            wrapper = cls(self._workspace(self._device), "NHD")
+            wrapper = _library(kind)(self._workspace(self._device), "NHD")
             wrapper.plan(
                 *batch,
                 spec.num_heads,
@@ -58,9 +61,7 @@ class WholePlan(_Plan):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
         """[T, heads, D] -> [T, heads, D]."""
-        from flashinfer import BatchPrefillWithRaggedKVCacheWrapper
-
-        wrapper = self._wrapper(BatchPrefillWithRaggedKVCacheWrapper, (self.starts, self.starts), spec, q.dtype)
+        wrapper = self._wrapper("Ragged", (self.starts, self.starts), spec, q.dtype)
         out: Tensor = wrapper.run(q, k, v)
         return out
 
@@ -97,13 +98,23 @@ class PagedPlan(_Plan):
 
     def attend(self, q: Tensor, cells: tuple[Tensor, Tensor], spec: AttentionSpec) -> Tensor:
         """[T, heads, D] -> [T, heads, D], the new keys and values being in the cache."""
-        from flashinfer import BatchPrefillWithPagedKVCacheWrapper
-
         batch = (self.starts, self.page_starts, self.pages, self.last)
         # Also for decodes: with rows of one token it computes all heads that share a key head as one tile.
-        wrapper = self._wrapper(BatchPrefillWithPagedKVCacheWrapper, batch, spec, q.dtype, self.layout.page_size)
+        wrapper = self._wrapper("Paged", batch, spec, q.dtype, self.layout.page_size)
         out: Tensor = wrapper.run(q, cells)
         return out
+
+
+def _library(kind: str) -> Any:
+    """Return the library's wrapper of a kind. Raises PluginError where it cannot be imported."""
+    try:
+        import flashinfer
+    except ImportError as error:
+        raise PluginError(
+            f"flashinfer-python cannot be imported: {error}",
+            fix="pip install 'pegboard-flashinfer[kernels]', for the torch that is here",
+        ) from error
+    return getattr(flashinfer, f"BatchPrefillWith{kind}KVCacheWrapper")
 
 
 def _starts(sizes: Sequence[int]) -> Tensor:
