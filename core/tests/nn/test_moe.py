@@ -189,3 +189,47 @@ def test_experts_split_both_ways() -> None:
 
     name = "model.layers.3.mlp.experts.11.up_proj.weight"
     assert [r.style for r in expert_rules() if fnmatchcase(name, r.pattern)] == ["column", "expert"]
+
+
+def test_divide_passes_the_rule_of_expert_parallel_by() -> None:
+    """A tensor-parallel group splits each expert and keeps all of them, whatever the plan says of another group."""
+    from pegboard.divide import divide
+    from pegboard.nn.dense import dense_causal_lm, dense_parallel_plan
+    from pegboard.nn.parallel import Region
+    from pegboard_sdk.toys.model import MIXTURE
+
+    with torch.device("meta"):
+        model = dense_causal_lm(MIXTURE, mixture=lambda layer: MoE(32, Experts(4, 32, 6), 2, renormalise=True))
+    plan = (*reversed(expert_rules()), *dense_parallel_plan(MIXTURE))
+    assert plan[0].style == "expert"
+    division = divide(model, plan, Region(None, 1, 2))
+    experts = [name for name in division.splits if ".experts." in name]
+    assert len(experts) == 2 * 4 * 3
+    for name in experts:
+        split, shape = division.splits[name], tuple(model.get_parameter(name).shape)
+        assert (split.whole, split.size) == (6, 3)
+        assert shape == ((32, 3) if "down" in name else (3, 32))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_sorted_rows_are_sorted_by_rank(ranks: int) -> None:
+    """What an expert-parallel group would send: each rank's experts read one run of the sorted rows, and give one back."""
+    from pegboard.nn.grouped import GATED, combine, grouped_linear, sort_by_expert
+
+    experts, own = 8, 8 // ranks
+    x = torch.randn(13, HIDDEN, generator=GENERATOR, dtype=torch.float64)
+    gate_up = torch.randn(experts, 2 * INNER, HIDDEN, generator=GENERATOR, dtype=torch.float64)
+    down = torch.randn(experts, HIDDEN, INNER, generator=GENERATOR, dtype=torch.float64)
+    ids = torch.rand(13, experts, generator=GENERATOR).argsort(-1)[:, :K]
+    weights = torch.rand(13, K, generator=GENERATOR, dtype=torch.float64)
+    order, ends = sort_by_expert(ids, experts)
+    counts = ends.view(ranks, own)[:, -1].diff(prepend=ends.new_zeros(1)).tolist()
+    sent = x[order // K].split(counts)
+    back = []
+    for rank, rows in enumerate(sent):
+        held = slice(rank * own, (rank + 1) * own)
+        local = ends[held] - sum(counts[:rank])
+        inner = GATED["silu"](grouped_linear(rows, gate_up[held], local))
+        back.append(grouped_linear(inner, down[held], local))
+    right = reference.OPS["moe"](x, gate_up, down, ids, weights)
+    torch.testing.assert_close(combine(torch.cat(back), order, weights), right)
