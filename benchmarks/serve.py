@@ -146,6 +146,7 @@ def main() -> None:
     parser.add_argument("--max-model-len", type=int, default=4096)
     parser.add_argument("--max-num-tokens", type=int, default=8192, help="of a step")
     parser.add_argument("--no-graphs", action="store_true")
+    parser.add_argument("--rehearse", action="store_true", help="make kernels ready while weights are made")
     parser.add_argument("--platform", default="auto")
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--dtype", default="bfloat16")

@@ -80,6 +80,7 @@ def start(config: Mapping[str, Any], args: argparse.Namespace, tell: Callable[[s
         "max_model_len": args.max_model_len,
         "kv_memory": args.memory if device.type != "cpu" else "256MiB",
         "graphs": not args.no_graphs,
+        "rehearse": args.rehearse,
     }
     engine: Engine = registry.create("engine", options)
     engine.load(built, None, registry)

@@ -63,7 +63,9 @@ def test_first_steps_compile_nothing(name: str) -> None:
 
     def start(*, ahead: bool) -> tuple[PagedEngine, int]:
         built = prepare_model(REGISTRY, files, platform="cuda", attention="triton", dtype="bfloat16")
-        engine = PagedEngine(EngineOptions(page_size=16, max_model_len=64, max_num_seqs=4, kv_memory="16MiB"))
+        engine = PagedEngine(
+            EngineOptions(page_size=16, max_model_len=64, max_num_seqs=4, kv_memory="16MiB", rehearse=True)
+        )
         engine.load(built if ahead else built.load(), None, REGISTRY)
         settle()
         return engine, len(compiled)

@@ -69,7 +69,9 @@ def loaded(dtype: str, config: Mapping[str, Any] = TINY) -> tuple[PagedEngine, d
     """Return an engine with a tiny model, and what was noted while its weights were read."""
     config = {**config, **SIZES}
     files = RandomFiles(REGISTRY.create("model", "tiny"), config, seed=5)
-    engine = PagedEngine(EngineOptions(page_size=16, max_model_len=64, max_num_seqs=3, max_num_tokens=64))
+    engine = PagedEngine(
+        EngineOptions(page_size=16, max_model_len=64, max_num_seqs=3, max_num_tokens=64, rehearse=True)
+    )
     built = prepare_model(REGISTRY, files, platform="rehearsed", attention="triton", dtype=dtype, phase="decode")
     engine.load(built, None, REGISTRY)
     return engine, BEGUN.pop().noted

@@ -95,7 +95,7 @@ def test_a_layer_of_another_kind_is_there_too() -> None:
 
 
 def test_an_engine_rehearses_between_storage_and_weights(prepared: BuiltModel) -> None:
-    engine = PagedEngine(EngineOptions(page_size=16, max_model_len=64, max_num_seqs=3))
+    engine = PagedEngine(EngineOptions(page_size=16, max_model_len=64, max_num_seqs=3, rehearse=True))
     engine.load(prepared, None, REGISTRY)
     (work,) = WORK
     WORK.clear()
@@ -109,8 +109,15 @@ def test_an_engine_rehearses_between_storage_and_weights(prepared: BuiltModel) -
     CLOSED.clear()
 
 
-def test_a_loaded_model_is_not_rehearsed(prepared: BuiltModel) -> None:
+def test_nothing_is_rehearsed_unless_it_is_asked_for(prepared: BuiltModel) -> None:
     engine = PagedEngine(EngineOptions(page_size=16, max_model_len=64, max_num_seqs=3))
+    engine.load(prepared, None, REGISTRY)
+    engine.close()
+    assert not WORK
+
+
+def test_a_loaded_model_is_not_rehearsed(prepared: BuiltModel) -> None:
+    engine = PagedEngine(EngineOptions(page_size=16, max_model_len=64, max_num_seqs=3, rehearse=True))
     engine.load(prepared.load(), None, REGISTRY)
     engine.close()
     assert not WORK
@@ -137,7 +144,7 @@ sys.path.insert(0, {str(__file__.rpartition("/")[0])!r})
 import test_rehearsal as own
 from pegboard.types import SamplingParams
 built = own.prepare(own.TINY)
-engine = own.PagedEngine(own.EngineOptions(page_size=16, max_model_len=64, max_num_seqs=3))
+engine = own.PagedEngine(own.EngineOptions(page_size=16, max_model_len=64, max_num_seqs=3, rehearse=True))
 engine.load(built, None, own.REGISTRY)
 own.WORK.pop()()
 engine.add_request("one", [1, 2, 3], SamplingParams(max_tokens=3, temperature=0.5, top_p=0.9))

@@ -114,6 +114,10 @@ class Rehearsal:
             noting.join()
             self._watched.set()
             self._pool.shutdown()
+        # What no launch took meanwhile is ready: nobody need look for it any more.
+        for kernel, way in self.noted:
+            if isinstance(kernel, Kernel):
+                kernel.pending.pop(way, None)
 
     def note(self, kernel: Kernel | InterpretedKernel, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Have a kernel made ready for such arguments."""

@@ -115,6 +115,7 @@ class CachePlan:
     graphs: whether decode steps may be captured, where platform and attention can.
     count_experts: whether the tokens of each expert of a mixture are counted.
     most_queries: most new tokens of a sequence in a step that is worth capturing; above 1 where proposed tokens are checked.
+    rehearse: whether what the first steps ask of a device is made ready while weights are read (`Platform.rehearse`).
     """
 
     layout: KVLayout
@@ -126,3 +127,4 @@ class CachePlan:
     graphs: bool = True
     count_experts: bool = False
     most_queries: int = 1
+    rehearse: bool = False

@@ -114,6 +114,7 @@ class PagedEngine(Engine):
             options.graphs,
             options.count_experts,
             most_queries,
+            options.rehearse,
         )
         self._executor.load(built, cache, registry)
 

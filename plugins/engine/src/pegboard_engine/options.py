@@ -51,7 +51,8 @@ class EngineOptions(BaseModel):
     one that does not fit. max_logprobs: most log-probabilities a position. max_adapters: adapters that may be loaded at
     once, beside the model; max_adapter_rank: the highest rank of any. grammar: name of a plugin. executor: a plugin that runs the
     steps, speculator: one that guesses at the next tokens, each as a name or a mapping with "use" and its options. count_experts: whether
-    the tokens of each expert of a mixture are counted, for the statistics; by executor "uniproc".
+    the tokens of each expert of a mixture are counted, for the statistics; by executor "uniproc". rehearse: whether a device's kernels
+    are made ready for the first steps while weights are read.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,6 +75,7 @@ class EngineOptions(BaseModel):
     grammar: str = "auto"
     speculator: str | dict[str, Any] | None = None
     count_experts: bool = False
+    rehearse: bool = False
 
     @field_validator("kv_memory")
     @classmethod

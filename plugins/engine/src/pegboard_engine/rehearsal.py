@@ -44,7 +44,7 @@ class Rehearsed:
         self._begun: Rehearsal | None = None
         # Weights in other forms are laid out as they are read, and layers of a tensor-parallel group wait for the others.
         plain = built.quantizer is None and built.division is None and not built.adapted
-        if built.pending and plain and computes_apart(built):
+        if cache.rehearse and built.pending and plain and computes_apart(built):
             built.pending.insert(1, self._begin)
 
     def _begin(self) -> None:
