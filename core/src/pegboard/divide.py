@@ -109,6 +109,7 @@ def _regions(model: CausalLM, division: Division) -> None:
     """Set up where split layers begin and end, and what is local to a rank in them."""
     region = division.region
     enclosed: list[str] = []
+    module: Any
     for name, module in model.named_modules():
         if name.startswith(tuple(enclosed)):
             continue

@@ -133,10 +133,14 @@ def _fp8_moe(fallback: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _nf4_moe(fallback: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def nf4_moe(*values: Any) -> Tensor:
         """Op `nf4_moe` of pegboard-nf4, where a block of weights is part of a row."""
-        x, ids, weights, *activation = values[8:]
+        codes, scales, nested, offset, down_codes, down_scales, down_nested, down_offset, *given = values
+        x, ids, weights, *activation = given
         hidden = x.shape[1]
-        sizes = (hidden, values[4].shape[1] * 2 // max(hidden, 1))
-        found = [nf4_experts(*values[first : first + 4], columns) for first, columns in zip((0, 4), sizes, strict=True)]
+        inner = down_codes.shape[1] * 2 // max(hidden, 1)
+        found = (
+            nf4_experts(codes, scales, nested, offset, hidden),
+            nf4_experts(down_codes, down_scales, down_nested, down_offset, inner),
+        )
         experts = [each for each in found if each is not None]
         out = _packed(experts, x, ids, weights, activation[0] if activation else "silu")
         return fallback(*values) if out is None else out
