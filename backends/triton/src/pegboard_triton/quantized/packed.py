@@ -42,8 +42,9 @@ def widen(tile, FORMAT: tl.constexpr, DTYPE: tl.constexpr, numbers=None):
         half = ((bits & 128) << 8) | ((bits & 127) << 7)
         return half.to(tl.float16, bitcast=True).to(tl.float32).to(DTYPE)
     elif FORMAT == NF4:
-        joined = tl.join(tl.load(numbers + (tile >> 4)).to(DTYPE), tl.load(numbers + (tile & 15)).to(DTYPE))
-        return tl.reshape(joined, [tile.shape[0], 2 * tile.shape[1]])
+        joined = tl.join(tl.load(numbers + (tile >> 4)), tl.load(numbers + (tile & 15)))
+        # Rounded behind the reshape: Triton 3.6 fails on a matrix operand that is one, where blocks are as short as these.
+        return tl.reshape(joined, [tile.shape[0], 2 * tile.shape[1]]).to(DTYPE)
     else:
         joined = tl.join(_code4(tile & 15, DTYPE), _code4(tile >> 4, DTYPE))
         return tl.reshape(joined, [tile.shape[0], 2 * tile.shape[1]])
