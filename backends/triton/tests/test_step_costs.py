@@ -125,11 +125,7 @@ TABLE = {
         {
             "rms_norm_forward": 2,
             "mm": 3,  # q, k and v as one; o; the router
-            "_to_copy": 1,
-            "_softmax": 1,
-            "topk": 1,
-            "sum": 1,
-            "div": 1,  # the router's choice, by torch
+            "choose_experts": 1,
         },
         prompt={"gate_up": 1, "down": 1, "combine": 1},
         decode={"single_gate_up": 1, "single_down": 1},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pegboard_triton.catalogue import Variant
-from pegboard_triton.moe import grouped, order, packed, single, training
+from pegboard_triton.moe import grouped, order, packed, router, single, training
 from pegboard_triton.quantized.packed import FLOAT8, INT4, INT8, NF4
 
 _SHAPE = {"HIDDEN": 2048, "INNER": 768, "EXPERTS": 128}
@@ -18,12 +18,27 @@ _DESCRIBED = {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 32, "GROUP": 1, "DESCRIB
 
 def variants() -> Iterator[Variant]:
     """Yield those of all kernels of mixtures of experts."""
+    yield from _route_variants()
     yield from _order_variants()
     for kind in ("bf16", "fp32"):
         yield from _tile_variants(kind)
         yield from _row_variants(kind)
         yield from _training_variants(kind)
     yield from _packed_variants()
+
+
+def _route_variants() -> Iterator[Variant]:
+    types = {"ids": "*i64", "weights": "*fp32", "tokens": "i32", "stride": "i32"}
+    sizes = {"EXPERTS": 128, "TOP_K": 8, "RENORMALISE": True, "WIDTH": 128, "CHOSEN": 8}
+    for kind in ("bf16", "fp32"):
+        for block in (1, 4):
+            yield Variant(
+                f"moe.choose_experts[{kind},{block}]",
+                router.choose_experts,
+                {"logits": f"*{kind}", **types},
+                {**sizes, "BLOCK_T": block},
+                {"num_warps": block},
+            )
 
 
 def _order_variants() -> Iterator[Variant]:

@@ -13,6 +13,7 @@ from pegboard.ops import registered
 from pegboard_triton.moe.forward import forward
 from pegboard_triton.moe.nf4 import nf4_experts, nf4_grouped
 from pegboard_triton.moe.packed_forward import Experts, packed_forward
+from pegboard_triton.moe.router import moe_route
 from pegboard_triton.moe.training import Mixture
 from pegboard_triton.operators import TYPES, differentiates, on, operator, takes
 from pegboard_triton.quantized.packed import FLOAT8, INT4, INT8
@@ -159,7 +160,7 @@ def _packed(experts: list[Experts], x: Tensor, ids: Tensor, weights: Tensor, act
 
 
 def replacements(phase: Phase, dtype: torch.dtype) -> dict[str, Callable[..., Any]]:
-    """Return the mixture, and those of packed experts that are registered, for models of a dtype that the kernels take."""
+    """Return the mixture and its routing, and those of packed experts that are registered, for models of a dtype that the kernels take."""
     global _differentiable
     if dtype not in TYPES:
         return {}
@@ -169,4 +170,5 @@ def replacements(phase: Phase, dtype: torch.dtype) -> dict[str, Callable[..., An
     found = registered()
     makers = {"int8_moe": _int8_moe, "int4_moe": _int4_moe, "fp8_moe": _fp8_moe, "nf4_moe": _nf4_moe}
     makers["nf4_grouped"] = nf4_grouped
-    return {"moe": moe} | {name: make(found[name].function) for name, make in makers.items() if name in found}
+    own = {"moe": moe, "moe_route": moe_route}
+    return own | {name: make(found[name].function) for name, make in makers.items() if name in found}
