@@ -170,5 +170,5 @@ def replacements(phase: Phase, dtype: torch.dtype) -> dict[str, Callable[..., An
     found = registered()
     makers = {"int8_moe": _int8_moe, "int4_moe": _int4_moe, "fp8_moe": _fp8_moe, "nf4_moe": _nf4_moe}
     makers["nf4_grouped"] = nf4_grouped
-    own = {"moe": moe, "moe_route": moe_route}
+    own: dict[str, Callable[..., Any]] = {"moe": moe, "moe_route": moe_route}
     return own | {name: make(found[name].function) for name, make in makers.items() if name in found}
