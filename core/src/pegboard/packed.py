@@ -33,10 +33,24 @@ class PackedPlan:
 
 
 class PackedAttention(AttentionBackend):
-    """Causal attention of whole sequences, without gradients. label: the plugin's name in messages."""
+    """Causal attention of whole sequences, without gradients. label: the plugin's name in messages. widest: head that is computed."""
 
     paged = False
     label: ClassVar[str]
+    widest: ClassVar[int]
+
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        """Return those that are computed."""
+        return torch.bfloat16, torch.float16
+
+    def unsupported(self, spec: AttentionSpec, dtype: torch.dtype) -> str | None:
+        if not spec.causal:
+            return "only causal attention is computed"
+        if dtype not in (known := self.dtypes()):
+            return f"{dtype} is none of {' and '.join(str(one).removeprefix('torch.') for one in known)}"
+        if spec.head_dim % 8 or spec.head_dim > self.widest:
+            return f"heads of {spec.head_dim} are no multiple of 8 up to {self.widest}"
+        return None
 
     @abstractmethod
     def packed(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, plan: PackedPlan) -> Tensor:

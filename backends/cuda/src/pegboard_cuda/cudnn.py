@@ -15,26 +15,19 @@ from pegboard.types import AttentionSpec
 _BACKENDS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
 """In this order: where this cuDNN or this card lacks a shape, torch's other kernel for it computes."""
 
-_WIDEST = 128
-
 
 class CudnnAttention(PackedAttention):
     """Adjacent sequences of one length are one call. cuDNN plans each new number and length of them, which takes its time."""
 
     label = "cudnn"
+    widest = 128
 
     def unsupported(self, spec: AttentionSpec, dtype: torch.dtype) -> str | None:
-        if not spec.causal:
-            return "only causal attention is computed"
-        if dtype not in (torch.bfloat16, torch.float16):
-            return f"{dtype} is none of bfloat16 and float16"
         if spec.window is not None:
             return "it has no sliding windows"
         if spec.softcap is not None:
             return "it has no soft caps"
-        if spec.head_dim % 8 or spec.head_dim > _WIDEST:
-            return f"heads of {spec.head_dim} are no multiple of 8 up to {_WIDEST}"
-        return None
+        return super().unsupported(spec, dtype)
 
     def packed(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, plan: PackedPlan) -> Tensor:
         parts, start = [], 0

@@ -13,31 +13,26 @@ from pegboard.errors import PluginError
 from pegboard.packed import PackedAttention, PackedPlan
 from pegboard.types import AttentionSpec
 
-_WIDEST = 256
-
 
 class Fa3Attention(PackedAttention):
     """What it computes depends on how the wheel was built, which the wheel tells: fa3-fwd 0.0.3 has neither float16 nor windows."""
 
     label = "fa3"
+    widest = 256
+
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        return (torch.bfloat16,) if "FP16" in _left_out() else super().dtypes()
 
     def unsupported(self, spec: AttentionSpec, dtype: torch.dtype) -> str | None:
         try:
             left_out = _left_out()
         except PluginError as error:
             return error.message
-        if not spec.causal:
-            return "only causal attention is computed"
-        halves = (torch.bfloat16,) if "FP16" in left_out else (torch.bfloat16, torch.float16)
-        if dtype not in halves:
-            return f"{dtype} is none of {', '.join(str(half).removeprefix('torch.') for half in halves)}"
-        if spec.head_dim % 8 or spec.head_dim > _WIDEST:
-            return f"heads of {spec.head_dim} are no multiple of 8 up to {_WIDEST}"
         if spec.window is not None and "LOCAL" in left_out:
             return "this fa3-fwd is built without sliding windows"
         if spec.softcap is not None and "SOFTCAP" in left_out:
             return "this fa3-fwd is built without soft caps"
-        return None
+        return super().unsupported(spec, dtype)
 
     def packed(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, plan: PackedPlan) -> Tensor:
         # Both ends of a window are counted without the query itself.

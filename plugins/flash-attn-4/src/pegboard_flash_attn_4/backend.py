@@ -4,30 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pegboard.errors import PluginError
 from pegboard.packed import PackedAttention, PackedPlan
 from pegboard.types import AttentionSpec
 
-_WIDEST = 128
-
 
 class FlashAttn4Attention(PackedAttention):
     """The first batch of a model waits for the compiler: some seconds for each kind of layer."""
 
     label = "flash-attn-4"
-
-    def unsupported(self, spec: AttentionSpec, dtype: torch.dtype) -> str | None:
-        if not spec.causal:
-            return "only causal attention is computed"
-        if dtype not in (torch.bfloat16, torch.float16):
-            return f"{dtype} is none of bfloat16 and float16"
-        # What all its generations have in common.
-        if spec.head_dim % 8 or spec.head_dim > _WIDEST:
-            return f"heads of {spec.head_dim} are no multiple of 8 up to {_WIDEST}"
-        return None
+    widest = 128  # what all its generations have in common
 
     def packed(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, plan: PackedPlan) -> Tensor:
         # Both ends of a window are counted without the query itself.
